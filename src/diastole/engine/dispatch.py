@@ -1,0 +1,52 @@
+"""The default ``dispatch`` policy: least slack first, and nobody eats the time that another stream is owed.
+
+The slack of a service is the time left until it must start to keep its tightest promise. The chosen service may run
+until the first moment at which a rival has to start, including rivals that are idle now but whose next deadline is
+known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from diastole.slots import Candidate
+from diastole.types import Ask, Grant
+
+
+class LeastSlack:
+    """Earliest latest-start first. A service that is late already gives way to one that can still be in time."""
+
+    def next(self, services: Sequence[Candidate], now: float) -> tuple[int, Sequence[Ask], float] | None:
+        ready = []
+        reserved = []
+        for i, service in enumerate(services):
+            asks = service.asks()
+            if asks:
+                ready.append((min(_latest_start(a, service) for a in asks), i, asks))
+            reserved += [(at, i) for at in service.forecasts()]
+        if not ready:
+            return None
+        ready.sort(key=lambda r: (r[0], r[1]))
+        _, index, asks = self._choose(ready, services, now)
+        rivals = [at for at, i, _ in ready if i != index] + [at for at, i in reserved if i != index]
+        bounds = [*rivals, min(a.due for a in asks)]  # running more than is urgent must not break its own promise
+        # Promises already broken bound nothing: cutting this step to pieces would not mend them.
+        return index, asks, min((at for at in bounds if at > now), default=math.inf) - now
+
+    @staticmethod
+    def _choose(
+        ready: list[tuple[float, int, Sequence[Ask]]], services: Sequence[Candidate], now: float
+    ) -> tuple[float, int, Sequence[Ask]]:
+        first = ready[0]
+        if first[0] >= now:
+            return first
+        smallest = min(services[first[1]].cost.predict([Grant(a.stream, a.lo)]) for a in first[2])
+        for other in ready[1:]:
+            if now <= other[0] < now + smallest:
+                return other
+        return first
+
+
+def _latest_start(ask: Ask, service: Candidate) -> float:
+    return ask.due - service.cost.predict([Grant(ask.stream, ask.lo)])

@@ -1,0 +1,180 @@
+"""Ledger: the streams of one service from arrival to end, and who holds state.
+
+A stream waits (no leases), runs (leases), or is parked (its state packed on the host tier). Admission is in order of
+arrival and stops at the first that finds no room. When pages run out the youngest running stream gives way, so the
+oldest always gets on and every stream ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+
+from diastole.loops.base import Loop
+from diastole.metrics import Meter
+from diastole.slots import CostModel
+from diastole.state.host import HostTier
+from diastole.state.lease import Pool
+from diastole.types import Event, Grant, Outcome, Stream
+
+SWAP_BYTES_PER_SECOND = 4e9  # packing plus unpacking; only its size against recomputation matters
+
+
+class Ledger:
+    """Streams of one service.
+
+    Args:
+        pools: by the name under which the loop leases from them.
+        host: shelf for preempted state; None: preempted streams are always recomputed.
+        most: streams that may hold state at once.
+    """
+
+    def __init__(
+        self, loop: Loop, pools: dict[str, Pool], cost: CostModel, meter: Meter, host: HostTier | None, most: int
+    ) -> None:
+        self.loop, self.pools, self.cost, self.meter, self.host, self.most = loop, pools, cost, meter, host, most
+        self.running: list[Stream] = []  # both lists in order of arrival
+        self.waiting: list[Stream] = []
+        self._alive: dict[str, int] = {}  # request id -> choices that have not ended
+        self._serial = count()
+        self._pressed = False  # somebody starves: nobody else is let in
+
+    def __len__(self) -> int:
+        return len(self.running) + len(self.waiting)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._alive
+
+    @property
+    def streams(self) -> Iterable[Stream]:
+        return (*self.running, *self.waiting)
+
+    # ---- arrival
+
+    def add(self, stream: Stream, now: float) -> None:
+        """A new stream; it waits until ``admit``."""
+        stream.serial = next(self._serial)
+        self._alive[stream.req.id] = 1
+        self.waiting.append(stream)
+        self.meter.arrived(stream.req.id, now, stream.known)
+        self.meter.count("prompt_tokens", stream.known)
+
+    def admit(self, now: float) -> None:
+        """Give state to those who wait, oldest first, while there is room."""
+        if self._pressed and self.running:
+            return
+        while self.waiting and len(self.running) < self.most:
+            stream = self.waiting[0]
+            if not self._settle_in(stream):
+                return
+            self.waiting.pop(0)
+            _insert(self.running, stream)
+            self.meter.admitted(stream.req.id, now)
+
+    def _settle_in(self, stream: Stream) -> bool:
+        if self.host is None or stream.serial not in self.host:
+            fresh = self.loop.admit(stream)
+            if fresh:
+                self.meter.count("prefix_cache_queries", stream.known)
+                self.meter.count("prefix_cache_hits", stream.done)
+            return fresh
+        leases = {}
+        for name, blob in self.host.get(stream.serial).items():
+            lease = self.pools[name].unpack(blob)
+            if lease is None:
+                for taken in leases.values():
+                    taken.close()
+                return False
+            leases[name] = lease
+        stream.leases = leases
+        self.host.drop(stream.serial)
+        return True
+
+    # ---- after a step
+
+    def settle(self, outcome: Outcome, now: float) -> list[Event]:
+        """Take in what a commit brought; returns its events."""
+        for stream in outcome.born:
+            stream.serial = next(self._serial)
+            self._alive[stream.req.id] += 1
+            if not stream.finished:
+                _insert(self.running, stream)
+        for event in outcome.events:
+            self.meter.emitted(event.id, now, 1)
+            if event.final:
+                self._end(event.id, now, getattr(event.data, "finish", None) or "stop")
+        if any(e.final for e in outcome.events):
+            self.running = [s for s in self.running if not s.finished]
+        return outcome.events
+
+    def _end(self, id: str, now: float, reason: str) -> None:
+        self._alive[id] -= 1
+        if self._alive[id] == 0:
+            del self._alive[id]
+            self.meter.ended(id, now, reason)
+
+    # ---- leaving early
+
+    def abort(self, id: str, now: float, reason: str = "abort") -> list[Stream]:
+        """End all streams of a request now. Returns them; empty when the request is unknown or over."""
+        gone = [s for s in self.streams if s.req.id == id]
+        for stream in gone:
+            stream.finished = True
+            self.loop.close(stream)
+            if self.host is not None:
+                self.host.drop(stream.serial)
+        if gone:
+            self.running = [s for s in self.running if not s.finished]
+            self.waiting = [s for s in self.waiting if not s.finished]
+            del self._alive[id]
+            self.meter.ended(id, now, reason)
+        return gone
+
+    def relieve(self, starved: Sequence[Stream]) -> None:
+        """Make room for the oldest starved stream by preempting the youngest that holds state, or itself if it is that.
+
+        Called after every step; while somebody starves nobody is admitted.
+        """
+        self._pressed = bool(starved)
+        if not starved:
+            return
+        oldest = min(starved, key=lambda s: s.serial)
+        holders = [s for s in self.running if s is oldest or any(x.places for x in s.leases.values())]
+        if holders != [oldest]:  # otherwise the step that just ended made the room
+            self.preempt(holders[-1])
+
+    def preempt(self, stream: Stream) -> None:
+        """Take a stream's state away: packed if that is predicted cheaper than computing it again and there is room."""
+        swapped = self.host is not None and stream.done > 0 and self._swap_out(stream, self.host)
+        self.loop.close(stream)
+        if not swapped:
+            self.loop.rewind(stream)
+        self.running.remove(stream)
+        _insert(self.waiting, stream)
+        self.meter.count("preemptions")
+        self.meter.count("swaps", int(swapped))
+
+    def _swap_out(self, stream: Stream, host: HostTier) -> bool:
+        blobs = {name: self.pools[name].pack(lease) for name, lease in stream.leases.items()}
+        redo = self.cost.predict([Grant(Stream(stream.req, stream.index, stream.known), stream.done)])
+        if sum(b.nbytes for b in blobs.values()) / SWAP_BYTES_PER_SECOND > redo:
+            return False
+        return host.put(stream.serial, blobs)
+
+    def check(self, fail: Callable[[str], None]) -> None:
+        """Compare with what the pools say when nothing runs; call ``fail`` with each difference."""
+        for stream in self.waiting:
+            if stream.leases:
+                fail(f"stream {stream.serial} waits but holds leases")
+        if set(self._alive) != {s.req.id for s in self.streams}:
+            fail("the requests that are alive are not those that have streams")
+        if self.host is not None and len(self.host) > len(self.waiting):
+            fail("the host tier holds state of streams that are gone")
+
+
+def _insert(streams: list[Stream], stream: Stream) -> None:
+    """Keep the order of arrival."""
+    at = len(streams)
+    while at and streams[at - 1].serial > stream.serial:
+        at -= 1
+    streams.insert(at, stream)

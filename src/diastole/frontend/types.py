@@ -1,0 +1,44 @@
+"""What the text face of a service gives its users: pieces of text with their token ids, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Likely(NamedTuple):
+    """A token and its natural-log probability."""
+
+    id: int
+    logprob: float
+
+
+class TokenLogprob(NamedTuple):
+    """Log probability of a chosen token, and of the likeliest ones at its place (at most ``logprobs`` of them)."""
+
+    id: int
+    logprob: float
+    top: tuple[Likely, ...]
+
+
+class Usage(NamedTuple):
+    """Tokens of one request so far: prompt, prompt tokens found in the prefix cache, generated (over all choices)."""
+
+    prompt: int
+    cached: int
+    generated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One piece of one choice. ``finish`` is None until the choice's last piece.
+
+    ``finish``: "stop" (end token or stop string), "length" (max_tokens or context), "abort", "error".
+    """
+
+    index: int
+    text: str
+    ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+    finish: str | None
+    usage: Usage

@@ -1,0 +1,238 @@
+"""Autoregressive decoding: chunked prefill and decode as one law.
+
+A stream knows tokens (prompt, then its own output) and has absorbed some of them. A step absorbs any number of the
+rest; the step that absorbs the last one gives the logits for the next, which makes one more known. There is no prefill
+phase and no decode phase, only ``known - done``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from diastole.params import SamplingParams
+from diastole.sample import Chosen, Sampler, choose_all
+from diastole.state.pages import PAGE, PagePool
+from diastole.state.prefix import Key
+from diastole.types import Array, Ask, Batch, Event, Grant, Outcome, Request, Stream, UserError
+
+
+class Tokens(NamedTuple):
+    """What an event of this loop carries."""
+
+    chosen: tuple[Chosen, ...]
+    finish: str | None  # "stop" or "length" on the last event
+    prompt: int  # tokens of the prompt
+    cached: int  # of them found in the prefix cache
+
+
+@dataclass(eq=False, slots=True)
+class Text:
+    """The loop's private record of a stream."""
+
+    ids: Array  # (capacity,) int32: prompt, then output; ``known`` of them are valid
+    prompt: int
+    sampler: Sampler
+    limit: int  # ``known`` at which the stream ends with "length"
+    stops: frozenset[int]
+    space: str
+    cached: int = 0
+    twins: int = 0  # other choices still to be forked off when the prompt is absorbed
+    key: Key = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = Key(self.space, self.ids)
+
+    def append(self, known: int, token: int) -> None:
+        if known == len(self.ids):
+            self.ids = np.concatenate([self.ids, np.empty_like(self.ids)])
+            self.key = Key(self.space, self.ids)
+        self.ids[known] = token
+
+
+class AutoRegressive:
+    """The loop of language models with paged key/value state.
+
+    Args:
+        pool: pages of all streams.
+        context: most tokens of a stream, prompt and output together.
+        vocab: ids run from 0 to vocab - 1.
+        eos: ids that end a text.
+        fingerprint: of the stack; cached prefixes are reused only under the same.
+    """
+
+    unit = "token"
+
+    def __init__(self, pool: PagePool, context: int, vocab: int, eos: frozenset[int], fingerprint: str) -> None:
+        self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
+
+    # ---- a stream's life
+
+    def check(self, request: Request) -> None:
+        prompt, params = request.inputs, request.params
+        if not isinstance(params, SamplingParams):
+            raise UserError("params of a language model request must be SamplingParams", param="params")
+        if len(prompt) == 0:
+            raise UserError("the prompt is empty: give at least one token", param="prompt", code="empty_prompt")
+        ids = np.asarray(prompt)
+        if ids.dtype.kind != "i" or ids.ndim != 1:
+            raise UserError("the prompt must be a list of integer token ids", param="prompt", code="invalid_type")
+        if ids.min() < 0 or ids.max() >= self.vocab:
+            wrong = int(ids.min() if ids.min() < 0 else ids.max())
+            raise UserError(
+                f"token id {wrong} is outside the vocabulary: ids run from 0 to {self.vocab - 1}",
+                param="prompt",
+                code="invalid_token_id",
+            )
+        self._check_length(len(ids), params)
+        for token in (*params.logit_bias, *params.stop_token_ids):
+            if token >= self.vocab:
+                name = "logit_bias" if token in params.logit_bias else "stop_token_ids"
+                raise UserError(
+                    f"{name}: token id {token} is outside the vocabulary of {self.vocab}",
+                    param=name,
+                    code="invalid_token_id",
+                )
+
+    def _check_length(self, prompt: int, params: SamplingParams) -> None:
+        room = min(self.context, self.pool.pages * PAGE)
+        if prompt >= room:
+            raise UserError(
+                f"the prompt has {prompt} tokens; at most {room - 1} fit, so that one can be generated "
+                f"(context {self.context} tokens)",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if params.max_tokens is not None and prompt + params.max_tokens > room:
+            raise UserError(
+                f"the prompt has {prompt} tokens and max_tokens is {params.max_tokens}: together at most {room} "
+                f"are possible; ask for at most {room - prompt} tokens",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+
+    def open(self, request: Request) -> Stream:
+        params: SamplingParams = request.params
+        prompt = np.asarray(request.inputs, np.int32)
+        room = min(self.context, self.pool.pages * PAGE)
+        limit = room if params.max_tokens is None else len(prompt) + params.max_tokens
+        ids = np.empty(min(limit, len(prompt) + 256), np.int32)
+        ids[: len(prompt)] = prompt
+        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos)
+        space = f"{self.fingerprint}/{request.salt}"
+        text = Text(ids, len(prompt), Sampler(params, prompt.tolist(), 0), limit, stops, space, twins=params.n - 1)
+        return Stream(request, 0, known=len(prompt), own=text)
+
+    def admit(self, stream: Stream) -> bool:
+        text: Text = stream.own
+        lease = self.pool.lease(Key(text.space, text.ids[: stream.known]))
+        if not self.pool.fits(lease, stream.known):
+            lease.close()
+            return False
+        stream.leases["kv"] = lease
+        stream.done = lease.units
+        text.cached = min(max(text.cached, lease.units), text.prompt)
+        return True
+
+    def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
+        raise UserError("a language model takes its whole prompt at once; open a new request instead", param="feed")
+
+    def rewind(self, stream: Stream) -> None:
+        stream.done = 0
+
+    def close(self, stream: Stream) -> None:
+        for lease in stream.leases.values():
+            lease.close()
+        stream.leases.clear()
+
+    # ---- a step
+
+    def ask(self, stream: Stream) -> Ask:
+        left = stream.left
+        return Ask(stream, 1, left, stream.due, emits=left == 1)
+
+    def forecast(self, stream: Stream) -> None:
+        return None  # a text stream always asks
+
+    def prepare(self, grants: Sequence[Grant]) -> Batch:
+        kept: list[Grant] = []
+        starved: list[Stream] = []
+        for stream, n in grants:
+            n = min(n, stream.left)
+            if self.pool.grow(stream.leases["kv"], stream.done + n):
+                kept.append(Grant(stream, n))
+            else:
+                starved.append(stream)
+        return self._gather(kept, tuple(starved))
+
+    def _gather(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
+        spans = [(s, s.done, s.done + n) for s, n in grants]
+        starts = np.zeros(len(grants) + 1, np.int32)
+        np.cumsum([n for _, n in grants], out=starts[1:])
+        pos = _join([np.arange(lo, hi, dtype=np.int32) for _, lo, hi in spans], np.int32)
+        last = [i for i, (s, _, hi) in enumerate(spans) if hi == s.known]
+        return Batch(
+            grants=tuple(grants),
+            leases=tuple(s.leases for s, _ in grants),
+            inputs=_join([s.own.ids[lo:hi] for s, lo, hi in spans], np.int32),
+            pos=pos,
+            starts=starts,
+            rows=_join([self.pool.rows(s.leases["kv"], lo, hi) for s, lo, hi in spans], np.int64),
+            tables=self.pool.tables([s.leases["kv"] for s, _ in grants]),
+            lo=np.zeros(len(pos), np.int32),
+            hi=pos + 1,
+            want=starts[1:][last] - 1,
+            starved=starved,
+        )
+
+    def commit(self, batch: Batch, output: Array, now: float) -> Outcome:
+        """output (W, V) float32: logits of the streams whose last known token was absorbed, in batch order."""
+        speaking: list[tuple[Stream, int]] = []  # with the row of output that is theirs
+        born: list[Stream] = []
+        for stream, n in batch.grants:
+            stream.done += n
+            self.pool.publish(stream.leases["kv"], stream.own.key, stream.done)
+            if stream.left == 0:
+                row = len(speaking) - len(born)
+                twins = self._fork(stream)
+                born += twins
+                speaking += [(s, row) for s in (stream, *twins)]
+        logits = output if not born else output[[row for _, row in speaking]]
+        chosen = choose_all([s.own.sampler for s, _ in speaking], logits, [s.known for s, _ in speaking])
+        return Outcome([self._emit(s, c, now) for (s, _), c in zip(speaking, chosen, strict=True)], born)
+
+    def _fork(self, stream: Stream) -> list[Stream]:
+        """The other choices of a request whose prompt is now absorbed: they share its pages."""
+        text: Text = stream.own
+        twins = []
+        for index in range(1, text.twins + 1):
+            own = Text(
+                text.ids.copy(), text.prompt, text.sampler.fork(index), text.limit, text.stops, text.space, text.cached
+            )
+            lease = self.pool.fork(stream.leases["kv"])
+            twins.append(Stream(stream.req, index, stream.known, stream.done, {"kv": lease}, own))
+        text.twins = 0
+        return twins
+
+    def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
+        text: Text = stream.own
+        text.append(stream.known, chosen.id)
+        stream.known += 1
+        stream.emitted_at = now
+        finish = None
+        if chosen.id in text.stops:
+            finish = "stop"
+        elif stream.known >= text.limit:
+            finish = "length"
+        if finish is not None:
+            stream.finished = True
+            self.close(stream)
+        data = Tokens((chosen,), finish, text.prompt, text.cached)
+        return Event(stream.req.id, stream.index, data, stream.finished, now)
+
+
+def _join(parts: list[Array], dtype: type) -> Array:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)

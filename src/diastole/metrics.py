@@ -1,0 +1,137 @@
+"""What the engine counts: life-cycle events of requests, kept as plain numbers that any exporter can read.
+
+``Meter`` is told of each event with its time; it never reads a clock. ``snapshot()`` is a msgpack-able dict that the
+server renders as Prometheus text.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Buckets as in vLLM, so that existing dashboards fit.
+SECONDS = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+    20.0,
+    40.0,
+    80.0,
+    160.0,
+)
+GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+
+
+class Histogram:
+    """Counts per bucket (upper bounds inclusive, +Inf implied) and the sum."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.sum}
+
+
+@dataclass(slots=True)
+class _Life:
+    """Times of one request, in seconds; None: not yet."""
+
+    arrived: float
+    admitted: float | None = None
+    first: float | None = None
+    last: float | None = None
+    outputs: int = 0
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counters and histograms of one service."""
+
+    counters: Counter[str] = field(default_factory=Counter)
+    finished: Counter[str] = field(default_factory=Counter)  # by finish reason
+    gauges: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(
+        default_factory=lambda: {
+            "time_to_first_token_seconds": Histogram(SECONDS),
+            "inter_token_latency_seconds": Histogram(GAPS),
+            "request_time_per_output_token_seconds": Histogram(GAPS),
+            "e2e_request_latency_seconds": Histogram(SECONDS),
+            "request_queue_time_seconds": Histogram(SECONDS),
+            "request_prompt_tokens": Histogram(TOKENS),
+            "request_generation_tokens": Histogram(TOKENS),
+            "step_seconds": Histogram(GAPS),
+        }
+    )
+    _lives: dict[str, _Life] = field(default_factory=dict)
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Add to a counter."""
+        self.counters[name] += n
+
+    def arrived(self, id: str, now: float, prompt: int) -> None:
+        """A request came in, with a prompt of so many units."""
+        self._lives[id] = _Life(now)
+        self.histograms["request_prompt_tokens"].observe(prompt)
+
+    def admitted(self, id: str, now: float) -> None:
+        """Its first stream was given state."""
+        life = self._lives.get(id)
+        if life is not None and life.admitted is None:
+            life.admitted = now
+            self.histograms["request_queue_time_seconds"].observe(now - life.arrived)
+
+    def emitted(self, id: str, now: float, outputs: int) -> None:
+        """It gave so many outputs at once."""
+        life = self._lives.get(id)
+        if life is None or outputs == 0:
+            return
+        if life.first is None:
+            life.first = now
+            self.histograms["time_to_first_token_seconds"].observe(now - life.arrived)
+        elif life.last is not None:
+            self.histograms["inter_token_latency_seconds"].observe(now - life.last)
+        life.last = now
+        life.outputs += outputs
+        self.counters["generation_tokens"] += outputs
+
+    def ended(self, id: str, now: float, reason: str) -> None:
+        """It ended, once, for this reason."""
+        life = self._lives.pop(id)
+        self.finished[reason] += 1
+        self.histograms["e2e_request_latency_seconds"].observe(now - life.arrived)
+        self.histograms["request_generation_tokens"].observe(life.outputs)
+        if life.first is not None and life.outputs > 1:
+            mean = (now - life.first) / (life.outputs - 1)
+            self.histograms["request_time_per_output_token_seconds"].observe(mean)
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return {
+            "counters": dict(self.counters),
+            "finished": dict(self.finished),
+            "gauges": dict(self.gauges),
+            "histograms": {k: h.snapshot() for k, h in self.histograms.items()},
+        }

@@ -1,0 +1,53 @@
+"""TinyConv: a causal depthwise convolution over live frames, the smallest honest model of the frames kind.
+
+It smooths each feature with a fixed low-pass filter and its only state is the filter's tail, so streamed output equals
+the offline convolution for every split of the input. It keeps the engine from becoming token-shaped and serves as the
+live neighbour in scheduling tests; its taps are computed (a Hann window), not trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from diastole.state.cells import CellPool
+from diastole.types import Array, Batch, CellSpec
+
+
+class TinyConv:
+    """y[t, f] = sum_k taps[k] x[t - K + 1 + k, f], with zeros before the first frame.
+
+    Args:
+        features: F, numbers per frame.
+        width: K, taps.
+    """
+
+    caps: frozenset[str] = frozenset({"cells"})
+
+    def __init__(self, features: int, width: int = 5) -> None:
+        self.features = features
+        window = np.hanning(width + 2)[1:-1]
+        self.taps = (window / window.sum()).astype(np.float32)
+
+    def state_specs(self) -> dict[str, CellSpec]:
+        return {"tail": CellSpec((len(self.taps) - 1, self.features))}
+
+    def forward(self, b: Batch, state: Mapping[str, CellPool]) -> Array:
+        """b.inputs (T, F) float32 -> (T, F), stream by stream."""
+        tails = state["cell"].arrays["tail"]
+        out = np.empty_like(b.inputs)
+        for leases, lo, hi in zip(b.leases, b.starts, b.starts[1:], strict=False):
+            cell = leases["cell"].places[0]
+            frames = np.concatenate([tails[cell], b.inputs[lo:hi]])
+            out[lo:hi] = self.offline(frames)
+            tails[cell] = frames[len(frames) - len(tails[cell]) :]
+        return out
+
+    def offline(self, frames: Array) -> Array:
+        """The plain convolution of (K - 1 + n, F) frames: (n, F)."""
+        n = len(frames) - len(self.taps) + 1
+        out = np.zeros((n, self.features), np.float32)
+        for k, tap in enumerate(self.taps):
+            out += tap * frames[k : k + n]
+        return out

@@ -1,0 +1,1 @@
+"""Parts that models are composed of, on the operators of ``kernels``. Arrays are float32 numpy."""

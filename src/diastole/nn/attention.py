@@ -1,0 +1,56 @@
+"""Self-attention over a key/value store, written once for every decoder family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diastole.nn.arena import Arena
+from diastole.nn.linear import Linear
+from diastole.nn.norm import RMSNorm
+from diastole.slots import KVStore
+from diastole.types import Array, Batch
+
+if TYPE_CHECKING:
+    from diastole.kernels.table import Ops
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Grouped-query attention: project, rotate, store, attend, project back.
+
+    ``qkv`` gives q (H·D), k (Hkv·D) and v (Hkv·D) side by side.
+    """
+
+    ops: Ops
+    qkv: Linear
+    o: Linear
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: Array  # (positions, rotated dims), see nn.rope
+    window: int | None = None  # tokens seen, itself included; None: all
+    q_norm: RMSNorm | None = None
+    k_norm: RMSNorm | None = None
+
+    def __call__(self, layer: int, x: Array, b: Batch, kv: KVStore, arena: Arena) -> Array:
+        """x (T, d), normalised -> heads' outputs side by side (T, H·D); the caller applies ``o``."""
+        t, h, g, d = len(x), self.heads, self.kv_heads, self.head_dim
+        qkv = self.qkv(x, arena.get("qkv", t, (h + 2 * g) * d)).reshape(t, h + 2 * g, d)
+        q, k, v = qkv[:, :h], qkv[:, h : h + g], qkv[:, h + g :]
+        if self.q_norm is not None and self.k_norm is not None:
+            self.q_norm(q, q)
+            self.k_norm(k, k)
+        self.ops.rope(qkv[:, : h + g], b.pos, self.rope)  # q and k lie side by side: one call rotates both
+        kv.write(layer, b.rows, k, v)
+        out = arena.get("heads", t, h, d)
+        kv.attend(layer, q, b.tables, b.starts, self._lo(b), b.hi, self.scale, out)
+        return out.reshape(t, h * d)
+
+    def _lo(self, b: Batch) -> Array:
+        if self.window is None:
+            return b.lo
+        return np.maximum(b.lo, b.pos - (self.window - 1))

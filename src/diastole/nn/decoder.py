@@ -1,0 +1,95 @@
+"""Decoder: the residual stack that every decoder-only language model here is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diastole.nn.arena import Arena
+from diastole.nn.attention import Attention
+from diastole.nn.linear import Linear
+from diastole.nn.mlp import GatedMLP
+from diastole.nn.norm import RMSNorm
+from diastole.slots import KVStore
+from diastole.types import Array, Batch, PagedSpec
+
+if TYPE_CHECKING:
+    from diastole.kernels.table import Ops
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer. ``mix`` and ``ffn`` are the seam where a layer may be cut in two."""
+
+    attn_norm: RMSNorm
+    attn: Attention
+    mlp_norm: RMSNorm
+    mlp: GatedMLP
+    attn_post: RMSNorm | None = None  # norms of what is added, where a family has them
+    mlp_post: RMSNorm | None = None
+
+    def mix(self, layer: int, x: Array, b: Batch, kv: KVStore, arena: Arena) -> None:
+        """x (T, d) += attention(norm(x))."""
+        normed = self.attn_norm(x, arena.get("normed", *x.shape))
+        _add(x, self.attn.o, self.attn(layer, normed, b, kv, arena), self.attn_post, arena)
+
+    def ffn(self, x: Array, arena: Arena) -> None:
+        """x (T, d) += mlp(norm(x))."""
+        normed = self.mlp_norm(x, arena.get("normed", *x.shape))
+        _add(x, self.mlp.down, self.mlp(normed, arena), self.mlp_post, arena)
+
+
+def _add(x: Array, last: Linear, inner: Array, post: RMSNorm | None, arena: Arena) -> None:
+    if post is None:
+        last(inner, x, accumulate=True)
+    else:
+        x += post(last(inner, arena.get("added", *x.shape)), arena.get("added_normed", *x.shape))
+
+
+class Decoder:
+    """Embedding, blocks, final norm, head.
+
+    Args:
+        embed: packed embedding table (V, d); ``head`` may be the same one.
+        context: most positions that a stream may have.
+    """
+
+    caps = frozenset({"paged_kv"})
+
+    def __init__(
+        self,
+        ops: Ops,
+        embed: Linear,
+        blocks: Sequence[Block],
+        norm: RMSNorm,
+        head: Linear,
+        context: int,
+        embed_scale: float = 1.0,
+    ) -> None:
+        self.ops, self.embed, self.blocks, self.norm, self.head = ops, embed, tuple(blocks), norm, head
+        self.context, self.embed_scale = context, embed_scale
+        self._arena = Arena()
+
+    @property
+    def vocab(self) -> int:
+        return self.head.n
+
+    def state_specs(self) -> dict[str, PagedSpec]:
+        attn = self.blocks[0].attn
+        return {"kv": PagedSpec(len(self.blocks), attn.kv_heads, attn.head_dim)}
+
+    def forward(self, b: Batch, state: Mapping[str, KVStore]) -> Array:
+        """b.inputs (T,) int32 ids -> logits of the wanted rows (W, V)."""
+        kv, arena = state["kv"], self._arena
+        x = arena.get("x", len(b.inputs), self.embed.weight.k)
+        self.ops.embed(self.embed.weight, b.inputs, x)
+        if self.embed_scale != 1.0:
+            x *= np.float32(self.embed_scale)
+        for layer, block in enumerate(self.blocks):
+            block.mix(layer, x, b, kv, arena)
+            block.ffn(x, arena)
+        last = x[b.want]
+        return self.head(self.norm(last, last), np.empty((len(last), self.head.n), np.float32))

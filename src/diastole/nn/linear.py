@@ -1,0 +1,102 @@
+"""Linear: a packed weight matrix and how checkpoints' matrices become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from diastole.types import Array
+from diastole.weights import Checkpoint, Raw, affine4, dequantize, has_affine4, int8
+
+if TYPE_CHECKING:
+    from diastole.kernels.table import Ops, Packed
+
+WeightFormat: TypeAlias = Literal["auto", "f32", "bf16", "q8", "q4"]
+
+
+class Linear:
+    """y = x Wᵀ + b with W (N, K) packed in one of the kernels' formats."""
+
+    __slots__ = ("bias", "ops", "weight")
+
+    def __init__(self, ops: Ops, weight: Packed, bias: Array | None = None) -> None:
+        self.ops = ops
+        self.weight = weight
+        self.bias = bias
+
+    @property
+    def n(self) -> int:
+        return self.weight.n
+
+    def __call__(self, x: Array, out: Array, accumulate: bool = False) -> Array:
+        """x (T, K) float32 -> out (T, N), added to what out holds if ``accumulate``."""
+        self.ops.linear(x, self.weight, out, self.bias, accumulate)
+        return out
+
+
+def format_of(kind: str, wanted: WeightFormat) -> str:
+    """The packed format for a stored kind. "auto" keeps four-bit and eight-bit files as exact as they are, stores the
+    five- and six-bit kinds in eight bits, and floats in bf16."""
+    if wanted != "auto":
+        return wanted
+    if kind in {"F32", "F16", "BF16"}:
+        return "bf16"
+    return "q4" if has_affine4(kind) else "q8"
+
+
+def pack(ops: Ops, raws: Sequence[Raw], wanted: WeightFormat) -> Packed:
+    """Stack matrices with the same K along N and pack them in one format (the roomiest that any of them needs)."""
+    formats = [format_of(r.kind, wanted) for r in raws]
+    fmt = max(formats, key=("q4", "q8", "bf16", "f32").index)
+    k = raws[0].shape[1]
+    if k % 32 and fmt in {"q4", "q8"}:
+        fmt = "bf16"  # integer groups are 32 wide
+    if fmt == "q4":
+        parts = [affine4(r) or quantize4(dequantize(r)) for r in raws]
+        return ops.pack_q4(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+    if fmt == "q8":
+        halves = [int8(r) for r in raws]
+        return ops.pack_q8(*(np.concatenate(p) for p in zip(*halves, strict=True)))
+    whole = np.concatenate([dequantize(r) for r in raws])
+    return ops.pack_bf16(whole) if fmt == "bf16" else ops.pack_f32(whole)
+
+
+def quantize4(w: Array) -> tuple[Array, Array, Array]:
+    """Four-bit groups of 32 by range: w (N, K) -> q uint8 (N, K), d (N, K/32), m (N, K/32) with w ≈ d·q + m."""
+    groups = w.reshape(len(w), -1, 32)
+    low, high = groups.min(-1), groups.max(-1)
+    d = ((high - low) / 15).astype(np.float16).astype(np.float32)
+    m = low.astype(np.float16).astype(np.float32)
+    inverse = np.divide(1, d, out=np.zeros_like(d), where=d > 0)
+    q = np.clip(np.rint((groups - m[..., None]) * inverse[..., None]), 0, 15).astype(np.uint8)
+    return q.reshape(w.shape), d, m
+
+
+class Loader:
+    """Reads named tensors of a checkpoint into packed form.
+
+    Args:
+        ops: operators that will run them.
+        checkpoint: where they are.
+        fmt: format wished for matrices; vectors stay float32.
+    """
+
+    def __init__(self, ops: Ops, checkpoint: Checkpoint, fmt: WeightFormat) -> None:
+        self.ops, self.checkpoint, self.fmt = ops, checkpoint, fmt
+        self._names = frozenset(checkpoint.names())
+
+    def linear(self, *names: str) -> Linear:
+        """One Linear from one or several matrices (without ".weight"), stacked along their outputs."""
+        weight = pack(self.ops, [self.checkpoint.raw(f"{n}.weight") for n in names], self.fmt)
+        if f"{names[0]}.bias" not in self._names:
+            return Linear(self.ops, weight)
+        return Linear(self.ops, weight, np.concatenate([self.checkpoint.f32(f"{n}.bias") for n in names]))
+
+    def vector(self, name: str) -> Array:
+        """A float32 vector."""
+        return np.ascontiguousarray(self.checkpoint.f32(name), np.float32)
+
+    def has(self, name: str) -> bool:
+        return name in self._names

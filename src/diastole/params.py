@@ -1,0 +1,130 @@
+"""SamplingParams: what a user may ask of autoregressive decoding, checked where it enters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from diastole.types import UserError
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1_000
+MAX_CHOICES = 64
+MAX_TOP_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens and when to stop.
+
+    Temperature 0 is greedy. With a ``seed`` the text depends on nothing but the request itself; without one a fresh
+    seed is drawn where the request enters.
+
+    Raises:
+        UserError: a value is out of range; ``param`` names the field.
+    """
+
+    max_tokens: int | None = None  # None: up to the model's context
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of tokens in prompt or output
+    presence_penalty: float = 0.0  # subtracted once per token in the output
+    frequency_penalty: float = 0.0  # subtracted per occurrence in the output
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    ignore_eos: bool = False
+    n: int = 1
+    logprobs: int | None = None  # None: none; k: the chosen token's and the k likeliest
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            _in_range(name, getattr(self, name), low, high)
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.top_p == 0:
+            raise UserError("top_p must be above 0 and at most 1", param="top_p", code="invalid_value")
+        if self.repetition_penalty == 0:
+            raise UserError("repetition_penalty must be above 0", param="repetition_penalty", code="invalid_value")
+        _stops(self.stop)
+        _token_ids(self.stop_token_ids)
+        _bias(self.logit_bias)
+
+
+# Python's JSON integers have no limit of their own, so every integer field needs one.
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("max_tokens", 1, 2**31 - 1),
+    ("temperature", 0.0, 100.0),
+    ("top_p", 0.0, 1.0),
+    ("top_k", 0, 2**31 - 1),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 0.0, 100.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("seed", -(2**63), 2**63 - 1),
+    ("n", 1, MAX_CHOICES),
+    ("logprobs", 0, MAX_TOP_LOGPROBS),
+)
+_INTEGERS = frozenset({"max_tokens", "top_k", "seed", "n", "logprobs"})
+
+
+def _in_range(name: str, value: object, low: float, high: float) -> None:
+    if value is None and name in {"max_tokens", "seed", "logprobs"}:
+        return
+    whole = name in _INTEGERS
+    kind = "an integer" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise UserError(f"{name} must be {kind}, not {value!r:.60}", param=name, code="invalid_type")
+    if not (math.isfinite(value) and low <= value <= high):
+        raise UserError(
+            f"{name} must be between {low:g} and {high:g}, not {value!r:.60}", param=name, code="invalid_value"
+        )
+
+
+def _stops(stops: tuple[str, ...]) -> None:
+    if isinstance(stops, str) or not all(isinstance(s, str) for s in stops):
+        raise UserError("stop must be a list of strings", param="stop", code="invalid_type")
+    if len(stops) > MAX_STOPS:
+        raise UserError(
+            f"stop may hold at most {MAX_STOPS} strings, not {len(stops)}", param="stop", code="invalid_value"
+        )
+    for s in stops:
+        if not 1 <= len(s) <= MAX_STOP_CHARS:
+            raise UserError(
+                f"each stop string must have 1 to {MAX_STOP_CHARS} characters, not {len(s)}",
+                param="stop",
+                code="invalid_value",
+            )
+
+
+def _token_ids(ids: tuple[int, ...]) -> None:
+    if len(ids) > MAX_LOGIT_BIAS or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+        raise UserError(
+            f"stop_token_ids must be at most {MAX_LOGIT_BIAS} non-negative integers",
+            param="stop_token_ids",
+            code="invalid_value",
+        )
+
+
+def _bias(bias: Mapping[int, float]) -> None:
+    if len(bias) > MAX_LOGIT_BIAS:
+        raise UserError(
+            f"logit_bias may name at most {MAX_LOGIT_BIAS} tokens, not {len(bias)}",
+            param="logit_bias",
+            code="invalid_value",
+        )
+    for token, value in bias.items():
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise UserError(f"logit_bias: {token!r:.40} is no token id", param="logit_bias", code="invalid_value")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -100 <= value <= 100:
+            raise UserError(
+                f"logit_bias: the bias of token {token} must be between -100 and 100, not {value!r:.40}",
+                param="logit_bias",
+                code="invalid_value",
+            )

@@ -1,0 +1,222 @@
+"""PagePool: key/value rows in pages, shared by reference count and copied on write.
+
+    a lease of 150 units with 64-unit pages        page table  [7, 3, 9]
+    unit   0 ........ 63 | 64 ....... 127 | 128 ... 149 | 150 .. 191
+    page         7       |       3        |            9
+                                            held          writable after grow(192)
+
+A page may be held by several leases (forks, prefix hits) and by the prefix cache; whoever wants to write into a page
+that others hold gets a copy first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from diastole.state.lease import Blob, Lease
+from diastole.state.prefix import Key, PrefixCache
+from diastole.types import Array
+
+PAGE = 64  # units per page: what the native kernels read
+
+
+class Store(Protocol):
+    """The bytes behind the pages."""
+
+    layout: str
+
+    def copy_page(self, src: int, dst: int) -> None: ...
+
+    def pack(self, pages: Sequence[int]) -> Array: ...
+
+    def unpack(self, pages: Sequence[int], data: Array) -> None: ...
+
+
+class PagePool:
+    """A fixed number of pages.
+
+    Args:
+        pages: how many.
+        store: holds their bytes.
+        prefix: keeps finished prefixes for reuse; None: no reuse.
+    """
+
+    def __init__(self, pages: int, store: Store, prefix: PrefixCache | None = None) -> None:
+        self.pages = pages
+        self.store = store
+        self.prefix = prefix
+        self.refs = [0] * pages
+        self._free = list(range(pages - 1, -1, -1))
+
+    # ---- room
+
+    @property
+    def free(self) -> int:
+        """Pages that a lease could get now: unused ones and those that only the prefix cache holds."""
+        return len(self._free) + (self.prefix.idle if self.prefix else 0)
+
+    @property
+    def used(self) -> int:
+        return self.pages - self.free
+
+    # ---- the verbs
+
+    def lease(self, key: Key | None = None) -> Lease:
+        """An empty lease, or one that starts with the longest known prefix of ``key``."""
+        if self.prefix is None or key is None:
+            return Lease(self, [], 0)
+        hit = self.prefix.match(key)
+        for page in hit.pages:
+            self._take(page)
+        lease = Lease(self, list(hit.pages), hit.units)
+        lease.published, lease.node = hit.whole, hit.node
+        return lease
+
+    def fits(self, lease: Lease, units: int) -> bool:
+        """Whether ``grow`` would find room."""
+        shared, missing = self._demand(lease, units)
+        # A page that only the cache shares becomes evictable as soon as this lease has its own copy.
+        returned = sum(self.refs[lease.places[i]] == 2 and self._cached(lease.places[i]) for i in shared)
+        return len(shared) - returned + missing <= self.free
+
+    def grow(self, lease: Lease, units: int) -> bool:
+        if not self.fits(lease, units):
+            return False
+        shared, missing = self._demand(lease, units)
+        for i in shared:
+            self._own(lease, i)
+        lease.places.extend(self._alloc() for _ in range(missing))
+        lease.units = max(lease.units, units)
+        return True
+
+    def _demand(self, lease: Lease, units: int) -> tuple[list[int], int]:
+        """Which held pages would be written although others hold them too, and how many new pages are needed."""
+        shared = [i for i in range(lease.units // PAGE, len(lease.places)) if self.refs[lease.places[i]] > 1]
+        return shared, max(-(-units // PAGE) - len(lease.places), 0)
+
+    def _own(self, lease: Lease, i: int) -> None:
+        old = lease.places[i]
+        if self.free == 0:  # then only the cache shares it, as a leaf: it forgets the page, and no copy is needed
+            assert self.prefix is not None
+            self.prefix.forget(old)
+            self.refs[old] -= 1
+            return
+        lease.places[i] = self._alloc()
+        self.store.copy_page(old, lease.places[i])
+        self._drop(old)
+
+    def truncate(self, lease: Lease, units: int) -> None:
+        keep = -(-units // PAGE)
+        for page in lease.places[keep:]:
+            self._drop(page)
+        del lease.places[keep:]
+        lease.units = units
+        if lease.published > units // PAGE:
+            raise ValueError("published pages cannot be rolled back")
+
+    def fork(self, lease: Lease) -> Lease:
+        for page in lease.places:
+            self._take(page)
+        twin = Lease(self, list(lease.places), lease.units)
+        twin.published, twin.node = lease.published, lease.node
+        return twin
+
+    def publish(self, lease: Lease, key: Key, upto: int) -> None:
+        """Offer the pages whose units are all below ``upto`` (final rows) to the prefix cache."""
+        if self.prefix is None or lease.published >= upto // PAGE:
+            return
+        for i in range(lease.published, upto // PAGE):
+            page = lease.places[i]
+            lease.node, kept = self.prefix.insert(lease.node, key, i, page)
+            if kept == page:
+                self.refs[page] += 1  # the cache's own hold; this lease holds it too, so it is not idle
+            else:  # somebody computed the same page first: rows are batch-invariant, so hold theirs and free ours
+                self._take(kept)
+                lease.places[i] = kept
+                self._drop(page)
+        lease.published = upto // PAGE
+
+    def close(self, lease: Lease) -> None:
+        for page in lease.places:
+            self._drop(page)
+        lease.places.clear()
+        lease.units = 0
+
+    def pack(self, lease: Lease) -> Blob:
+        return Blob(self.store.layout, lease.units, {"pages": self.store.pack(lease.places)})
+
+    def unpack(self, blob: Blob) -> Lease | None:
+        blob.expect(self.store.layout)
+        lease = Lease(self, [], 0)
+        if not self.grow(lease, blob.units):
+            return None
+        self.store.unpack(lease.places, blob.data["pages"])
+        return lease
+
+    # ---- for kernels
+
+    def rows(self, lease: Lease, lo: int, hi: int) -> Array:
+        """Physical rows of units lo..hi: (hi - lo,) int64."""
+        if hi - lo == 1:
+            return np.array([lease.places[lo // PAGE] * PAGE + lo % PAGE], np.int64)
+        at = np.arange(lo, hi, dtype=np.int64)
+        first = lo // PAGE
+        pages = np.array(lease.places[first : -(-hi // PAGE)], np.int64)
+        return pages[at // PAGE - first] * PAGE + at % PAGE
+
+    @staticmethod
+    def tables(leases: Sequence[Lease]) -> Array:
+        """Page ids of several leases, padded with zeros: (B, P) int32."""
+        table = np.zeros((len(leases), max((len(x.places) for x in leases), default=0)), np.int32)
+        for row, lease in zip(table, leases, strict=True):
+            row[: len(lease.places)] = lease.places
+        return table
+
+    # ---- reference counts
+
+    def _alloc(self) -> int:
+        if not self._free:
+            assert self.prefix is not None  # grow() saw that there is room
+            page = self.prefix.evict(self._only_cached)
+            self.refs[page] = 0
+            self._free.append(page)
+        page = self._free.pop()
+        self.refs[page] = 1
+        return page
+
+    def _only_cached(self, page: int) -> bool:
+        return self.refs[page] == 1
+
+    def _take(self, page: int) -> None:
+        if self.refs[page] == 1 and self.prefix is not None and self._cached(page):
+            self.prefix.idle -= 1
+        self.refs[page] += 1
+
+    def _drop(self, page: int) -> None:
+        self.refs[page] -= 1
+        if self.refs[page] == 0:
+            self._free.append(page)
+        elif self.refs[page] == 1 and self.prefix is not None and self._cached(page):
+            self.prefix.idle += 1
+
+    def _cached(self, page: int) -> bool:
+        return self.prefix is not None and page in self.prefix
+
+    def check(self, leases: Iterable[Lease], fail: Callable[[str], None]) -> None:
+        """Compare the reference counts with what is really held; call ``fail`` with each difference."""
+        held = [0] * self.pages
+        for lease in leases:
+            for page in lease.places:
+                held[page] += 1
+        for page in self.prefix.pages() if self.prefix else ():
+            held[page] += 1
+        for page, (have, want) in enumerate(zip(self.refs, held, strict=True)):
+            if have != want:
+                fail(f"page {page} counts {have} owners but has {want}")
+        if sorted(self._free) != [p for p, n in enumerate(held) if n == 0]:
+            fail("the free list is not the set of pages without owner")
+        if self.prefix and self.prefix.idle != sum(held[p] == 1 for p in self.prefix.pages()):
+            fail("the count of idle cached pages is wrong")

@@ -1,0 +1,166 @@
+"""The words of the engine, data only: Request, SLO, Stream, Ask, Grant, Batch, Event, state specs and user errors.
+
+One word has one meaning. A *request* is a wish and never changes; a *stream* is the living thing that answers it (one
+per choice when ``n > 1``). A stream has ``known`` units (given, fed or sampled so far) and ``done`` units (absorbed
+into its state); every kind of decoding is "done catches up with known". A *unit* is whatever the stream's loop counts:
+tokens, frames, windows, denoising steps, ticks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from diastole.state.lease import Lease
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong. The message is for the user; it names the field and what would be right.
+
+    Args:
+        message: one or two plain sentences.
+        param: the request field or setting at fault, if one is.
+        code: a short machine-readable reason such as ``"context_length_exceeded"``.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class SLO:
+    """Promised times in seconds: first output (TTFT), gap between outputs (TPOT or frame period), whole request."""
+
+    first: float = 10.0
+    gap: float = 1.0
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The user's wish. ``inputs`` and ``params`` are of the kind that the service's loop reads."""
+
+    id: str
+    service: str
+    inputs: Any
+    params: Any
+    slo: SLO = SLO()
+    arrival: float = 0.0  # seconds on the engine's clock
+    salt: str = ""  # isolates this request's cached prefixes from other salts
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """The living answer to one choice of a request: owned by the engine's ledger, mutated only by its loop."""
+
+    req: Request
+    index: int  # which choice of the request, 0..n-1
+    known: int
+    done: int = 0
+    leases: dict[str, Lease] = field(default_factory=dict)  # empty: waiting, or parked
+    own: Any = None  # the loop's private record
+    scratch: dict[str, Any] = field(default_factory=dict)  # techniques' private notes
+    emitted_at: float | None = None  # seconds; None before the first output
+    serial: int = 0  # order of arrival, given by the ledger
+    finished: bool = False
+
+    @property
+    def left(self) -> int:
+        """Units known but not yet absorbed."""
+        return self.known - self.done
+
+    @property
+    def due(self) -> float:
+        """When the next output is promised, in seconds on the engine's clock."""
+        if self.emitted_at is None:
+            return self.req.arrival + self.req.slo.first
+        return self.emitted_at + self.req.slo.gap
+
+
+class Ask(NamedTuple):
+    """A stream's offer: "I could run between ``lo`` and ``hi`` units now"; ``emits``: running them gives output."""
+
+    stream: Stream
+    lo: int
+    hi: int
+    due: float
+    emits: bool
+    group: Hashable = None  # only asks of one group may share a batch
+
+
+class Grant(NamedTuple):
+    """The engine's answer to an ask: ``n`` units of this stream run in this step."""
+
+    stream: Stream
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Everything one forward pass reads, passed explicitly. T = rows (granted units), B = streams.
+
+    Row t of stream b sees that stream's cached units ``lo[t] <= j < hi[t]``: causal, windowed and full masks are all
+    this pair of numbers.
+    """
+
+    grants: tuple[Grant, ...]  # (B,)
+    leases: tuple[Mapping[str, Lease], ...]  # (B,)
+    inputs: Array  # (T,) int32 ids, or (T, F) features
+    pos: Array  # (T,) int32 position within the stream
+    starts: Array  # (B+1,) int32: rows of stream b are starts[b]:starts[b+1]
+    rows: Array  # (T,) int64 physical cache row of each batch row; empty where nothing is paged
+    tables: Array  # (B, P) int32 page ids
+    lo: Array  # (T,) int32
+    hi: Array  # (T,) int32
+    want: Array  # (W,) int32 batch rows whose output is read
+    starved: tuple[Stream, ...] = ()  # granted, but the pool had no room
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what one loop and its model agree on
+
+    def __len__(self) -> int:
+        return len(self.grants)
+
+
+class Event(NamedTuple):
+    """One output of one stream."""
+
+    id: str  # request id
+    index: int  # choice
+    data: Any  # what the loop emits, e.g. loops.ar.Tokens
+    final: bool  # this choice ends here
+    at: float  # seconds
+
+
+class Outcome(NamedTuple):
+    """What a commit brought: outputs, and streams born by forking (choices 1..n-1 of a request)."""
+
+    events: list[Event]
+    born: list[Stream]
+
+
+@dataclass(frozen=True, slots=True)
+class PagedSpec:
+    """State that grows with the stream: key/value rows kept in pages."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellSpec:
+    """State of fixed size per stream: convolution tails, recurrent state, membranes."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+KVFormat: TypeAlias = Literal["f32", "bf16", "int8"]
