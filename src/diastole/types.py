@@ -133,7 +133,7 @@ class Event(NamedTuple):
     """One output of one stream."""
 
     id: str  # request id
-    index: int  # choice
+    choice: int
     data: Any  # what the loop emits, e.g. loops.ar.Tokens
     final: bool  # this choice ends here
     at: float  # seconds

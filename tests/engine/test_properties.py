@@ -47,25 +47,25 @@ def test_random_life(seed: int) -> None:
             victim = str(rng.choice(alive))
             assert engine.abort(victim)
             aborted.add(victim)
-        events += engine.step()
+        events += engine.step() or []
         if step % 50 == 0:
             assert_clean(service)
     for _ in range(60_000):
         if not engine.busy:
             break
-        events += engine.step()
+        events += engine.step() or []
     assert not engine.busy, "a stream is stuck"
     assert_clean(service)
     assert service.ledger.pools["kv"].used == 0
 
-    ends = Counter((e.id, e.index) for e in events if e.final)
+    ends = Counter((e.id, e.choice) for e in events if e.final)
     for id, (prompt, most, n) in wishes.items():
         if id in aborted:
             continue
         want = expected(prompt, most)
         for index in range(n):
             assert ends[id, index] == 1
-            said = [c.id for e in events if (e.id, e.index) == (id, index) for c in e.data.chosen]
+            said = [c.id for e in events if (e.id, e.choice) == (id, index) for c in e.data.chosen]
             assert said == want
     assert all(count == 1 for count in ends.values())
     assert sum(service.meter.finished.values()) == len(wishes)

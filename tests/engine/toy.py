@@ -116,14 +116,14 @@ def run(engine: Engine, steps: int = 10_000) -> list[Event]:
     for _ in range(steps):
         if not engine.busy:
             return events
-        events += engine.step()
+        events += engine.step() or []
     raise AssertionError(f"still busy after {steps} steps")
 
 
 def texts(events: Sequence[Event]) -> dict[tuple[str, int], list[int]]:
     said: dict[tuple[str, int], list[int]] = {}
     for e in events:
-        said.setdefault((e.id, e.index), []).extend(c.id for c in e.data.chosen)
+        said.setdefault((e.id, e.choice), []).extend(c.id for c in e.data.chosen)
     return said
 
 

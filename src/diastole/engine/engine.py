@@ -22,14 +22,14 @@ class Engine:
         self.clock, self.dispatch, self.executor = clock, dispatch, executor or Inline()
         self._by_name = {s.name: s for s in self.services}
 
-    def step(self) -> list[Event]:
-        """One step of one service. Empty when there was nothing to run, or when what ran gave no output yet."""
+    def step(self) -> list[Event] | None:
+        """One step of one service: its events, which may be none; None when there is nothing to run."""
         now = self.clock.now()
         for service in self.services:
             service.ledger.admit(now)
         turn = self.dispatch.next(self.services, now)
         if turn is None:
-            return []
+            return None
         index, asks, seconds = turn
         service = self.services[index]
         batch = service.loop.prepare(service.compose.compose(asks, seconds, service.cost))
@@ -81,10 +81,10 @@ class Engine:
                     return
         raise UserError(f"no live stream has id {id!r}", param="id", code="stream_not_found")
 
-    def abort(self, id: str, reason: str = "abort") -> bool:
-        """End a request now and give back all it holds. False when it is unknown or over already."""
+    def abort(self, id: str, reason: str = "abort", choice: int | None = None) -> bool:
+        """End a request, or one choice of it, now and give back all it holds. False when unknown or over already."""
         now = self.clock.now()
-        return any(service.ledger.abort(id, now, reason) for service in self.services)
+        return any(service.ledger.abort(id, now, reason, choice) for service in self.services)
 
     @property
     def busy(self) -> bool:

@@ -14,7 +14,7 @@ from diastole.loops.base import Loop
 from diastole.metrics import Meter
 from diastole.slots import CostModel
 from diastole.state.host import HostTier
-from diastole.state.lease import Pool
+from diastole.state.lease import Lease, Pool
 from diastole.types import Event, Grant, Outcome, Stream
 
 SWAP_BYTES_PER_SECOND = 4e9  # packing plus unpacking; only its size against recomputation matters
@@ -78,7 +78,7 @@ class Ledger:
                 self.meter.count("prefix_cache_queries", stream.known)
                 self.meter.count("prefix_cache_hits", stream.done)
             return fresh
-        leases = {}
+        leases: dict[str, Lease] = {}
         for name, blob in self.host.get(stream.serial).items():
             lease = self.pools[name].unpack(blob)
             if lease is None:
@@ -115,9 +115,9 @@ class Ledger:
 
     # ---- leaving early
 
-    def abort(self, id: str, now: float, reason: str = "abort") -> list[Stream]:
-        """End all streams of a request now. Returns them; empty when the request is unknown or over."""
-        gone = [s for s in self.streams if s.req.id == id]
+    def abort(self, id: str, now: float, reason: str = "abort", choice: int | None = None) -> list[Stream]:
+        """End all streams of a request now, or one of its choices. Returns them; empty when unknown or over."""
+        gone = [s for s in self.streams if s.req.id == id and choice in (None, s.index)]
         for stream in gone:
             stream.finished = True
             self.loop.close(stream)
@@ -126,8 +126,8 @@ class Ledger:
         if gone:
             self.running = [s for s in self.running if not s.finished]
             self.waiting = [s for s in self.waiting if not s.finished]
-            del self._alive[id]
-            self.meter.ended(id, now, reason)
+            for _ in gone:
+                self._end(id, now, reason)
         return gone
 
     def relieve(self, starved: Sequence[Stream]) -> None:

@@ -72,47 +72,7 @@ class AutoRegressive:
     # ---- a stream's life
 
     def check(self, request: Request) -> None:
-        prompt, params = request.inputs, request.params
-        if not isinstance(params, SamplingParams):
-            raise UserError("params of a language model request must be SamplingParams", param="params")
-        if len(prompt) == 0:
-            raise UserError("the prompt is empty: give at least one token", param="prompt", code="empty_prompt")
-        ids = np.asarray(prompt)
-        if ids.dtype.kind != "i" or ids.ndim != 1:
-            raise UserError("the prompt must be a list of integer token ids", param="prompt", code="invalid_type")
-        if ids.min() < 0 or ids.max() >= self.vocab:
-            wrong = int(ids.min() if ids.min() < 0 else ids.max())
-            raise UserError(
-                f"token id {wrong} is outside the vocabulary: ids run from 0 to {self.vocab - 1}",
-                param="prompt",
-                code="invalid_token_id",
-            )
-        self._check_length(len(ids), params)
-        for token in (*params.logit_bias, *params.stop_token_ids):
-            if token >= self.vocab:
-                name = "logit_bias" if token in params.logit_bias else "stop_token_ids"
-                raise UserError(
-                    f"{name}: token id {token} is outside the vocabulary of {self.vocab}",
-                    param=name,
-                    code="invalid_token_id",
-                )
-
-    def _check_length(self, prompt: int, params: SamplingParams) -> None:
-        room = min(self.context, self.pool.pages * PAGE)
-        if prompt >= room:
-            raise UserError(
-                f"the prompt has {prompt} tokens; at most {room - 1} fit, so that one can be generated "
-                f"(context {self.context} tokens)",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        if params.max_tokens is not None and prompt + params.max_tokens > room:
-            raise UserError(
-                f"the prompt has {prompt} tokens and max_tokens is {params.max_tokens}: together at most {room} "
-                f"are possible; ask for at most {room - prompt} tokens",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
+        check_prompt(request.inputs, request.params, self.vocab, self.context, self.pool.pages * PAGE)
 
     def open(self, request: Request) -> Stream:
         params: SamplingParams = request.params
@@ -236,3 +196,47 @@ class AutoRegressive:
 
 def _join(parts: list[Array], dtype: type) -> Array:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def check_prompt(prompt: Sequence[int], params: SamplingParams, vocab: int, context: int, room: int) -> None:
+    """Whether a request can be served at all. ``room``: tokens that the pool holds.
+
+    Raises:
+        UserError: it cannot; ``param`` names the field.
+    """
+    if not isinstance(params, SamplingParams):
+        raise UserError("params of a language model request must be SamplingParams", param="params")
+    if len(prompt) == 0:
+        raise UserError("the prompt is empty: give at least one token", param="prompt", code="empty_prompt")
+    ids = np.asarray(prompt)
+    if ids.dtype.kind != "i" or ids.ndim != 1:
+        raise UserError("the prompt must be a list of integer token ids", param="prompt", code="invalid_type")
+    if ids.min() < 0 or ids.max() >= vocab:
+        wrong = int(ids.min() if ids.min() < 0 else ids.max())
+        raise UserError(
+            f"token id {wrong} is outside the vocabulary: ids run from 0 to {vocab - 1}",
+            param="prompt",
+            code="invalid_token_id",
+        )
+    _check_length(len(ids), params, min(context, room))
+    for name in ("logit_bias", "stop_token_ids"):
+        for token in getattr(params, name):
+            if token >= vocab:
+                message = f"{name}: token id {token} is outside the vocabulary of {vocab}"
+                raise UserError(message, param=name, code="invalid_token_id")
+
+
+def _check_length(prompt: int, params: SamplingParams, room: int) -> None:
+    if prompt >= room:
+        raise UserError(
+            f"the prompt has {prompt} tokens; with a context of {room}, at most {room - 1} leave room for an answer",
+            param="prompt",
+            code="context_length_exceeded",
+        )
+    if params.max_tokens is not None and prompt + params.max_tokens > room:
+        raise UserError(
+            f"the prompt has {prompt} tokens and max_tokens is {params.max_tokens}, together more than the context of "
+            f"{room}; ask for at most {room - prompt} tokens",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )

@@ -62,7 +62,7 @@ class PrefixCache:
         self._roots: dict[str, Node] = {}
         self._by_page: dict[int, Node] = {}
         self._tick = count(1)
-        self._heap: list[tuple[int, int, Node]] = []  # candidates; entries whose ``used`` is old are skipped
+        self._heap: list[tuple[int, int, Node]] = []  # leaves by ``used``; entries that are no longer true are skipped
 
     def __contains__(self, page: int) -> bool:
         return page in self._by_page
@@ -122,9 +122,9 @@ class PrefixCache:
             while self._heap:
                 entry = heapq.heappop(self._heap)
                 used, _, node = entry
-                if node.used != used or self._by_page.get(node.page) is not node:
+                if node.children or node.used != used or self._by_page.get(node.page) is not node:
                     continue
-                if node.children or not may(node.page):
+                if not may(node.page):
                     kept.append(entry)
                     continue
                 self._remove(node)
@@ -151,7 +151,11 @@ class PrefixCache:
         if not same:
             del parent.heads[node.tokens[:_HEAD]]
         del self._by_page[node.page]
-        if parent.parent is None and not parent.children:
+        if parent.children:
+            return
+        if parent.parent is not None:  # now a leaf itself
+            heapq.heappush(self._heap, (parent.used, parent.page, parent))
+        else:
             self._roots = {space: root for space, root in self._roots.items() if root is not parent}
 
     def _partial(self, node: Node, tokens: Array) -> tuple[Node | None, int]:
@@ -166,7 +170,8 @@ class PrefixCache:
 
     def _touch(self, node: Node) -> None:
         node.used = next(self._tick)
-        heapq.heappush(self._heap, (node.used, node.page, node))
-        if len(self._heap) > 64 + 8 * len(self._by_page):
-            self._heap = [(n.used, n.page, n) for n in self._by_page.values()]
+        if not node.children:
+            heapq.heappush(self._heap, (node.used, node.page, node))
+        if len(self._heap) > 64 + 4 * len(self._by_page):
+            self._heap = [(n.used, n.page, n) for n in self._by_page.values() if not n.children]
             heapq.heapify(self._heap)

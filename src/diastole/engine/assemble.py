@@ -1,0 +1,67 @@
+"""From a checkpoint and settings to a service that can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from diastole import registry
+from diastole.config import ServiceConfig
+from diastole.engine.compose import Mixed
+from diastole.engine.cost import FittedCost
+from diastole.engine.ledger import Ledger
+from diastole.engine.service import Service
+from diastole.loops.ar import AutoRegressive
+from diastole.metrics import Meter
+from diastole.nn.linear import Loader, WeightFormat
+from diastole.state.host import HostTier
+from diastole.state.kv import PagedKV
+from diastole.state.pages import PAGE, PagePool
+from diastole.state.prefix import PrefixCache
+from diastole.types import KVFormat, PagedSpec, UserError
+from diastole.weights import Checkpoint
+
+if TYPE_CHECKING:
+    from diastole.kernels.table import Ops
+
+
+def assemble(
+    name: str, checkpoint: Checkpoint, config: ServiceConfig, ops: Ops, eos: frozenset[int], memory: int, swap: int
+) -> Service:
+    """A language model service.
+
+    Args:
+        eos: ids that end a text, as the tokenizer knows them.
+        memory: bytes for key/value pages, at most.
+        swap: bytes for the packed state of preempted streams.
+
+    Raises:
+        UserError: the model, a setting or the room does not fit; ``param`` names it.
+    """
+    architecture = registry.model(str(checkpoint.config.get("model_type")))
+    loader = Loader(ops, checkpoint, cast(WeightFormat, config.weights))
+    model = architecture.build(loader, checkpoint.config, config.context)
+    defaults: Mapping[str, Any] = {"kv": PagedKV(cast(KVFormat, config.kv)), "compose": Mixed(config.step_tokens)}
+    stack = registry.build(config.use, defaults, model.caps)
+    spec: PagedSpec = model.state_specs()["kv"]
+    pages = _pages(ops, stack.kv, spec, model.context, config.max_streams, memory)
+    stack.kv.alloc(spec, pages, ops)
+    pool = PagePool(pages, stack.kv, PrefixCache(PAGE) if config.prefix_cache else None)
+    fingerprint = f"{checkpoint.fingerprint}/{stack.kv.layout}/{stack.fingerprint}"
+    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint)
+    cost, meter = FittedCost(), Meter()
+    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams)
+    return Service(name, model, loop, {"kv": stack.kv}, stack.compose, cost, ledger, meter)
+
+
+def _pages(ops: Ops, kv: Any, spec: PagedSpec, context: int, streams: int, memory: int) -> int:
+    """As many pages as the memory holds, but no more than all streams could ever fill."""
+    kv.alloc(spec, 1, ops)  # tells bytes_per_token, which the store's layout decides
+    page = int(kv.bytes_per_token * PAGE)
+    most = streams * -(-context // PAGE)
+    pages = min(memory // page, most)
+    if pages < 2:
+        raise UserError(
+            f"{memory} bytes hold {pages} pages of {PAGE} tokens; give at least {2 * page} bytes", param="engine.memory"
+        )
+    return pages

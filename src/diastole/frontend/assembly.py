@@ -1,0 +1,88 @@
+"""From settings to an engine: finds the files, sizes the memory, loads the models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from diastole.assets import resolve
+from diastole.clock import RealClock
+from diastole.config import Config, ServiceConfig
+from diastole.engine.assemble import assemble
+from diastole.engine.dispatch import LeastSlack
+from diastole.engine.engine import Engine
+from diastole.frontend.textservice import Voice
+from diastole.frontend.wire import Card
+from diastole.kernels.table import Ops, load
+from diastole.loops.ar import AutoRegressive
+from diastole.state.pages import PAGE
+from diastole.text import ChatTemplate, Tokenizer
+from diastole.types import SLO
+from diastole.weights import open_checkpoint
+
+SHARE = 0.25  # of the available memory goes to key/value pages, unless told
+
+
+def service_name(key: str, config: ServiceConfig) -> str:
+    """What requests call it: its own name, else its key in the configuration, else the model's."""
+    return config.name or key or Path(config.model).stem
+
+
+def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
+    """Load every configured service.
+
+    Returns:
+        the engine, a card per service, and the name of the kernels in use.
+
+    Raises:
+        UserError: a setting or a model file is wrong.
+    """
+    memory = int(config.engine.memory) or int(SHARE * available_memory())
+    services, cards, kernels = [], [], "none"
+    for key, wanted in config.service.items():
+        ops: Ops = load(config.engine.threads or None, wanted.kernels)
+        kernels = ops.name
+        path = resolve(wanted.model, pull=False)
+        checkpoint = open_checkpoint(path)
+        eos = tokenizer_of(path).eos_ids
+        name = service_name(key, wanted)
+        share = memory // len(config.service)
+        service = assemble(name, checkpoint, wanted, ops, eos, share, int(config.engine.swap))
+        checkpoint.close()
+        assert isinstance(service.loop, AutoRegressive)
+        loop = service.loop
+        cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE))
+        services.append(service)
+    return Engine(services, RealClock(), LeastSlack()), cards, kernels
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    """The tokenizer that belongs to a model: beside it in a directory, or inside a GGUF file."""
+    if path.is_dir():
+        return Tokenizer.from_directory(path)
+    from diastole.weights import GGUF
+
+    with GGUF.open(path) as file:
+        return Tokenizer.from_gguf(file.metadata)
+
+
+def voice_of(path: Path) -> Voice:
+    """The text side of a model."""
+    tokenizer = tokenizer_of(path)
+    return Voice(tokenizer, ChatTemplate.of(tokenizer))
+
+
+def slos(config: Config) -> dict[str, SLO]:
+    """Default promises by service name."""
+    return {service_name(k, s): SLO(s.slo.first, s.slo.gap) for k, s in config.service.items()}
+
+
+def available_memory() -> int:
+    """Bytes that could be taken without swapping, as the kernel estimates it."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: take the physical size below
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,70 @@
+"""Backend: a running engine with the text services on it. What the HTTP server and the async API stand on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diastole.assets import resolve
+from diastole.config import Config
+from diastole.frontend.assembly import service_name, voice_of
+from diastole.frontend.client import EngineClient
+from diastole.frontend.link import Link, Process
+from diastole.frontend.textservice import TextService
+from diastole.types import UserError
+
+
+class Backend:
+    """Starts an engine and knows its services by name and alias."""
+
+    def __init__(self, config: Config, link: Link | None = None) -> None:
+        self.config = config
+        self.services: dict[str, TextService] = {}
+        self.kernels = ""
+        self._client = EngineClient(link or Process(config))
+
+    async def start(self) -> None:
+        """Load the models. The text side is read here while the engine loads its weights.
+
+        Raises:
+            UserError: a setting or a model file is wrong.
+        """
+        paths = {k: resolve(s.model, pull=False) for k, s in self.config.service.items()}
+        voices = asyncio.gather(*(asyncio.to_thread(voice_of, p) for p in paths.values()))
+        try:
+            ready = await self._client.start()
+        finally:
+            loaded = await voices
+        self.kernels = ready.kernels
+        cards = {c.name: c for c in ready.cards}
+        for (key, config), voice in zip(self.config.service.items(), loaded, strict=True):
+            card = cards[service_name(key, config)]
+            service = TextService(card, voice, self._client, config.aliases, int(time.time()), Path(paths[key]))
+            for name in (service.name, *config.aliases):
+                if name in self.services:
+                    raise UserError(f"two services are called {name!r}: names and aliases must differ", param="name")
+                self.services[name] = service
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Let running requests end for so long, then abort them, then end the engine."""
+        deadline = time.monotonic() + drain_seconds
+        while len(self._client) and self._client.alive and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        await self._client.stop(now=True)
+
+    def alive(self) -> bool:
+        return self._client.alive
+
+    def ready(self) -> bool:
+        return bool(self.services) and self._client.alive
+
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._client)
+
+    async def stats(self) -> Mapping[str, Any]:
+        """Snapshots of the meters by service."""
+        return await self._client.stats()

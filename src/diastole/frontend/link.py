@@ -1,0 +1,155 @@
+"""Links to an engine: in a process of its own (``Process``), or on a thread of this one (``Thread``). Both asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from diastole.config import Config, to_toml
+from diastole.frontend import wire
+from diastole.types import UserError
+
+
+class Link(Protocol):
+    """A way to an engine. Replies are given to ``on_reply`` on the event loop; ``on_loss`` is called if it dies."""
+
+    async def start(self, on_reply: Callable[[wire.Reply], None], on_loss: Callable[[], None]) -> wire.Ready:
+        """Load everything and return the first reply.
+
+        Raises:
+            UserError: the engine cannot start, and why.
+        """
+        ...
+
+    def put(self, command: wire.Command) -> None:
+        """Send a command, without waiting."""
+        ...
+
+    async def stop(self) -> None:
+        """Wait for the engine's end; it must have been told to quit."""
+        ...
+
+    def alive(self) -> bool: ...
+
+
+class Process:
+    """An engine in its own process, so that neither side's Python holds up the other."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._child: subprocess.Popen[bytes] | None = None
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self, on_reply: Callable[[wire.Reply], None], on_loss: Callable[[], None]) -> wire.Ready:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fd = theirs.fileno()
+            command = [sys.executable, "-m", "diastole.frontend.worker", str(fd)]
+            self._child = subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL)
+        ours.setblocking(False)
+        incoming, self._out = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        self._write(to_toml(self.config).encode())
+        decode = msgspec.msgpack.Decoder(wire.Reply).decode
+        try:
+            first = decode(await _frame(incoming))
+        except EOFError:
+            code = await asyncio.to_thread(self._child.wait)
+            raise UserError(f"the engine process ended with exit code {code} before it was ready") from None
+        if isinstance(first, wire.Failed):
+            raise UserError(first.message, param=first.param)
+        if not isinstance(first, wire.Ready):
+            raise UserError(f"the engine process said {type(first).__name__} before it was ready")
+        self._reader = asyncio.create_task(self._read(incoming, decode, on_reply, on_loss))
+        return first
+
+    @staticmethod
+    async def _read(
+        incoming: asyncio.StreamReader,
+        decode: Callable[[bytes], wire.Reply],
+        on_reply: Callable[[wire.Reply], None],
+        on_loss: Callable[[], None],
+    ) -> None:
+        try:
+            while True:
+                on_reply(decode(await _frame(incoming)))
+        except (EOFError, ConnectionError):
+            on_loss()
+
+    def put(self, command: wire.Command) -> None:
+        self._write(self._encode(command))
+
+    def _write(self, body: bytes) -> None:
+        self._out.write(len(body).to_bytes(wire.FRAME_BYTES, "little") + body)
+
+    async def stop(self) -> None:
+        if self._child is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._child.wait, 5)
+        if self._child.poll() is None:
+            self._child.kill()
+            await asyncio.to_thread(self._child.wait)
+        self._out.close()
+
+    def alive(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+
+async def _frame(incoming: asyncio.StreamReader) -> bytes:
+    try:
+        size = int.from_bytes(await incoming.readexactly(wire.FRAME_BYTES), "little")
+        if size > wire.LARGEST_FRAME:
+            raise EOFError(f"a frame of {size} bytes is none of ours")
+        return await incoming.readexactly(size)
+    except asyncio.IncompleteReadError as e:
+        raise EOFError("the engine process is gone") from e
+
+
+class Thread:
+    """An engine on a thread of this process: for notebooks, scripts and tests."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._thread: threading.Thread | None = None
+
+    async def start(self, on_reply: Callable[[wire.Reply], None], on_loss: Callable[[], None]) -> wire.Ready:
+        from diastole.frontend.assembly import build_engine, slos
+        from diastole.frontend.host import EngineHost
+
+        loop = asyncio.get_running_loop()
+        engine, cards, kernels = await asyncio.to_thread(build_engine, self.config)
+        self._host = EngineHost(engine, lambda r: _call(loop, on_reply, r), slos(self.config))
+
+        def run() -> None:
+            try:
+                self._host.run()
+            finally:
+                _call(loop, lambda _: on_loss(), None)
+
+        self._thread = threading.Thread(target=run, name="diastole-engine", daemon=True)
+        self._thread.start()
+        return wire.Ready(cards, kernels)
+
+    def put(self, command: wire.Command) -> None:
+        self._host.put(command)
+
+    async def stop(self) -> None:
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 5)
+
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], value: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        loop.call_soon_threadsafe(function, value)

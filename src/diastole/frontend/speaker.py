@@ -1,0 +1,72 @@
+"""Speaker: one choice's tokens become text that is final: whole characters only, and no part of a stop string."""
+
+from __future__ import annotations
+
+from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
+from diastole.frontend.wire import Spoken
+from diastole.params import SamplingParams
+from diastole.text import Detokenizer, StopStrings, Tokenizer
+
+
+class Speaker:
+    """Feed it what the engine says of one choice; ``stopped`` tells when a stop string ended it early."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, index: int) -> None:
+        self.index, self.params = index, params
+        self.tokens = 0
+        self.finished = False
+        self.stopped = False  # by a stop string: the engine does not know yet
+        self._silent = tokenizer.eos_ids | frozenset(params.stop_token_ids)
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopStrings(params.stop, include=params.include_stop)
+
+    def hear(self, spoken: Spoken, usage: Usage) -> Delta:
+        """The piece that these tokens make certain; its text may be empty."""
+        finish = spoken.finish
+        text = ""
+        for token in spoken.ids:
+            self.tokens += 1
+            ends = finish == "stop" and token == spoken.ids[-1] and token in self._silent
+            piece = "" if ends and not self.params.include_stop else self._detokenizer.push(token)
+            safe, hit = self._stops.push(piece)
+            text += safe
+            if hit is not None:
+                self.stopped = finish is None
+                finish = "stop"
+                break
+        else:
+            if finish is not None:
+                safe, hit = self._stops.push(self._detokenizer.flush())
+                text += safe if hit is not None else safe + self._stops.flush()
+                finish = "stop" if hit is not None else finish
+        self.finished = finish is not None
+        return Delta(self.index, text, tuple(spoken.ids), _logprobs(spoken), finish, usage)
+
+
+def _logprobs(spoken: Spoken) -> tuple[TokenLogprob, ...] | None:
+    if spoken.logprobs is None:
+        return None
+    return tuple(
+        TokenLogprob(id, logprob, tuple(Likely(*t) for t in top))
+        for id, (logprob, top) in zip(spoken.ids, spoken.logprobs, strict=True)
+    )
+
+
+class Speakers:
+    """All choices of one request."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self._choices = [Speaker(tokenizer, params, i) for i in range(params.n)]
+
+    @property
+    def finished(self) -> bool:
+        return all(c.finished for c in self._choices)
+
+    def hear(self, spoken: Spoken) -> tuple[Delta, bool] | None:
+        """The delta, and whether the engine must be told to end this choice; None for a choice that has ended."""
+        speaker = self._choices[spoken.choice]
+        if speaker.finished:
+            return None
+        generated = sum(c.tokens for c in self._choices) + len(spoken.ids)
+        delta = speaker.hear(spoken, Usage(spoken.prompt, spoken.cached, generated))
+        return delta, speaker.stopped

@@ -1,0 +1,104 @@
+"""What travels between a front end and an engine, in one process or two: tagged msgpack structs, never pickles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from diastole.params import SamplingParams
+from diastole.types import SLO
+
+FRAME_BYTES = 4  # each frame begins with its length, little endian
+LARGEST_FRAME = 256 * 2**20
+
+
+class Add(msgspec.Struct, tag="add"):
+    """Take a request in. ``prompt`` is int32 token ids as bytes."""
+
+    id: str
+    service: str
+    prompt: bytes
+    params: SamplingParams
+    slo: SLO | None = None
+    salt: str = ""
+
+
+class Abort(msgspec.Struct, tag="abort"):
+    """End a request, or one choice of it."""
+
+    id: str
+    reason: str = "abort"
+    choice: int | None = None
+
+
+class Ask(msgspec.Struct, tag="ask"):
+    """Send the meters' snapshots."""
+
+
+class Quit(msgspec.Struct, tag="quit"):
+    """Stop once nothing runs any more; with ``now``, at once."""
+
+    now: bool = False
+
+
+Command = Add | Abort | Ask | Quit
+
+
+class Card(msgspec.Struct):
+    """What a front end has to know of a service."""
+
+    name: str
+    context: int
+    vocab: int
+    room: int  # tokens that the page pool holds
+
+
+class Ready(msgspec.Struct, tag="ready"):
+    """The engine serves."""
+
+    cards: list[Card]
+    kernels: str
+
+
+class Failed(msgspec.Struct, tag="failed"):
+    """The engine cannot start, or has died."""
+
+    message: str
+    param: str | None = None
+
+
+class Refused(msgspec.Struct, tag="refused"):
+    """A request can never be served."""
+
+    id: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+class Spoken(msgspec.Struct, tag="spoken", array_like=True):
+    """Tokens of one choice, with [id, logprob] alternatives where asked."""
+
+    id: str
+    choice: int
+    ids: list[int]
+    logprobs: list[tuple[float, list[tuple[int, float]]]] | None
+    finish: str | None
+    prompt: int
+    cached: int
+
+
+class Heard(msgspec.Struct, tag="heard"):
+    """All that one engine step said."""
+
+    spoken: list[Spoken]
+
+
+class Stats(msgspec.Struct, tag="stats"):
+    """Snapshots of the meters by service."""
+
+    services: dict[str, Any]
+
+
+Reply = Ready | Failed | Refused | Heard | Stats

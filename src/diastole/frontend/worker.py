@@ -1,0 +1,87 @@
+"""The engine process: ``python -m diastole.frontend.worker FD``, started by ``frontend.link`` with one socket.
+
+First frame in: the configuration as TOML. Then commands in, replies out, each a length-prefixed msgpack struct. The
+process ends when told to quit, or when the other end of the socket is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+
+import msgspec
+
+from diastole.frontend import wire
+from diastole.types import UserError
+
+
+def main(fd: int) -> None:
+    """Serve on an inherited socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front end decides when we stop
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with socket.socket(fileno=fd) as link:
+        encode = msgspec.msgpack.Encoder().encode
+
+        def send(reply: wire.Reply) -> None:
+            body = encode(reply)
+            link.sendall(len(body).to_bytes(wire.FRAME_BYTES, "little") + body)
+
+        try:
+            toml = read_frame(link)
+            host = _build(toml.decode(), send)
+        except UserError as e:
+            send(wire.Failed(e.message, e.param))
+            return
+        threading.Thread(target=_listen, args=(link, host.put), daemon=True).start()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            host.run()
+
+
+def _build(toml: str, send):  # type: ignore[no-untyped-def]
+    from diastole.config import from_toml
+    from diastole.frontend.assembly import build_engine, slos
+    from diastole.frontend.host import EngineHost
+
+    config = from_toml(toml)
+    engine, cards, kernels = build_engine(config)
+    send(wire.Ready(cards, kernels))
+    return EngineHost(engine, send, slos(config))
+
+
+def _listen(link: socket.socket, put) -> None:  # type: ignore[no-untyped-def]
+    decode = msgspec.msgpack.Decoder(wire.Command).decode
+    try:
+        while True:
+            put(decode(read_frame(link)))
+    except (EOFError, OSError):
+        os._exit(0)  # the front end is gone: nobody is left to answer
+
+
+def read_frame(link: socket.socket) -> bytes:
+    """One frame.
+
+    Raises:
+        EOFError: the other end is gone, or what came is no frame.
+    """
+    size = int.from_bytes(_exactly(link, wire.FRAME_BYTES), "little")
+    if size > wire.LARGEST_FRAME:
+        raise EOFError(f"a frame of {size} bytes is none of ours")
+    return _exactly(link, size)
+
+
+def _exactly(link: socket.socket, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        part = link.recv(min(size - len(parts), 1 << 20))
+        if not part:
+            raise EOFError("the socket was closed")
+        parts += part
+    return bytes(parts)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,181 @@
+"""LLM: a language model in this process, for scripts and notebooks. AsyncLLM: the same for asyncio programs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from diastole.assets import resolve
+from diastole.config import Config, ServiceConfig
+from diastole.frontend.assembly import build_engine, voice_of
+from diastole.frontend.backend import Backend
+from diastole.frontend.host import spoken_of
+from diastole.frontend.link import Thread
+from diastole.frontend.speaker import Speakers
+from diastole.frontend.textservice import seeded
+from diastole.frontend.types import Delta, TokenLogprob, Usage
+from diastole.params import SamplingParams
+from diastole.types import SLO, Request
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
+
+
+@dataclass(slots=True)
+class Completion:
+    """One whole choice."""
+
+    text: str
+    ids: list[int]
+    logprobs: list[TokenLogprob] | None
+    finish: str | None
+    usage: Usage
+
+
+class LLM:
+    """A language model for batches offline.
+
+    >>> with LLM("smollm2-135m") as llm:
+    ...     print(llm.chat([{"role": "user", "content": "Hello!"}], SamplingParams(max_tokens=20)).text)
+
+    Args:
+        model: an asset's name (see ``diastole pull``), a GGUF file, a Hugging Face directory or hub id.
+        settings: fields of ``ServiceConfig``, and ``threads`` for all kernels.
+
+    Raises:
+        UserError: the model or a setting is wrong.
+    """
+
+    def __init__(self, model: str = "smollm2-135m", *, threads: int = 0, **settings: Any) -> None:
+        config = _config(model, threads, settings)
+        self._engine, cards, self.kernels = build_engine(config)
+        self._name = cards[0].name
+        self.context = cards[0].context
+        self.voice = voice_of(resolve(model, pull=False))
+        self._ids = count()
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[list[Completion]]:
+        """Run all prompts together: for each, its ``params.n`` completions."""
+        params = params or SamplingParams()
+        done: list[dict[int, Completion]] = [{} for _ in prompts]
+        for which, delta in self._run(prompts, params):
+            kept = done[which].get(delta.index)
+            if kept is None:
+                done[which][delta.index] = _begin(delta)
+            else:
+                _extend(kept, delta)
+        return [[choices[i] for i in range(params.n)] for choices in done]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Completion:
+        """Answer one conversation."""
+        return self.generate([messages], params)[0][0]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Answer piece by piece. Leaving the iterator early ends the request."""
+        for _, delta in self._run([prompt], params or SamplingParams()):
+            yield delta
+
+    def _run(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[tuple[int, Delta]]:
+        which: dict[str, int] = {}
+        speakers: dict[str, Speakers] = {}
+        try:
+            for i, prompt in enumerate(prompts):
+                id = f"llm-{next(self._ids)}"
+                request = Request(
+                    id, self._name, np.asarray(self._to_ids(prompt), np.int32), seeded(params), SLO(1e9, 1e9)
+                )
+                self._engine.add(request)
+                which[id], speakers[id] = i, Speakers(self.voice.tokenizer, params)
+            while self._engine.busy:
+                for event in self._engine.step() or ():
+                    heard = speakers[event.id].hear(spoken_of(event))
+                    if heard is not None:
+                        delta, stopped = heard
+                        if stopped:
+                            self._engine.abort(event.id, "stop", event.choice)
+                        yield which[event.id], delta
+        finally:
+            for id in which:
+                self._engine.abort(id)
+
+    def _to_ids(self, prompt: Prompt) -> Sequence[int]:
+        if isinstance(prompt, str):
+            return self.voice.prompt(prompt)
+        if prompt and isinstance(prompt[0], Mapping):
+            return self.voice.chat(prompt, None, {})  # type: ignore[arg-type]
+        return prompt  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Free the model."""
+        self._engine.services.clear()
+        self.voice.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncLLM:
+    """A language model for asyncio programs, its engine on a thread of this process.
+
+    >>> async with AsyncLLM("smollm2-135m") as llm:
+    ...     async for delta in llm.stream("The heart"):
+    ...         print(delta.text, end="")
+    """
+
+    def __init__(self, model: str = "smollm2-135m", *, threads: int = 0, **settings: Any) -> None:
+        config = _config(model, threads, settings)
+        self._backend = Backend(config, Thread(config))
+        self._ids = count()
+
+    async def __aenter__(self) -> AsyncLLM:
+        await self._backend.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._backend.stop(0)
+
+    async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[Delta]:
+        """Answer piece by piece. Leaving the iterator early ends the request.
+
+        Raises:
+            UserError: the prompt or a parameter is wrong.
+        """
+        service = next(iter(self._backend.services.values()))
+        if isinstance(prompt, str):
+            ids: Sequence[int] = await service.encode(prompt)
+        elif prompt and isinstance(prompt[0], Mapping):
+            ids = await service.chat_ids(prompt, None, {})  # type: ignore[arg-type]
+        else:
+            ids = prompt  # type: ignore[assignment]
+        async for delta in service.stream(ids, params or SamplingParams(), request_id=f"llm-{next(self._ids)}"):
+            yield delta
+
+
+def _config(model: str, threads: int, settings: Mapping[str, Any]) -> Config:
+    base = Config()
+    service = ServiceConfig(model=model, **settings)
+    return replace(base, engine=replace(base.engine, threads=threads), service={service.name or "llm": service})
+
+
+def _begin(delta: Delta) -> Completion:
+    logprobs = None if delta.logprobs is None else list(delta.logprobs)
+    return Completion(delta.text, list(delta.ids), logprobs, delta.finish, delta.usage)
+
+
+def _extend(kept: Completion, delta: Delta) -> None:
+    kept.text += delta.text
+    kept.ids += delta.ids
+    if kept.logprobs is not None and delta.logprobs is not None:
+        kept.logprobs += delta.logprobs
+    kept.finish, kept.usage = delta.finish, delta.usage
