@@ -1,0 +1,1 @@
+"""Operators on numpy arrays: native where the extension is built, plain torch otherwise. See ``table``."""

@@ -1,0 +1,16 @@
+// All kernels for one instruction set: the file that includes this sets ISA_NAME and ISA_TABLE and is compiled with the
+// flags of that set.
+#include "kernels.hpp"
+#include "simd.hpp"
+
+namespace diastole {
+namespace {
+#include "attention.inl"
+#include "elementwise.inl"
+#include "linear.inl"
+}  // namespace
+
+extern const Kernels ISA_TABLE;
+const Kernels ISA_TABLE = {ISA_NAME, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, merge};
+
+}  // namespace diastole

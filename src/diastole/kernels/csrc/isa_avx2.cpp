@@ -1,0 +1,3 @@
+#define ISA_NAME "avx2"
+#define ISA_TABLE kernels_avx2
+#include "isa.inl"

@@ -1,0 +1,92 @@
+// What one instruction set offers: plain functions over ranges of rows, row blocks or tasks. The operators in ops.cpp
+// spread the ranges over threads; a whole step in one call can use the same functions inside one parallel region.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace diastole {
+
+enum class Weight { f32, bf16, q8, q4 };
+enum class KV { f32, bf16, int8 };
+
+constexpr int kPage = 64;    // tokens per page
+constexpr int kSplit = 512;  // tokens whose attention is computed apart and then merged, at fixed places
+constexpr int kRows = 16;    // weight rows per block: one vector lane each
+constexpr int kGroup = 32;   // weights that share a scale
+constexpr int kTile = 48;    // most query rows (tokens x heads of a group) that walk the pages together
+constexpr int kMaxDim = 256;
+
+// A packed matrix of n x k; n is padded to whole blocks of 16 rows.
+//
+//   q4    block = 16 rows x 32 columns, 320 bytes: nibbles[4][16 rows][4] | d f16[16] | m f16[16]
+//         byte [j][r][i] holds column 4j+i in its low and column 16+4j+i in its high half
+//   q8    blocks of 512 bytes s8[8][16 rows][4], and behind all of them d f16[16] per block
+//   bf16  per block of rows: pairs of columns, [k/2][16 rows][2]
+//   f32   per block of rows: [k][16 rows]
+struct Matrix {
+  Weight kind;
+  int n, k;
+  const uint8_t* data;
+};
+
+// Rows of activations in the form that a matrix kind multiplies.
+struct Rows {
+  int t, k;
+  const float* f;     // f32: rows with this stride
+  ptrdiff_t stride;   //
+  uint16_t* h;        // bf16: (t, k)
+  int8_t* q;          // q8, q4: (t, k), with per group of 32
+  float* scale;       //   what q is multiplied with,
+  float* offset;      //   that times the sum of q,
+  int32_t* total;     //   and the sum of q: (t, k/32) each
+};
+
+struct Out {
+  float* y;
+  ptrdiff_t stride;
+  const float* bias;  // (n,) or none
+  bool add;           // to what y holds
+};
+
+// The attention of some rows of one stream over one key/value head.
+struct Look {
+  const float* q;       // row t, head h at q + t * q_stride + h * dim
+  ptrdiff_t q_stride;
+  const uint8_t* pages;  // of this layer: (pages, kv_heads, page_bytes)
+  KV kind;
+  int dim, kv_heads, group;  // group: query heads per key/value head
+  size_t page_bytes;
+  const int32_t* table;  // page ids of this stream
+  const int32_t *lo, *hi;
+  float scale;
+};
+
+// Unnormalised result of one row over one split: largest score, sum of exponentials, weighted values.
+struct Partial {
+  float most, sum;
+  float out[kMaxDim];
+};
+
+struct Kernels {
+  const char* name;
+  void (*prepare)(Weight kind, const float* x, ptrdiff_t stride, Rows& rows, int t0, int t1);
+  // Rows t0..t1 against row blocks b0..b1.
+  void (*multiply)(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1);
+  void (*embed)(const Matrix& w, const int32_t* ids, float* out, ptrdiff_t stride, int t0, int t1);
+  void (*rmsnorm)(const float* x, const float* weight, float eps, float* out, int k);
+  void (*rope)(float* x, const float* table, int heads, int dim, int rotated);
+  void (*gated)(const float* gate, const float* up, bool gelu, float* out, int n);
+  void (*kv_write)(KV kind, uint8_t* page, int slot, int dim, const float* k, const float* v);
+  void (*kv_read)(KV kind, const uint8_t* page, int slot, int dim, float* k, float* v);
+  // Rows t0..t1 and all heads of key/value head g over split s: writes one Partial per (row, head of the group).
+  void (*attend)(const Look& look, int g, int t0, int t1, int split, Partial* partials);
+  // Adds a split's partial to what the earlier splits gave.
+  void (*merge)(Partial& whole, const Partial& part, int dim);
+};
+
+size_t kv_page_bytes(KV kind, int dim);
+
+// The best that this machine runs, or the one asked for by name; null if unknown or not supported here.
+const Kernels* choose(const char* name);
+
+}  // namespace diastole

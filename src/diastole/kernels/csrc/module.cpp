@@ -1,0 +1,377 @@
+// The Python face: checks shapes and indices, lets go of the interpreter lock, calls the operators.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <atomic>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "ops.hpp"
+#include "pool.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace nb = nanobind;
+using namespace diastole;
+
+namespace {
+
+template <class T, int D>
+using In = nb::ndarray<const T, nb::ndim<D>, nb::device::cpu>;
+template <class T, int D>
+using InOut = nb::ndarray<T, nb::ndim<D>, nb::device::cpu>;
+
+[[noreturn]] void fail(const std::string& what) { throw nb::value_error(what.c_str()); }
+void expect(bool ok, const char* what) {
+  if (!ok) fail(what);
+}
+
+// Last axes contiguous; the first may have any stride.
+template <class A>
+void expect_rows(const A& a, const char* name) {
+  int64_t want = 1;
+  for (size_t i = a.ndim(); i-- > 1;) {
+    if (a.shape(i) > 1 && a.stride(i) != want) fail(std::string(name) + ": all axes but the first must be contiguous");
+    want *= static_cast<int64_t>(a.shape(i));
+  }
+}
+template <class A>
+void expect_whole(const A& a, const char* name) {
+  expect_rows(a, name);
+  const int64_t row = a.shape(0) ? static_cast<int64_t>(a.size() / a.shape(0)) : 0;
+  if (a.ndim() && a.shape(0) > 1 && a.stride(0) != row) fail(std::string(name) + " must be contiguous");
+}
+
+std::atomic<const Kernels*> active{nullptr};
+const Kernels& isa() {
+  const Kernels* k = active.load();
+  if (k == nullptr) active.store(k = choose(nullptr));
+  return *k;
+}
+
+Weight weight_kind(const std::string& name) {
+  if (name == "q4") return Weight::q4;
+  if (name == "q8") return Weight::q8;
+  if (name == "bf16") return Weight::bf16;
+  if (name == "f32") return Weight::f32;
+  fail("unknown weight format " + name + "; there are f32, bf16, q8, q4");
+}
+KV kv_kind(const std::string& name) {
+  if (name == "bf16") return KV::bf16;
+  if (name == "int8") return KV::int8;
+  if (name == "f32") return KV::f32;
+  fail("unknown key/value format " + name + "; there are f32, bf16, int8");
+}
+
+using Bytes = In<uint8_t, 1>;
+
+Matrix matrix(const std::string& kind, int n, int k, const Bytes& data) {
+  const Weight w = weight_kind(kind);
+  expect(n > 0 && k > 0, "weight: n and k must be positive");
+  expect(data.size() == packed_bytes(w, n, k), "weight: the data has not the size of its shape");
+  return {w, n, k, data.data()};
+}
+
+void linear_(InOut<float, 2> x, const std::string& kind, int n, int k, Bytes data, InOut<float, 2> out,
+             std::optional<In<float, 1>> bias, bool accumulate) {
+  const Matrix w = matrix(kind, n, k, data);
+  expect_rows(x, "x");
+  expect_rows(out, "out");
+  expect(static_cast<int>(x.shape(1)) == k, "x: the second axis must be the weight's k");
+  expect(out.shape(0) == x.shape(0) && static_cast<int>(out.shape(1)) == n, "out must be (rows of x, weight's n)");
+  if (bias) {
+    expect_whole(*bias, "bias");
+    expect(static_cast<int>(bias->size()) == n, "bias must be (n,)");
+  }
+  const Out to{out.data(), out.stride(0), bias ? bias->data() : nullptr, accumulate};
+  nb::gil_scoped_release release;
+  linear(isa(), w, x.data(), x.stride(0), static_cast<int>(x.shape(0)), to);
+}
+
+void embed_(const std::string& kind, int n, int k, Bytes data, In<int32_t, 1> ids, InOut<float, 2> out) {
+  const Matrix w = matrix(kind, n, k, data);
+  expect_whole(ids, "ids");
+  expect_rows(out, "out");
+  expect(out.shape(0) == ids.size() && static_cast<int>(out.shape(1)) == k, "out must be (ids, weight's k)");
+  for (size_t i = 0; i < ids.size(); i++) expect(ids.data()[i] >= 0 && ids.data()[i] < n, "ids: an id is out of range");
+  nb::gil_scoped_release release;
+  embed(isa(), w, ids.data(), static_cast<int>(ids.size()), out.data(), out.stride(0));
+}
+
+// Rows of a (T, K) or (T, H, D) array, each of which is normalised over its last axis.
+template <class A>
+size_t inner(const A& a) {
+  return a.ndim() == 3 ? a.shape(1) : 1;
+}
+
+void rmsnorm_(nb::ndarray<float, nb::device::cpu> x, In<float, 1> weight, float eps,
+              nb::ndarray<float, nb::device::cpu> out) {
+  expect(x.ndim() == 2 || x.ndim() == 3, "x must have two or three axes");
+  expect(out.ndim() == x.ndim(), "out must have the shape of x");
+  for (size_t i = 0; i < x.ndim(); i++) expect(out.shape(i) == x.shape(i), "out must have the shape of x");
+  expect_rows(x, "x");
+  expect_rows(out, "out");
+  expect_whole(weight, "weight");
+  const int k = static_cast<int>(weight.size()), heads = static_cast<int>(inner(x));
+  expect(static_cast<int>(x.shape(x.ndim() - 1)) == k, "weight must have the size of the last axis of x");
+  const Kernels& kernels = isa();
+  nb::gil_scoped_release release;
+  for (size_t t = 0; t < x.shape(0); t++)
+    for (int h = 0; h < heads; h++)
+      kernels.rmsnorm(x.data() + t * x.stride(0) + h * k, weight.data(), eps, out.data() + t * out.stride(0) + h * k, k);
+}
+
+void rope_(InOut<float, 3> x, In<int32_t, 1> pos, In<float, 2> table) {
+  expect_rows(x, "x");
+  expect_whole(pos, "pos");
+  expect_whole(table, "table");
+  const int heads = static_cast<int>(x.shape(1)), dim = static_cast<int>(x.shape(2));
+  const int rotated = static_cast<int>(table.shape(1));
+  expect(pos.size() == x.shape(0), "pos must have one entry per row of x");
+  expect(rotated % 2 == 0 && rotated <= dim, "table: its second axis must be even and at most the head's dimension");
+  const int32_t positions = static_cast<int32_t>(table.shape(0));
+  for (size_t t = 0; t < pos.size(); t++)
+    expect(pos.data()[t] >= 0 && pos.data()[t] < positions, "pos: a position is outside the table");
+  const Kernels& kernels = isa();
+  nb::gil_scoped_release release;
+  for (size_t t = 0; t < pos.size(); t++)
+    kernels.rope(x.data() + t * x.stride(0), table.data() + static_cast<size_t>(pos.data()[t]) * rotated, heads, dim, rotated);
+}
+
+void gated_(In<float, 2> gu, const std::string& kind, InOut<float, 2> out) {
+  expect_rows(gu, "gu");
+  expect_rows(out, "out");
+  expect(kind == "silu" || kind == "gelu_tanh", "kind must be silu or gelu_tanh");
+  expect(out.shape(0) == gu.shape(0) && 2 * out.shape(1) == gu.shape(1), "out must be half as wide as gu");
+  const int n = static_cast<int>(out.shape(1)), rows = static_cast<int>(out.shape(0));
+  const bool gelu = kind == "gelu_tanh";
+  const Kernels& kernels = isa();
+  const auto row = [&](int t) {
+    const float* g = gu.data() + t * gu.stride(0);
+    kernels.gated(g, g + n, gelu, out.data() + t * out.stride(0), n);
+  };
+  nb::gil_scoped_release release;
+  if (rows < 8)
+    for (int t = 0; t < rows; t++) row(t);
+  else
+    Pool::get().each(rows, row);
+}
+
+// ---- keys and values
+
+using Cache = InOut<uint8_t, 3>;  // (pages, kv heads, page bytes)
+
+void expect_cache(const Cache& buf, KV kind, size_t dim) {
+  expect_whole(buf, "buf");
+  expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim, "the head's dimension must be a multiple of 16 up to 256");
+  expect(buf.shape(2) == kv_page_bytes(kind, static_cast<int>(dim)), "buf: its pages have not the size of this format");
+}
+
+void expect_kv(const Cache& buf, KV kind, const In<int64_t, 1>& rows, const nb::ndarray<nb::device::cpu>& k,
+               const nb::ndarray<nb::device::cpu>& v) {
+  expect(k.ndim() == 3 && v.ndim() == 3, "k and v must have three axes");
+  for (int i = 0; i < 3; i++) expect(k.shape(i) == v.shape(i), "k and v must have the same shape");
+  expect(k.shape(0) == rows.size() && k.shape(1) == buf.shape(1), "k and v must be (rows, kv heads, dim)");
+  expect_cache(buf, kind, k.shape(2));
+  expect_rows(k, "k");
+  expect_rows(v, "v");
+  expect_whole(rows, "rows");
+  const int64_t limit = static_cast<int64_t>(buf.shape(0)) * kPage;
+  for (size_t i = 0; i < rows.size(); i++)
+    expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
+}
+
+uint8_t* page_at(const Cache& buf, int64_t row, size_t head) {
+  return buf.data() + (static_cast<size_t>(row / kPage) * buf.shape(1) + head) * buf.shape(2);
+}
+
+void kv_write_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, InOut<float, 3> k, InOut<float, 3> v) {
+  const KV kind = kv_kind(fmt);
+  expect_kv(buf, kind, rows, nb::ndarray<nb::device::cpu>(k), nb::ndarray<nb::device::cpu>(v));
+  const int dim = static_cast<int>(k.shape(2)), heads = static_cast<int>(k.shape(1));
+  const Kernels& kernels = isa();
+  const auto head = [&](int h) {  // one thread per head: neighbouring tokens share cache lines
+    for (size_t t = 0; t < rows.size(); t++) {
+      const int64_t row = rows.data()[t];
+      kernels.kv_write(kind, page_at(buf, row, h), static_cast<int>(row % kPage), dim, k.data() + t * k.stride(0) + h * dim,
+                       v.data() + t * v.stride(0) + h * dim);
+    }
+  };
+  nb::gil_scoped_release release;
+  if (rows.size() < 16)
+    for (int h = 0; h < heads; h++) head(h);
+  else
+    Pool::get().each(heads, head);
+}
+
+void kv_read_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, InOut<float, 3> k, InOut<float, 3> v) {
+  const KV kind = kv_kind(fmt);
+  expect_kv(buf, kind, rows, nb::ndarray<nb::device::cpu>(k), nb::ndarray<nb::device::cpu>(v));
+  const int dim = static_cast<int>(k.shape(2)), heads = static_cast<int>(k.shape(1));
+  const Kernels& kernels = isa();
+  nb::gil_scoped_release release;
+  for (size_t t = 0; t < rows.size(); t++)
+    for (int h = 0; h < heads; h++) {
+      const int64_t row = rows.data()[t];
+      kernels.kv_read(kind, page_at(buf, row, h), static_cast<int>(row % kPage), dim, k.data() + t * k.stride(0) + h * dim,
+                      v.data() + t * v.stride(0) + h * dim);
+    }
+}
+
+void attend_(InOut<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, 2> tables, In<int32_t, 1> starts,
+             In<int32_t, 1> lo, In<int32_t, 1> hi, float scale, InOut<float, 3> out, std::optional<InOut<float, 2>> lse) {
+  const KV kind = kv_kind(fmt);
+  const size_t t = q.shape(0), heads = q.shape(1), dim = q.shape(2), kv_heads = buf.shape(1);
+  expect_cache(buf, kind, dim);
+  expect_rows(q, "q");
+  expect_whole(out, "out");
+  expect_whole(tables, "tables");
+  expect_whole(starts, "starts");
+  expect_whole(lo, "lo");
+  expect_whole(hi, "hi");
+  expect(kv_heads > 0 && heads % kv_heads == 0, "q: heads must be a multiple of the key/value heads");
+  expect(heads / kv_heads <= kTile, "q: more than 48 query heads share one key/value head");
+  expect(out.shape(0) == t && out.shape(1) == heads && out.shape(2) == dim, "out must have the shape of q");
+  expect(lo.size() == t && hi.size() == t, "lo and hi must have one entry per row of q");
+  expect(starts.size() == tables.shape(0) + 1, "starts must have one entry more than tables has rows");
+  if (lse) {
+    expect_whole(*lse, "lse");
+    expect(lse->shape(0) == t && lse->shape(1) == heads, "lse must be (rows, heads)");
+  }
+  std::vector<Span> streams;
+  const int pages = static_cast<int>(buf.shape(0)), width = static_cast<int>(tables.shape(1));
+  expect(starts.data()[0] == 0 && starts.data()[tables.shape(0)] == static_cast<int>(t), "starts must run from 0 to the rows");
+  for (size_t b = 0; b < tables.shape(0); b++) {
+    const int t0 = starts.data()[b], t1 = starts.data()[b + 1];
+    expect(t0 <= t1, "starts must not decrease");
+    int last = 0;
+    for (int r = t0; r < t1; r++) {
+      expect(lo.data()[r] >= 0, "lo must not be negative");
+      last = std::max(last, hi.data()[r]);
+    }
+    const int used = (last + kPage - 1) / kPage;
+    expect(used <= width, "hi: a row looks beyond its stream's pages");
+    const int32_t* table = tables.data() + b * width;
+    for (int p = 0; p < used; p++) expect(table[p] >= 0 && table[p] < pages, "tables: a page id is out of range");
+    streams.push_back({t0, t1});
+  }
+  Look look{q.data(), q.stride(0), buf.data(), kind, static_cast<int>(dim), static_cast<int>(kv_heads),
+            static_cast<int>(heads / kv_heads), buf.shape(2), nullptr, lo.data(), hi.data(), scale};
+  nb::gil_scoped_release release;
+  attend(isa(), look, streams, tables.data(), width, out.data(), lse ? lse->data() : nullptr);
+}
+
+// ---- memory and packing
+
+using Whole = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+// Zeroed, 2 MiB aligned where it is that large, taken from the system only as it is touched.
+Whole alloc(size_t size) {
+  constexpr size_t huge = size_t{2} << 20;
+  const size_t align = size >= huge ? huge : 64, room = (std::max(size, size_t{1}) + align - 1) / align * align;
+#if defined(__linux__)
+  void* base = mmap(nullptr, room + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) throw std::bad_alloc();
+  uint8_t* p = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(base) + align - 1) / align * align);
+  if (size >= huge) madvise(p, room, MADV_HUGEPAGE);
+  struct Block {
+    void* base;
+    size_t size;
+  };
+  nb::capsule owner(new Block{base, room + align}, [](void* b) noexcept {
+    munmap(static_cast<Block*>(b)->base, static_cast<Block*>(b)->size);
+    delete static_cast<Block*>(b);
+  });
+#else
+  uint8_t* p = static_cast<uint8_t*>(std::aligned_alloc(align, room));
+  if (p == nullptr) throw std::bad_alloc();
+  std::memset(p, 0, room);
+  nb::capsule owner(p, [](void* b) noexcept { std::free(b); });
+#endif
+  return Whole(p, {size}, owner);
+}
+
+template <class T>
+void expect_matrix(const In<T, 2>& a, const char* name, size_t n, size_t k) {
+  expect_whole(a, name);
+  if (a.shape(0) != n || a.shape(1) != k) fail(std::string(name) + " has the wrong shape");
+}
+
+Whole pack_q4_(In<uint8_t, 2> q, In<float, 2> d, In<float, 2> m) {
+  const size_t n = q.shape(0), k = q.shape(1);
+  expect(k % kGroup == 0, "q: columns must be a multiple of 32 for integer formats");
+  expect_matrix(q, "q", n, k);
+  expect_matrix(d, "d", n, k / kGroup);
+  expect_matrix(m, "m", n, k / kGroup);
+  Whole out = alloc(packed_bytes(Weight::q4, static_cast<int>(n), static_cast<int>(k)));
+  nb::gil_scoped_release release;
+  pack_q4(q.data(), d.data(), m.data(), static_cast<int>(n), static_cast<int>(k), out.data());
+  return out;
+}
+
+Whole pack_q8_(In<int8_t, 2> q, In<float, 2> d) {
+  const size_t n = q.shape(0), k = q.shape(1);
+  expect(k % kGroup == 0, "q: columns must be a multiple of 32 for integer formats");
+  expect_matrix(q, "q", n, k);
+  expect_matrix(d, "d", n, k / kGroup);
+  Whole out = alloc(packed_bytes(Weight::q8, static_cast<int>(n), static_cast<int>(k)));
+  nb::gil_scoped_release release;
+  pack_q8(q.data(), d.data(), static_cast<int>(n), static_cast<int>(k), out.data());
+  return out;
+}
+
+Whole pack_float_(In<float, 2> w, const std::string& kind) {
+  const Weight to = weight_kind(kind);
+  expect(to == Weight::bf16 || to == Weight::f32, "kind must be bf16 or f32");
+  const int n = static_cast<int>(w.shape(0)), k = static_cast<int>(w.shape(1));
+  expect(k % 2 == 0 || to == Weight::f32, "w: columns must be even for bf16");
+  expect_whole(w, "w");
+  Whole out = alloc(packed_bytes(to, n, k));
+  nb::gil_scoped_release release;
+  (to == Weight::bf16 ? pack_bf16 : pack_f32)(w.data(), n, k, out.data());
+  return out;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native operators on numpy arrays. Use them through diastole.kernels.table.";
+  m.def("linear", linear_, nb::arg("x"), nb::arg("kind"), nb::arg("n"), nb::arg("k"), nb::arg("data"), nb::arg("out"),
+        nb::arg("bias").none(), nb::arg("accumulate"));
+  m.def("embed", embed_);
+  m.def("rmsnorm", rmsnorm_);
+  m.def("rope", rope_);
+  m.def("gated", gated_);
+  m.def("kv_write", kv_write_);
+  m.def("kv_read", kv_read_);
+  m.def("attend", attend_, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("tables"), nb::arg("starts"),
+        nb::arg("lo"), nb::arg("hi"), nb::arg("scale"), nb::arg("out"), nb::arg("lse").none());
+  m.def("kv_page_bytes", [](const std::string& fmt, int dim) { return kv_page_bytes(kv_kind(fmt), dim); });
+  m.def("alloc", alloc);
+  m.def("pack_q4", pack_q4_);
+  m.def("pack_q8", pack_q8_);
+  m.def("pack_float", pack_float_);
+  m.def("isa", [] { return std::string(isa().name); });
+  m.def("set_isa", [](const std::string& name) {
+    const Kernels* found = choose(name.c_str());
+    if (found == nullptr) fail("this machine does not run the kernels called " + name);
+    active.store(found);
+  });
+  m.def("isas", [] {
+    nb::list names;
+    for (const char* name : {"avx512bf16", "avx512", "avx2", "scalar"})
+      if (choose(name) != nullptr) names.append(name);
+    return names;
+  });
+  m.def("threads", [] { return Pool::get().threads(); });
+  m.def("set_threads", [](int n) {
+    expect(n >= 1 && n <= 1024, "threads must be between 1 and 1024");
+    nb::gil_scoped_release release;
+    Pool::get().set_threads(n);
+  });
+}

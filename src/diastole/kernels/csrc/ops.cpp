@@ -1,0 +1,288 @@
+#include "ops.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "pool.hpp"
+
+namespace diastole {
+namespace {
+
+constexpr double kAlone = 40e3;  // multiply-adds below which waking others costs more than it brings
+constexpr int kTokenBlock = 128;  // rows of x that stay in a core's cache while weights pass
+constexpr int kRowBlocks = 8;     // blocks of weight rows that stay there too
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Scratch memory of the calling thread, grown and kept.
+template <class T>
+T* scratch(std::vector<T>& store, size_t n) {
+  if (store.size() < n) store.resize(n);
+  return store.data();
+}
+
+Rows open_rows(Weight kind, const float* x, ptrdiff_t stride, int t, int k) {
+  static thread_local std::vector<uint16_t> h;
+  static thread_local std::vector<int8_t> q;
+  static thread_local std::vector<float> scale, offset;
+  static thread_local std::vector<int32_t> total;
+  Rows rows{t, k, x, stride, nullptr, nullptr, nullptr, nullptr, nullptr};
+  const size_t n = static_cast<size_t>(t) * k, groups = n / kGroup;
+  if (kind == Weight::bf16) rows.h = scratch(h, n);
+  if (kind == Weight::q8 || kind == Weight::q4) {
+    rows.q = scratch(q, n);
+    rows.scale = scratch(scale, groups);
+    rows.offset = scratch(offset, groups);
+    rows.total = scratch(total, groups);
+  }
+  return rows;
+}
+
+}  // namespace
+
+void linear(const Kernels& isa, const Matrix& w, const float* x, ptrdiff_t x_stride, int t, const Out& out) {
+  Rows rows = open_rows(w.kind, x, x_stride, t, w.k);
+  const int blocks = ceil_div(w.n, kRows);
+  Pool& pool = Pool::get();
+  if (static_cast<double>(w.n) * w.k * t < kAlone) {
+    isa.prepare(w.kind, x, x_stride, rows, 0, t);
+    isa.multiply(w, rows, out, 0, blocks, 0, t);
+    return;
+  }
+  if (t < 8) {
+    isa.prepare(w.kind, x, x_stride, rows, 0, t);
+  } else {
+    const int part = 8;
+    pool.each(ceil_div(t, part), [&](int i) {
+      isa.prepare(w.kind, x, x_stride, rows, i * part, std::min((i + 1) * part, t));
+    });
+  }
+  // Few rows: the weights stream past once, in pieces small enough to share fairly. Many rows: tiles that stay in cache.
+  const int step_b = t < 16 ? std::max(2, ceil_div(blocks, pool.threads() * 8) / 2 * 2) : kRowBlocks;
+  const int step_t = t < 16 ? t : kTokenBlock;
+  const int columns = ceil_div(blocks, step_b);
+  pool.each(columns * ceil_div(t, step_t), [&](int i) {
+    const int b = i % columns * step_b, r = i / columns * step_t;
+    isa.multiply(w, rows, out, b, std::min(b + step_b, blocks), r, std::min(r + step_t, t));
+  });
+}
+
+void embed(const Kernels& isa, const Matrix& w, const int32_t* ids, int t, float* out, ptrdiff_t stride) {
+  const int part = 32;
+  Pool::get().each(ceil_div(t, part),
+                   [&](int i) { isa.embed(w, ids, out, stride, i * part, std::min((i + 1) * part, t)); });
+}
+
+// ---- attention
+
+namespace {
+
+struct Tile {  // some rows of one stream that walk its pages together
+  const int32_t* table;
+  int t0, t1;
+  int s0, s1;  // splits that any of them sees
+};
+
+std::vector<Tile> tiles_of(const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t stride) {
+  std::vector<Tile> tiles;
+  const int most = std::max(1, kTile / look.group);
+  for (size_t b = 0; b < streams.size(); b++) {
+    for (int t = streams[b].t0; t < streams[b].t1; t += most) {
+      Tile tile{tables + static_cast<ptrdiff_t>(b) * stride, t, std::min(t + most, streams[b].t1), 1 << 30, 0};
+      for (int r = tile.t0; r < tile.t1; r++) {
+        if (look.lo[r] >= look.hi[r]) continue;
+        tile.s0 = std::min(tile.s0, look.lo[r] / kSplit);
+        tile.s1 = std::max(tile.s1, ceil_div(look.hi[r], kSplit));
+      }
+      if (tile.s0 >= tile.s1) tile.s0 = tile.s1 = 0;
+      tiles.push_back(tile);
+    }
+  }
+  return tiles;
+}
+
+void clear(Partial& p, int dim) {
+  p.most = -1e30f;
+  p.sum = 0;
+  std::memset(p.out, 0, sizeof(float) * dim);
+}
+
+void finish(const Partial* whole, const Look& look, const Tile& tile, int g, float* out, float* lse) {
+  const int heads = look.kv_heads * look.group;
+  for (int i = 0; i < (tile.t1 - tile.t0) * look.group; i++) {
+    const Partial& p = whole[i];
+    const size_t row = static_cast<size_t>(tile.t0 + i / look.group) * heads + g * look.group + i % look.group;
+    const float inverse = p.sum > 0 ? 1.f / p.sum : 0.f;
+    for (int d = 0; d < look.dim; d++) out[row * look.dim + d] = p.out[d] * inverse;
+    if (lse != nullptr) lse[row] = p.sum > 0 ? p.most + std::log(p.sum) : -INFINITY;
+  }
+}
+
+Look with_table(const Look& look, const Tile& tile) {
+  Look own = look;
+  own.table = tile.table;
+  return own;
+}
+
+}  // namespace
+
+void attend(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables,
+            ptrdiff_t table_stride, float* out, float* lse) {
+  const std::vector<Tile> tiles = tiles_of(look, streams, tables, table_stride);
+  Pool& pool = Pool::get();
+  const int heads = look.kv_heads, whole = static_cast<int>(tiles.size()) * heads;
+  int splits = 0;
+  for (const Tile& tile : tiles) splits = std::max(splits, tile.s1 - tile.s0);
+
+  if (whole >= 4 * pool.threads() || splits <= 1) {  // enough tiles: each walks all its splits
+    pool.each(whole, [&](int i) {
+      static thread_local std::unique_ptr<Partial[]> sums(new Partial[kTile]), part(new Partial[kTile]);
+      const Tile& tile = tiles[i / heads];
+      const int g = i % heads, n = (tile.t1 - tile.t0) * look.group;
+      const Look own = with_table(look, tile);
+      for (int r = 0; r < n; r++) clear(sums[r], look.dim);
+      for (int s = tile.s0; s < tile.s1; s++) {
+        isa.attend(own, g, tile.t0, tile.t1, s, part.get());
+        for (int r = 0; r < n; r++) isa.merge(sums[r], part[r], look.dim);
+      }
+      finish(sums.get(), look, tile, g, out, lse);
+    });
+    return;
+  }
+
+  // Few rows over a long context: every split is a task of its own, merged afterwards in the same order as above.
+  struct Task {
+    int tile, g, split;
+    size_t at;
+  };
+  std::vector<Task> tasks;
+  size_t room = 0;
+  for (int i = 0; i < static_cast<int>(tiles.size()); i++) {
+    const size_t n = static_cast<size_t>(tiles[i].t1 - tiles[i].t0) * look.group;
+    for (int g = 0; g < heads; g++)
+      for (int s = tiles[i].s0; s < tiles[i].s1; s++, room += n) tasks.push_back({i, g, s, room});
+  }
+  std::unique_ptr<Partial[]> parts(new Partial[room + kTile]);
+  Partial* sums = parts.get() + room;
+  pool.each(static_cast<int>(tasks.size()), [&](int i) {
+    const Task& task = tasks[i];
+    const Tile& tile = tiles[task.tile];
+    isa.attend(with_table(look, tile), task.g, tile.t0, tile.t1, task.split, parts.get() + task.at);
+  });
+  size_t next = 0;
+  for (const Tile& tile : tiles) {
+    const int n = (tile.t1 - tile.t0) * look.group;
+    for (int g = 0; g < heads; g++) {
+      for (int r = 0; r < n; r++) clear(sums[r], look.dim);
+      for (int s = tile.s0; s < tile.s1; s++, next++)
+        for (int r = 0; r < n; r++) isa.merge(sums[r], parts[tasks[next].at + r], look.dim);
+      finish(sums, look, tile, g, out, lse);
+    }
+  }
+}
+
+// ---- packing
+
+namespace {
+
+uint16_t to_f16(float x) {  // round half to even; too large becomes infinite
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return sign | 0x7e00u;
+  if (u >= 0x477ff000u) return sign | 0x7c00u;
+  if (u < 0x38800000u) {  // subnormal: let the addition round
+    float y;
+    std::memcpy(&y, &u, 4);
+    y += 0.5f;
+    std::memcpy(&u, &y, 4);
+    return sign | static_cast<uint16_t>(u - 0x3f000000u);
+  }
+  u += 0xc8000fffu + ((u >> 13) & 1u);
+  return sign | static_cast<uint16_t>(u >> 13);
+}
+
+uint16_t to_bf16(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+}  // namespace
+
+size_t packed_bytes(Weight kind, int n, int k) {
+  const size_t rows = static_cast<size_t>(ceil_div(n, kRows)) * kRows;
+  switch (kind) {
+    case Weight::q4: return rows / kRows * (k / kGroup) * 320;
+    case Weight::q8: return rows / kRows * (k / kGroup) * (512 + 32);
+    case Weight::bf16: return rows * k * 2;
+    case Weight::f32: return rows * k * 4;
+  }
+  return 0;
+}
+
+void pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out) {
+  const int groups = k / kGroup;
+  Pool::get().each(ceil_div(n, kRows), [&](int b) {
+    for (int g = 0; g < groups; g++) {
+      uint8_t* p = out + (static_cast<size_t>(b) * groups + g) * 320;
+      std::memset(p, 0, 320);
+      for (int r = 0; r < kRows && b * kRows + r < n; r++) {
+        const size_t row = static_cast<size_t>(b) * kRows + r;
+        const uint8_t* s = q + row * k + g * kGroup;
+        for (int i = 0; i < 16; i++)
+          p[(i / 4) * 64 + r * 4 + i % 4] = static_cast<uint8_t>((s[i] & 15) | (s[16 + i] << 4));
+        const uint16_t dh = to_f16(d[row * groups + g]), mh = to_f16(m[row * groups + g]);
+        std::memcpy(p + 256 + 2 * r, &dh, 2);
+        std::memcpy(p + 288 + 2 * r, &mh, 2);
+      }
+    }
+  });
+}
+
+void pack_q8(const int8_t* q, const float* d, int n, int k, uint8_t* out) {
+  const int groups = k / kGroup, blocks = ceil_div(n, kRows);
+  uint8_t* scales = out + static_cast<size_t>(blocks) * groups * 512;
+  Pool::get().each(blocks, [&](int b) {
+    for (int g = 0; g < groups; g++) {
+      const size_t at = static_cast<size_t>(b) * groups + g;
+      uint8_t* p = out + at * 512;
+      std::memset(p, 0, 512);
+      std::memset(scales + at * 32, 0, 32);
+      for (int r = 0; r < kRows && b * kRows + r < n; r++) {
+        const size_t row = static_cast<size_t>(b) * kRows + r;
+        for (int i = 0; i < kGroup; i++)
+          p[(i / 4) * 64 + r * 4 + i % 4] = static_cast<uint8_t>(q[row * k + g * kGroup + i]);
+        const uint16_t dh = to_f16(d[row * groups + g]);
+        std::memcpy(scales + at * 32 + 2 * r, &dh, 2);
+      }
+    }
+  });
+}
+
+void pack_bf16(const float* w, int n, int k, uint8_t* out) {
+  Pool::get().each(ceil_div(n, kRows), [&](int b) {
+    uint16_t* p = reinterpret_cast<uint16_t*>(out) + static_cast<size_t>(b) * k * kRows;
+    for (int r = 0; r < kRows; r++)
+      for (int i = 0; i < k; i++) {
+        const size_t row = static_cast<size_t>(b) * kRows + r;
+        p[(i / 2) * 32 + r * 2 + i % 2] = row < static_cast<size_t>(n) ? to_bf16(w[row * k + i]) : 0;
+      }
+  });
+}
+
+void pack_f32(const float* w, int n, int k, uint8_t* out) {
+  Pool::get().each(ceil_div(n, kRows), [&](int b) {
+    float* p = reinterpret_cast<float*>(out) + static_cast<size_t>(b) * k * kRows;
+    for (int r = 0; r < kRows; r++)
+      for (int i = 0; i < k; i++) {
+        const size_t row = static_cast<size_t>(b) * kRows + r;
+        p[static_cast<size_t>(i) * kRows + r] = row < static_cast<size_t>(n) ? w[row * k + i] : 0.f;
+      }
+  });
+}
+
+}  // namespace diastole

@@ -1,0 +1,170 @@
+"""The operators in plain torch: slow, obvious, and what the native ones are tested against.
+
+``exact`` makes it the oracle of arithmetic: weights and activations are then not rounded to the packed formats'
+precision of activations, so a result is that of the dequantised weights in float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from diastole.kernels.table import Format, Packed
+from diastole.types import Array
+
+PAGE = 64
+
+
+class TorchOps:
+    """See ``table.Ops`` for shapes. Weights are kept dequantised, pages as float32 rows."""
+
+    name = "torch"
+
+    def __init__(self, exact: bool = False) -> None:
+        self.exact = exact
+
+    # ---- weights
+
+    def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
+        groups = q.reshape(len(q), -1, 32).astype(np.float32)
+        return _keep("q4", (_f16(d)[..., None] * groups + _f16(m)[..., None]).reshape(q.shape))
+
+    def pack_q8(self, q: Array, d: Array) -> Packed:
+        groups = q.reshape(len(q), -1, 32).astype(np.float32)
+        return _keep("q8", (_f16(d)[..., None] * groups).reshape(q.shape))
+
+    def pack_bf16(self, w: Array) -> Packed:
+        return _keep("bf16", _tensor(w).bfloat16().float().numpy())
+
+    def pack_f32(self, w: Array) -> Packed:
+        return _keep("f32", w)
+
+    def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
+        rows = _tensor(x)
+        if not self.exact:
+            rows = _rounded(rows, w.fmt)
+        y = rows @ _weights(w).T
+        if bias is not None:
+            y += _tensor(bias)
+        out[...] = out + y.numpy() if accumulate else y.numpy()
+
+    def embed(self, w: Packed, ids: Array, out: Array) -> None:
+        if len(ids) and not (0 <= ids.min() and ids.max() < w.n):
+            raise ValueError("ids: an id is out of range")
+        out[...] = _weights(w)[_tensor(ids).long()].numpy()
+
+    # ---- row-wise
+
+    def rmsnorm(self, x: Array, weight: Array, eps: float, out: Array) -> None:
+        v = _tensor(x)
+        out[...] = (v / (v.square().mean(-1, keepdim=True) + eps).sqrt() * _tensor(weight)).numpy()
+
+    def rope(self, x: Array, pos: Array, table: Array) -> None:
+        if len(pos) and not (0 <= pos.min() and pos.max() < len(table)):
+            raise ValueError("pos: a position is outside the table")
+        half = table.shape[1] // 2
+        at = _tensor(table)[_tensor(pos).long()][:, None]
+        cos, sin = at[..., :half], at[..., half:]
+        a, b = _tensor(x)[..., :half].clone(), _tensor(x)[..., half : 2 * half].clone()
+        x[..., :half] = (a * cos - b * sin).numpy()
+        x[..., half : 2 * half] = (b * cos + a * sin).numpy()
+
+    def gated(self, gu: Array, kind: str, out: Array) -> None:
+        gate, up = _tensor(gu).chunk(2, dim=1)
+        silu = torch.nn.functional.silu
+        act = silu(gate) if kind == "silu" else torch.nn.functional.gelu(gate, approximate="tanh")
+        out[...] = (act * up).numpy()
+
+    # ---- keys and values: pages of float32 rows, rounded to the format's precision when written
+
+    def kv_page_bytes(self, fmt: str, dim: int) -> int:
+        return 2 * PAGE * dim * 4
+
+    def alloc(self, size: int) -> Array:
+        return np.zeros(size, np.uint8)
+
+    def kv_write(self, buf: Array, fmt: str, rows: Array, k: Array, v: Array) -> None:
+        cache = _cache(buf)
+        if len(rows) and not (0 <= rows.min() and rows.max() < len(buf) * PAGE):
+            raise ValueError("rows: a row is outside the pages")
+        for i, part in enumerate((k, v)):
+            cache[rows // PAGE, :, i, rows % PAGE] = _stored(_tensor(part), fmt).numpy()
+
+    def kv_read(self, buf: Array, fmt: str, rows: Array, k: Array, v: Array) -> None:
+        cache = _cache(buf)
+        k[...], v[...] = cache[rows // PAGE, :, 0, rows % PAGE], cache[rows // PAGE, :, 1, rows % PAGE]
+
+    def attend(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None = None,
+    ) -> None:
+        cache = _cache(buf)
+        share = q.shape[1] // cache.shape[1]
+        for b, table in enumerate(tables):
+            span = slice(int(starts[b]), int(starts[b + 1]))
+            n = int(hi[span].max(initial=0))
+            at = np.arange(n)
+            if n > len(table) * PAGE or (n and not 0 <= table[: -(-n // PAGE)].max() < len(buf)):
+                raise ValueError("tables: a row looks beyond its stream's pages")
+            pages = table[at // PAGE]
+            k, v = (_tensor(cache[pages, :, i, at % PAGE]).repeat_interleave(share, 1) for i in (0, 1))
+            scores = torch.einsum("thd,nhd->htn", _tensor(q[span]), k) * scale
+            seen = (at >= lo[span, None]) & (at < hi[span, None])
+            scores = scores.masked_fill(~_tensor(seen), -torch.inf)
+            total = scores.logsumexp(-1) if n else torch.full(scores.shape[:2], -torch.inf)
+            weights = torch.nan_to_num((scores - total[..., None]).exp())
+            out[span] = torch.einsum("htn,nhd->thd", weights, v).numpy()
+            if lse is not None:
+                lse[span] = total.T.numpy()
+
+
+def _tensor(a: Array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(a))
+
+
+def _f16(a: Array) -> Array:
+    return a.astype(np.float16).astype(np.float32)
+
+
+def _keep(fmt: Format, w: Array) -> Packed:
+    data = np.ascontiguousarray(w, np.float32)
+    return Packed(fmt, data.shape[0], data.shape[1], data.reshape(-1).view(np.uint8))
+
+
+def _weights(w: Packed) -> torch.Tensor:
+    return torch.from_numpy(w.data.view(np.float32).reshape(w.n, w.k))
+
+
+def _rounded(x: torch.Tensor, fmt: Format) -> torch.Tensor:
+    """Activations as the packed format's kernels see them."""
+    if fmt == "f32":
+        return x
+    if fmt == "bf16":
+        return x.bfloat16().float()
+    groups = x.reshape(len(x), -1, 32)
+    most = groups.abs().amax(-1, keepdim=True)
+    q = (groups * torch.where(most > 0, 127 / most, 0)).round()
+    return (q * (most / 127)).reshape(x.shape)
+
+
+def _stored(x: torch.Tensor, fmt: str) -> torch.Tensor:
+    if fmt == "f32":
+        return x
+    if fmt == "bf16":
+        return x.bfloat16().float()
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return torch.where(scale > 0, (x / scale).round() * scale, 0)
+
+
+def _cache(buf: Array) -> Array:
+    pages, heads, _ = buf.shape
+    return buf.view(np.float32).reshape(pages, heads, 2, PAGE, -1)

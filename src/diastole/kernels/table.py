@@ -1,0 +1,223 @@
+"""The operators by one face, native or not.
+
+Arrays are numpy, float32 unless said otherwise, last axes contiguous; "row stride" means that the first axis may have
+any stride, as views into a wider buffer do. Wrong shapes and indices out of range raise ``ValueError`` naming the
+argument; nothing outside the arrays is ever touched.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from diastole.types import Array, UserError
+
+Format = Literal["f32", "bf16", "q8", "q4"]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A weight matrix (n, k) in the layout that the operators read: data (bytes,) uint8."""
+
+    fmt: Format
+    n: int
+    k: int
+    data: Array
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+
+class Ops(Protocol):
+    """What runs a model. T rows, H heads of dimension D, Hkv key/value heads, pages of 64 tokens."""
+
+    name: str
+
+    def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
+        """w = d q + m per 32 columns: q (N, K) uint8 of 0..15; d, m (N, K/32), kept as float16."""
+        ...
+
+    def pack_q8(self, q: Array, d: Array) -> Packed:
+        """w = d q per 32 columns: q (N, K) int8; d (N, K/32), kept as float16."""
+        ...
+
+    def pack_bf16(self, w: Array) -> Packed:
+        """w (N, K) rounded to bfloat16."""
+        ...
+
+    def pack_f32(self, w: Array) -> Packed:
+        """w (N, K) as it is."""
+        ...
+
+    def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
+        """out (T, N) = or += x (T, K) Wᵀ + bias (N,). x and out with row stride. Integer formats round x to int8 per
+        row and 32 columns, bf16 rounds it to bfloat16."""
+        ...
+
+    def embed(self, w: Packed, ids: Array, out: Array) -> None:
+        """out (T, K), row stride = rows ids (T,) int32 of W."""
+        ...
+
+    def rmsnorm(self, x: Array, weight: Array, eps: float, out: Array) -> None:
+        """out = x / sqrt(mean(x²) + eps) · weight over the last axis; x (T, K) or (T, H, D), row stride; may be x."""
+        ...
+
+    def rope(self, x: Array, pos: Array, table: Array) -> None:
+        """Rotate x (T, H, D), row stride, in place: pos (T,) int32, table (P, R) of nn.rope, first R dimensions."""
+        ...
+
+    def gated(self, gu: Array, kind: str, out: Array) -> None:
+        """out (T, F) = act(gate) · up, gu (T, 2F) = gate then up; kind "silu" or "gelu_tanh"."""
+        ...
+
+    def kv_page_bytes(self, fmt: str, dim: int) -> int:
+        """Bytes of one page of one key/value head."""
+        ...
+
+    def alloc(self, size: int) -> Array:
+        """(size,) uint8, zeroed, taken from the system only as it is touched."""
+        ...
+
+    def kv_write(self, buf: Array, fmt: str, rows: Array, k: Array, v: Array) -> None:
+        """Store k, v (T, Hkv, D), row stride, at rows (T,) int64 = page · 64 + slot of buf (pages, Hkv, bytes)."""
+        ...
+
+    def kv_read(self, buf: Array, fmt: str, rows: Array, k: Array, v: Array) -> None:
+        """The inverse of kv_write, dequantised."""
+        ...
+
+    def attend(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None = None,
+    ) -> None:
+        """Softmax attention of q (T, H, D), row stride, over paged keys and values.
+
+        Row t of stream b (starts[b] <= t < starts[b+1]) sees that stream's tokens lo[t] <= j < hi[t], which lie on the
+        pages tables[b] (B, P) int32. out (T, H, D); lse (T, H): log of the sum of exponentials. A row that sees nothing
+        gives zeros and -inf.
+        """
+        ...
+
+
+class Native:
+    """The compiled operators."""
+
+    def __init__(self, module: Any) -> None:
+        self._n = module
+        self.name = f"native-{module.isa()}"
+        self.embed_ = module.embed
+        self.rmsnorm = module.rmsnorm
+        self.rope = module.rope
+        self.gated = module.gated
+        self.kv_page_bytes = module.kv_page_bytes
+        self.alloc = module.alloc
+        self.kv_write = module.kv_write
+        self.kv_read = module.kv_read
+
+    def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
+        return Packed("q4", q.shape[0], q.shape[1], self._n.pack_q4(q, d, m))
+
+    def pack_q8(self, q: Array, d: Array) -> Packed:
+        return Packed("q8", q.shape[0], q.shape[1], self._n.pack_q8(q, d))
+
+    def pack_bf16(self, w: Array) -> Packed:
+        return Packed("bf16", w.shape[0], w.shape[1], self._n.pack_float(np.ascontiguousarray(w, np.float32), "bf16"))
+
+    def pack_f32(self, w: Array) -> Packed:
+        return Packed("f32", w.shape[0], w.shape[1], self._n.pack_float(np.ascontiguousarray(w, np.float32), "f32"))
+
+    def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
+        self._n.linear(x, w.fmt, w.n, w.k, w.data, out, bias, accumulate)
+
+    def embed(self, w: Packed, ids: Array, out: Array) -> None:
+        self.embed_(w.fmt, w.n, w.k, w.data, ids, out)
+
+    def attend(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None = None,
+    ) -> None:
+        self._n.attend(q, buf, fmt, tables, starts, lo, hi, scale, out, lse)
+
+
+_INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "scalar")
+
+
+def load(threads: int | None = None, prefer: str = "auto") -> Ops:
+    """The operators to use.
+
+    Args:
+        threads: of the native pool, shared by the whole process; None: one per physical core.
+        prefer: "auto" takes the native ones if they are built; "native" insists; "avx512bf16", "avx512", "avx2" and
+            "scalar" insist on an instruction set; "torch" takes the slow, obvious ones.
+
+    Raises:
+        UserError: what is insisted on is not to be had.
+    """
+    module = None if prefer == "torch" else _module()
+    if module is None:
+        if prefer not in {"auto", "torch"}:
+            raise UserError(
+                f"the native operators are not built, so kernels = {prefer!r} cannot be had: install with a C++17 compiler",
+                param="kernels",
+            )
+        if prefer == "auto":
+            warnings.warn("native operators are not built: running on torch, which is slow", stacklevel=2)
+        from diastole.kernels.ref import TorchOps
+
+        return TorchOps()
+    if prefer in _INSTRUCTION_SETS:
+        if prefer not in module.isas():
+            raise UserError(
+                f"this machine does not run {prefer!r} kernels; it runs {', '.join(module.isas())}", param="kernels"
+            )
+        module.set_isa(prefer)
+    elif prefer not in {"auto", "native"}:
+        known = ", ".join(("auto", "native", *_INSTRUCTION_SETS, "torch"))
+        raise UserError(f"unknown kernels {prefer!r}; there are {known}", param="kernels")
+    module.set_threads(threads or physical_cores())
+    return Native(module)
+
+
+def _module() -> Any:
+    try:
+        from diastole.kernels import _native
+    except ImportError:
+        return None
+    return _native
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, counting two hardware threads of one core once."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in allowed:
+        try:
+            at = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+            cores.add(((at / "physical_package_id").read_text(), (at / "core_id").read_text()))
+        except OSError:
+            return len(allowed)
+    return max(len(cores), 1)

@@ -1,0 +1,96 @@
+"""Errors as OpenAI's clients expect them: ``{"error": {"message", "type", "param", "code"}}`` with a matching status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from diastole.types import UserError
+
+TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+# What floors below the server say by code only.
+STATUSES: Mapping[str, int] = {
+    "model_not_found": 404,
+    "template_not_allowed": 403,
+    "overloaded": 503,
+    "slo_unattainable": 503,
+}
+
+
+class ErrorBody(msgspec.Struct):
+    """``code`` is a word, never the HTTP status."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(msgspec.Struct):
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: of HTTP; it decides the error's type.
+        message: for the user: what is wrong, and what would be right.
+        retry_after: seconds after which another attempt makes sense.
+        close: end the connection, since the rest of the request was not read.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+        close: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers: dict[str, str] = dict(headers or {})
+        if retry_after is not None:
+            self.headers["retry-after"] = str(retry_after)
+        if close:
+            self.headers["connection"] = "close"
+
+    def body(self) -> bytes:
+        """The JSON that is sent."""
+        return error_json(self.status, self.message, self.param, self.code)
+
+
+def error_json(status: int, message: str, param: str | None = None, code: str | None = None) -> bytes:
+    """An error's JSON."""
+    kind = TYPES.get(status, "invalid_request_error")
+    # A message may quote the request: a lone surrogate in it has no UTF-8 form.
+    clean = message.encode("utf-8", "replace").decode("utf-8")
+    return msgspec.json.encode(ErrorReply(ErrorBody(clean, kind, param, code)))
+
+
+def of_user_error(error: UserError, names: Mapping[str, str] | None = None) -> ApiError:
+    """The answer to a user error. ``names`` gives the request's own words for renamed fields."""
+    message, param = error.message, error.param
+    if names is not None and param is not None and param in names:
+        message, param = message.replace(param, names[param], 1), names[param]
+    status = STATUSES.get(error.code or "", 400)
+    return ApiError(status, message, param=param, code=error.code, retry_after=5 if status == 503 else None)
+
+
+class Gone(Exception):
+    """The client has left, or reads too slowly to be served. Nobody is there to be answered."""

@@ -1,0 +1,132 @@
+"""Generation: the streams of one HTTP request, as one sequence of deltas that ends well or raises."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from diastole.frontend.types import Delta
+from diastole.params import SamplingParams
+from diastole.serve.errors import ApiError, of_user_error
+from diastole.serve.interface import TextService
+from diastole.serve.replies import Cached, UsageReply
+from diastole.types import SLO, UserError
+
+AHEAD = 64  # deltas of several prompts that may wait for a slow reader
+
+
+class Generation:
+    """One or several prompts with ``params.n`` choices each.
+
+    Choice c of prompt p is choice ``p * n + c`` of the answer.
+
+    Args:
+        id: of the answer; the engine's request ids are made from it.
+    """
+
+    def __init__(
+        self,
+        service: TextService,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        id: str,
+        slo: SLO | None = None,
+        salt: str = "",
+    ) -> None:
+        self.service, self.prompts, self.params = service, prompts, params
+        self.id, self.slo, self.salt = id, slo, salt
+        self.created = int(time.time())
+        self._usage = [(0, 0, 0)] * len(prompts)
+
+    @property
+    def choices(self) -> int:
+        return len(self.prompts) * self.params.n
+
+    def usage(self) -> UsageReply:
+        """Tokens so far."""
+        prompt, cached, generated = (sum(u) for u in zip(*self._usage, strict=True))
+        return UsageReply(prompt, generated, prompt + generated, Cached(cached))
+
+    @asynccontextmanager
+    async def deltas(self) -> AsyncIterator[AsyncIterator[Delta]]:
+        """Run everything; leaving the context aborts what still runs.
+
+        Raises:
+            ApiError: the engine refused the request, failed, or ended without finishing every choice.
+        """
+        stream = self._one(0) if len(self.prompts) == 1 else self._all()
+        try:
+            yield stream
+        finally:
+            await _close(stream)
+
+    async def _one(self, which: int) -> AsyncIterator[Delta]:
+        """Deltas of one prompt, renumbered."""
+        n = self.params.n
+        open_ = set(range(n))
+        id = self.id if len(self.prompts) == 1 else f"{self.id}-{which}"
+        stream = self.service.stream(
+            self.prompts[which], self.params, request_id=id, slo=self.slo, salt=self.salt
+        )
+        try:
+            async for delta in stream:
+                if delta.finish in ("abort", "error"):
+                    raise _unfinished(delta.finish)
+                if delta.finish is not None:
+                    open_.discard(delta.index)
+                prompt, cached, generated = delta.usage
+                self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
+                yield delta if which == 0 else replace(delta, index=which * n + delta.index)
+        except UserError as e:
+            raise of_user_error(e) from None
+        finally:
+            await _close(stream)
+        if open_:
+            raise _unfinished("error")
+
+    async def _all(self) -> AsyncIterator[Delta]:
+        """Deltas of all prompts as they come."""
+        queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(AHEAD)
+
+        async def feed(which: int) -> None:
+            stream = self._one(which)
+            try:
+                async for delta in stream:
+                    await queue.put(delta)
+                await queue.put(None)
+            except Exception as e:
+                await queue.put(e)
+            finally:
+                await _close(stream)
+
+        tasks = [asyncio.create_task(feed(i)) for i in range(len(self.prompts))]
+        try:
+            left = len(tasks)
+            while left:
+                got = await queue.get()
+                if isinstance(got, BaseException):
+                    raise got
+                if got is None:
+                    left -= 1
+                else:
+                    yield got
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _close(stream: AsyncIterator[Delta]) -> None:
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _unfinished(finish: str) -> ApiError:
+    if finish == "abort":
+        return ApiError(503, "The request was aborted by the server.", code="request_aborted", retry_after=1)
+    return ApiError(500, "The engine failed on this request.", code="engine_error")

@@ -1,0 +1,114 @@
+"""What the server needs of an engine's text face. ``diastole.frontend`` provides it; tests bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from diastole.frontend.types import Delta
+from diastole.params import SamplingParams
+from diastole.types import SLO
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_ids(self) -> Collection[int]: ...
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Ids of a text; with ``special``, the names of special tokens in it stand for these tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def token_bytes(self, id: int) -> bytes:
+        """What one token stands for: often only a part of a character."""
+        ...
+
+
+class TextService(Protocol):
+    """One language model."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together, at most."""
+        ...
+
+    @property
+    def created(self) -> int:
+        """Seconds since the epoch."""
+        ...
+
+    @property
+    def vocab(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    async def chat_ids(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: dict[str, Any]
+    ) -> list[int]:
+        """A conversation as prompt ids, by the model's template; off the event loop.
+
+        Raises:
+            UserError: the template refuses the messages, or there is none.
+        """
+        ...
+
+    async def encode(self, text: str) -> list[int]:
+        """A plain prompt as ids, with the beginning-of-text token where the model wants it."""
+        ...
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Refuse what the engine would refuse.
+
+        Raises:
+            UserError: the prompt is empty or too long, or an id is outside the vocabulary.
+        """
+        ...
+
+    def stream(
+        self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
+    ) -> AsyncIterator[Delta]:
+        """Run a request; ends after one final delta per choice. Closing or cancelling the iterator aborts it."""
+        ...
+
+
+class Backend(Protocol):
+    """An engine with the text services on it."""
+
+    @property
+    def services(self) -> Mapping[str, TextService]:
+        """By name and by alias; empty until started."""
+        ...
+
+    async def start(self) -> None:
+        """Load everything.
+
+        Raises:
+            UserError: a setting or a model file is wrong.
+        """
+        ...
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Wait so long for running requests, abort the rest, and end."""
+        ...
+
+    def alive(self) -> bool: ...
+
+    def ready(self) -> bool: ...
+
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        ...
+
+    async def stats(self) -> Mapping[str, Mapping[str, Any]]:
+        """By service, what ``diastole.metrics.Meter.snapshot`` returns."""
+        ...

@@ -1,0 +1,232 @@
+"""Requests of the OpenAI API: their fields, and what of them goes into ``SamplingParams``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from diastole.params import MAX_LOGIT_BIAS, SamplingParams
+from diastole.serve.errors import ApiError, of_user_error
+from diastole.serve.limits import decode
+from diastole.types import UserError
+
+MAX_SALT = 256  # characters
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for plain completions
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class SloWish(msgspec.Struct):
+    """Promises asked for, in milliseconds."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+
+class Common(msgspec.Struct, kw_only=True):
+    """What chat and plain completions share. None everywhere means the default."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    slo: SloWish | None = None
+    cache_salt: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class Part(msgspec.Struct):
+    """A piece of a message's content."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct):
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class ChatRequest(Common, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class CompletionRequest(Common, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: int | None = None
+
+
+# Fields that would change the answer and are not served, with the values that change nothing.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "reasoning_effort": (),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "best_of": (1,),
+    "suffix": ("",),
+    "priority": (0,),
+    "use": ([],),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "prompt_logprobs": (),
+    "truncate_prompt_tokens": (),
+    "skip_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "grammar": ("",),
+    "json_schema": (),
+    "repeat_penalty": (1,),
+    "typical_p": (1,),
+    "mirostat": (0,),
+}
+# Each of these runs code that the server's owner did not choose.
+TEMPLATES = {"chat_template": ("",), "chat_template_kwargs": ({},)}
+_REASONS = {"priority": "Requests are served without priorities: leave it out or give slo instead."}
+
+R = TypeVar("R", bound=Common)
+
+
+def read(body: bytes, type: type[R]) -> R:
+    """A request from its body.
+
+    Raises:
+        ApiError: it is no JSON, a field has the wrong type, or one is not served.
+    """
+    refuse_unsupported(decode(body, dict[str, msgspec.Raw]), only_chat=type is ChatRequest)
+    request = decode(body, type, checked=True)
+    options = request.stream_options
+    if options is not None and not request.stream:
+        raise wrong("stream_options", "stream_options may be given only with stream: true.")
+    if options is not None and options.continuous_usage_stats:
+        field = "stream_options.continuous_usage_stats"
+        raise unsupported(field, "Usage is sent once, at the end, with stream_options.include_usage.")
+    if request.cache_salt is not None and not 1 <= len(request.cache_salt) <= MAX_SALT:
+        raise wrong("cache_salt", f"cache_salt must have 1 to {MAX_SALT} characters.")
+    return request
+
+
+def refuse_unsupported(fields: Mapping[str, msgspec.Raw], only_chat: bool) -> None:
+    """Refuse fields that would be ignored in silence otherwise.
+
+    Raises:
+        ApiError: 400 unsupported_parameter, or 403 template_not_allowed.
+    """
+    for name, raw in fields.items():
+        neutral = NEUTRAL.get(name, TEMPLATES.get(name))
+        if name == "echo" and only_chat:
+            neutral = (False,)
+        if neutral is None:
+            continue
+        value = msgspec.json.decode(raw)
+        if value is None or value in neutral:
+            continue
+        if name in TEMPLATES:
+            message = f"{name}: a request may not bring its own template; the model's is used."
+            raise ApiError(403, message, param=name, code="template_not_allowed")
+        raise unsupported(name, _REASONS.get(name, "Leave it out."))
+
+
+def sampling(request: Common, max_tokens: int | None, logprobs: int | None, names: Mapping[str, str]) -> SamplingParams:
+    """The sampling part of a request, checked.
+
+    Args:
+        names: what this request calls a field of ``SamplingParams`` that it names otherwise.
+
+    Raises:
+        ApiError: a value is out of range.
+    """
+    stop = request.stop
+    given = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": None if request.top_k == -1 else request.top_k,  # -1 means off to many clients
+        "min_p": request.min_p,
+        "repetition_penalty": request.repetition_penalty,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "seed": request.seed,
+        "n": request.n,
+        "stop": None if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
+        "stop_token_ids": None if request.stop_token_ids is None else tuple(request.stop_token_ids),
+        "include_stop": request.include_stop_str_in_output,
+        "ignore_eos": request.ignore_eos,
+        "logit_bias": None if request.logit_bias is None else _bias(request.logit_bias),
+        "max_tokens": max_tokens,
+        "logprobs": logprobs,
+    }
+    try:
+        return SamplingParams(**{k: v for k, v in given.items() if v is not None})
+    except UserError as e:
+        raise of_user_error(e, names) from None
+
+
+def _bias(given: Mapping[str, float]) -> dict[int, float]:
+    if len(given) > MAX_LOGIT_BIAS:
+        raise wrong("logit_bias", f"logit_bias may name at most {MAX_LOGIT_BIAS} tokens, not {len(given)}.")
+    bias: dict[int, float] = {}
+    for key, value in given.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise wrong("logit_bias", f"logit_bias: {key[:40]!r} is no token id; keys are numbers in quotes.")
+        if int(key) in bias:
+            raise wrong("logit_bias", f"logit_bias names token {int(key)} twice.")
+        bias[int(key)] = value
+    return bias
+
+
+def wrong(param: str, message: str, code: str = "invalid_value") -> ApiError:
+    """400, a field's value is wrong."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def unsupported(param: str, advice: str) -> ApiError:
+    """400, a field is not served."""
+    return ApiError(400, f"{param} is not supported here. {advice}", param=param, code="unsupported_parameter")

@@ -1,0 +1,160 @@
+"""Answers of the OpenAI API, as structs whose fields are exactly the JSON's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from diastole import __version__
+from diastole.frontend.types import TokenLogprob
+from diastole.serve.interface import Tokenizer
+
+FINGERPRINT = f"diastole-{__version__}"
+LEAST_LOGPROB = -9999.0  # JSON has no minus infinity
+
+
+class Cached(msgspec.Struct):
+    cached_tokens: int
+
+
+class UsageReply(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: Cached
+
+
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[ContentLogprob]
+    refusal: None = None
+
+
+class ChatMessage(msgspec.Struct):
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+
+
+class ChatReply(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageReply
+    object: Literal["chat.completion"] = "chat.completion"
+    system_fingerprint: str = FINGERPRINT
+
+
+class ChatDelta(msgspec.Struct):
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class ChatChunk(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: UsageReply | None | UnsetType = UNSET  # null in all but the last if asked for, else not there
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    system_fingerprint: str = FINGERPRINT
+
+
+class CompletionLogprobs(msgspec.Struct):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class CompletionReply(msgspec.Struct):
+    """Also a chunk of a stream, where only the last one has usage."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageReply | None | UnsetType = UNSET
+    object: Literal["text_completion"] = "text_completion"
+    system_fingerprint: str = FINGERPRINT
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: tuple[TokenLogprob, ...]) -> list[ContentLogprob]:
+    """Log probabilities as chat completions show them."""
+    content = []
+    for token in tokens:
+        top = [TopLogprob(*_shown(tokenizer, t.id, t.logprob)) for t in token.top]
+        content.append(ContentLogprob(*_shown(tokenizer, token.id, token.logprob), top))
+    return content
+
+
+def _shown(tokenizer: Tokenizer, id: int, logprob: float) -> tuple[str, float, list[int]]:
+    raw = tokenizer.token_bytes(id)
+    return raw.decode("utf-8", "replace"), finite(logprob), list(raw)
+
+
+def completion_logprobs(tokenizer: Tokenizer, tokens: tuple[TokenLogprob, ...], offset: int) -> CompletionLogprobs:
+    """Log probabilities as plain completions show them. ``offset``: characters of the choice's earlier tokens."""
+    reply = CompletionLogprobs([], [], [], [])
+    for token in tokens:
+        raw = tokenizer.token_bytes(token.id)
+        reply.tokens.append(token_name(raw))
+        reply.token_logprobs.append(finite(token.logprob))
+        reply.top_logprobs.append({token_name(tokenizer.token_bytes(t.id)): finite(t.logprob) for t in token.top})
+        reply.text_offset.append(offset)
+        offset += started(raw)
+    return reply
+
+
+def token_name(raw: bytes) -> str:
+    """A token as a string that no other token has: partial characters as ``bytes:\\xe2\\x82``."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{b:02x}" for b in raw)
+
+
+def started(raw: bytes) -> int:
+    """Characters of UTF-8 that begin in these bytes."""
+    return sum(b & 0xC0 != 0x80 for b in raw)
+
+
+def finite(logprob: float) -> float:
+    """A log probability that JSON can say."""
+    return max(logprob, LEAST_LOGPROB)

@@ -1,0 +1,89 @@
+"""Server-sent events: ``data: {json}`` lines, pings in silence, ``[DONE]`` at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from diastole.serve.errors import Gone
+from diastole.serve.exchange import Exchange
+
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # proxies must not collect events
+]
+
+
+class Events:
+    """An event stream on an exchange, an asynchronous context.
+
+    It opens with the first event or after the first silence, whichever comes first: until then a fault can still be
+    answered with a status of its own.
+
+    Args:
+        hello: events that precede all others.
+        ping_seconds: longest silence.
+    """
+
+    def __init__(self, exchange: Exchange, hello: bytes, ping_seconds: float) -> None:
+        self._exchange, self._hello, self._ping_seconds = exchange, hello, ping_seconds
+        self._encode = msgspec.json.Encoder().encode
+        self._opening = asyncio.Lock()
+        self._last = time.monotonic()
+
+    async def __aenter__(self) -> Events:
+        self._pinger = asyncio.create_task(self._ping())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pinger.cancel()
+        await asyncio.gather(self._pinger, return_exceptions=True)
+
+    async def put(self, event: Any) -> None:
+        """Send one event, given as a struct or plain values."""
+        await self._write(b"data: " + self._encode(event) + b"\n\n")
+
+    async def done(self) -> None:
+        """Say that this was all."""
+        await self._open()
+        await self._exchange.send({"type": "http.response.body", "body": DONE})
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._exchange.events:
+                return
+            await self._exchange.send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+            self._exchange.events = True
+            if self._hello:
+                await self._exchange.send({"type": "http.response.body", "body": self._hello, "more_body": True})
+
+    async def _write(self, data: bytes) -> None:
+        if not self._exchange.events:
+            await self._open()
+        self._last = time.monotonic()
+        await self._exchange.send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _ping(self) -> None:
+        while True:
+            silent = time.monotonic() - self._last
+            if silent < self._ping_seconds:
+                await asyncio.sleep(self._ping_seconds - silent)
+                continue
+            try:
+                await self._write(PING)
+            except Gone:
+                return  # the connection is dropped by now, which ends the work too
+
+
+def event(value: Any) -> bytes:
+    """One event's bytes."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"

@@ -1,0 +1,82 @@
+"""POST /tokenize and /detokenize: what text costs, before it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from diastole.serve.chat import chat_prompt, plain_messages
+from diastole.serve.errors import ApiError, of_user_error
+from diastole.serve.exchange import Exchange
+from diastole.serve.face import Face
+from diastole.serve.limits import decode
+from diastole.serve.openai import Message, wrong
+from diastole.serve.replies import token_name
+from diastole.types import UserError
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """Either ``prompt`` or ``messages``."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeReply(msgspec.Struct):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    model: str | None = None
+    tokens: list[int]
+
+
+class DetokenizeReply(msgspec.Struct):
+    prompt: str
+
+
+async def tokenize(face: Face, exchange: Exchange) -> None:
+    """Token ids of a text, or of a conversation as the model's template writes it.
+
+    Raises:
+        ApiError: the request is wrong.
+    """
+    face.check_ready()
+    request = decode(await exchange.body(face.config.max_body_bytes), TokenizeRequest)
+    service = face.only_service(request.model)
+    if (request.prompt is None) == (request.messages is None):
+        raise ApiError(400, "Give either prompt or messages.", param="prompt", code="missing_required_parameter")
+    if request.messages is not None:
+        ids = await chat_prompt(service, plain_messages(request.messages))
+    else:
+        try:
+            ids = await service.encode(request.prompt or "")
+        except UserError as e:
+            raise of_user_error(e) from None
+    names = None
+    if request.return_token_strs:
+        names = [token_name(service.tokenizer.token_bytes(i)) for i in ids]
+    await exchange.reply_json(200, TokenizeReply(ids, len(ids), service.context, names))
+
+
+async def detokenize(face: Face, exchange: Exchange) -> None:
+    """The text of token ids.
+
+    Raises:
+        ApiError: the request is wrong.
+    """
+    face.check_ready()
+    request = decode(await exchange.body(face.config.max_body_bytes), DetokenizeRequest)
+    service = face.only_service(request.model)
+    for i, id in enumerate(request.tokens):
+        if not 0 <= id < service.vocab:
+            message = f"tokens[{i}] is {str(id)[:20]}: ids run from 0 to {service.vocab - 1}."
+            raise wrong(f"tokens[{i}]", message, "invalid_token_id")
+    text = await asyncio.to_thread(service.tokenizer.decode, request.tokens)
+    await exchange.reply_json(200, DetokenizeReply(text))
