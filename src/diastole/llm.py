@@ -55,7 +55,7 @@ class LLM:
         self._engine, cards, self.kernels = build_engine(config)
         self._name = cards[0].name
         self.context = cards[0].context
-        self.voice = voice_of(resolve(model, pull=False))
+        self.voice = voice_of(resolve(model))
         self._ids = count()
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[list[Completion]]:

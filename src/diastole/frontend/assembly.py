@@ -42,7 +42,7 @@ def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
     for key, wanted in config.service.items():
         ops: Ops = load(config.engine.threads or None, wanted.kernels)
         kernels = ops.name
-        path = resolve(wanted.model, pull=False)
+        path = resolve(wanted.model)
         checkpoint = open_checkpoint(path)
         eos = tokenizer_of(path).eos_ids
         name = service_name(key, wanted)

@@ -32,7 +32,7 @@ class Backend:
         Raises:
             UserError: a setting or a model file is wrong.
         """
-        paths = {k: resolve(s.model, pull=False) for k, s in self.config.service.items()}
+        paths = {k: resolve(s.model) for k, s in self.config.service.items()}
         voices = asyncio.gather(*(asyncio.to_thread(voice_of, p) for p in paths.values()))
         try:
             ready = await self._client.start()

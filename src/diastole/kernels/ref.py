@@ -49,7 +49,7 @@ class TorchOps:
         out[...] = out + y.numpy() if accumulate else y.numpy()
 
     def embed(self, w: Packed, ids: Array, out: Array) -> None:
-        if len(ids) and not (0 <= ids.min() and ids.max() < w.n):
+        if len(ids) and not (ids.min() >= 0 and ids.max() < w.n):
             raise ValueError("ids: an id is out of range")
         out[...] = _weights(w)[_tensor(ids).long()].numpy()
 
@@ -60,7 +60,7 @@ class TorchOps:
         out[...] = (v / (v.square().mean(-1, keepdim=True) + eps).sqrt() * _tensor(weight)).numpy()
 
     def rope(self, x: Array, pos: Array, table: Array) -> None:
-        if len(pos) and not (0 <= pos.min() and pos.max() < len(table)):
+        if len(pos) and not (pos.min() >= 0 and pos.max() < len(table)):
             raise ValueError("pos: a position is outside the table")
         half = table.shape[1] // 2
         at = _tensor(table)[_tensor(pos).long()][:, None]
@@ -85,7 +85,7 @@ class TorchOps:
 
     def kv_write(self, buf: Array, fmt: str, rows: Array, k: Array, v: Array) -> None:
         cache = _cache(buf)
-        if len(rows) and not (0 <= rows.min() and rows.max() < len(buf) * PAGE):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(buf) * PAGE):
             raise ValueError("rows: a row is outside the pages")
         for i, part in enumerate((k, v)):
             cache[rows // PAGE, :, i, rows % PAGE] = _stored(_tensor(part), fmt).numpy()

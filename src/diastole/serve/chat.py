@@ -142,9 +142,7 @@ def _text(message: Message, path: str) -> str:
             error.code = "unsupported_content"
             raise error
         if part.text is None:
-            raise ApiError(
-                400, f"{where}.text is required.", param=f"{where}.text", code="missing_required_parameter"
-            )
+            raise ApiError(400, f"{where}.text is required.", param=f"{where}.text", code="missing_required_parameter")
         texts.append(part.text)
     return "\n".join(texts)
 
@@ -175,9 +173,7 @@ async def _stream(exchange: Exchange, generation: Generation, request: ChatReque
     def chunk(choices: list[ChunkChoice], usage: UsageReply | UnsetType | None = no_usage) -> ChatChunk:
         return ChatChunk(generation.id, generation.created, request.model, choices, usage)
 
-    hello = b"".join(
-        event(chunk([ChunkChoice(i, ChatDelta("assistant", ""))])) for i in range(generation.choices)
-    )
+    hello = b"".join(event(chunk([ChunkChoice(i, ChatDelta("assistant", ""))])) for i in range(generation.choices))
     async with Events(exchange, hello, ping_seconds) as events, generation.deltas() as deltas:
         async for delta in deltas:
             if delta.text or delta.logprobs:

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: ``{"error": {"message", "type", "param", "code"}}`` with a matching status."""
+"""Errors in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}``, with a status that matches."""
 
 from __future__ import annotations
 

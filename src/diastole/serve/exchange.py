@@ -41,7 +41,8 @@ class Exchange:
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
         self.complete = False
-        self._receive, self._send, self._send_seconds = receive, send, send_seconds
+        self.route: str | None = None  # the route that took it
+        self.receive, self._send, self._send_seconds = receive, send, send_seconds
         self.headers: dict[str, str] = {}  # of the request; of repeated ones the first
         for name, value in scope["headers"]:
             self.headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
@@ -71,7 +72,7 @@ class Exchange:
         """End the connection without waiting for what is unsent."""
         abort = self.scope.get("extensions", {}).get(ABORT)
         if abort is not None:
-            abort()
+            abort["now"]()
 
     async def reply(
         self, status: int, body: bytes, type: str = "application/json", headers: Mapping[str, str] | None = None
@@ -117,7 +118,7 @@ class Exchange:
         async def read() -> bytes:
             got = bytearray()
             while True:
-                message = await self._receive()
+                message = await self.receive()
                 if message["type"] == "http.disconnect":
                     raise Gone("the client left before the end of its request")
                 got += message.get("body", b"")
@@ -166,7 +167,7 @@ class Exchange:
                 log.warning("request %s was interrupted and then failed: %r", self.id, end)
 
     async def _left(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self.receive())["type"] != "http.disconnect":
             pass
 
     async def _swallow(self) -> None:
@@ -174,7 +175,7 @@ class Exchange:
         try:
             async with asyncio.timeout(SWALLOW_SECONDS):
                 while True:
-                    message = await self._receive()
+                    message = await self.receive()
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
                         return
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""Face: what every endpoint stands on: the backend, the settings, the gate."""
+"""Face: what every endpoint stands on: backend, settings, gate and counters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from diastole.serve.errors import ApiError
 from diastole.serve.gate import Gate
 from diastole.serve.interface import Backend, TextService
+from diastole.serve.metrics import Traffic
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -20,6 +21,7 @@ class Face:
     backend: Backend
     config: ServerConfig
     gate: Gate
+    traffic: Traffic
 
     def check_ready(self) -> None:
         """Raises:

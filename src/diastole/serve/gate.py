@@ -46,8 +46,11 @@ class Gate:
                 self._empty.set()
 
     async def empty(self, seconds: float) -> bool:
-        """Wait until nobody is inside, at most so long; whether that came true. An abort ends the wait early."""
-        waits = [asyncio.create_task(self._empty.wait()), asyncio.create_task(self.aborted.wait())]
+        """Wait until nobody is inside, at most so long; whether that came true. An abort during
+        the wait ends it."""
+        waits = [asyncio.create_task(self._empty.wait())]
+        if not self.aborted.is_set():
+            waits.append(asyncio.create_task(self.aborted.wait()))
         try:
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:

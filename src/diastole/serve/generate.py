@@ -69,9 +69,7 @@ class Generation:
         n = self.params.n
         open_ = set(range(n))
         id = self.id if len(self.prompts) == 1 else f"{self.id}-{which}"
-        stream = self.service.stream(
-            self.prompts[which], self.params, request_id=id, slo=self.slo, salt=self.salt
-        )
+        stream = self.service.stream(self.prompts[which], self.params, request_id=id, slo=self.slo, salt=self.salt)
         try:
             async for delta in stream:
                 if delta.finish in ("abort", "error"):

@@ -185,7 +185,7 @@ def sampling(request: Common, max_tokens: int | None, logprobs: int | None, name
         ApiError: a value is out of range.
     """
     stop = request.stop
-    given = {
+    given: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": None if request.top_k == -1 else request.top_k,  # -1 means off to many clients
@@ -203,6 +203,9 @@ def sampling(request: Common, max_tokens: int | None, logprobs: int | None, name
         "max_tokens": max_tokens,
         "logprobs": logprobs,
     }
+    for name, value in given.items():
+        if isinstance(value, int) and abs(value) >= 2**64:  # JSON's integers have no limit of their own
+            raise wrong(names.get(name, name), f"{names.get(name, name)} is out of range.")
     try:
         return SamplingParams(**{k: v for k, v in given.items() if v is not None})
     except UserError as e:

@@ -84,7 +84,7 @@ class ChatChunk(msgspec.Struct):
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: UsageReply | None | UnsetType = UNSET  # null in all but the last if asked for, else not there
+    usage: UsageReply | UnsetType | None = UNSET  # null in all but the last if asked for, else not there
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     system_fingerprint: str = FINGERPRINT
 
@@ -110,7 +110,7 @@ class CompletionReply(msgspec.Struct):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: UsageReply | None | UnsetType = UNSET
+    usage: UsageReply | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
     system_fingerprint: str = FINGERPRINT
 

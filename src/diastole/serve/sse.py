@@ -73,7 +73,7 @@ class Events:
         await self._exchange.send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _ping(self) -> None:
-        while True:
+        while not self._exchange.complete:
             silent = time.monotonic() - self._last
             if silent < self._ping_seconds:
                 await asyncio.sleep(self._ping_seconds - silent)

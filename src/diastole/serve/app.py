@@ -1,0 +1,161 @@
+"""The application: routes, and what surrounds all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from diastole import __version__
+from diastole.serve import metrics
+from diastole.serve.border import EXCHANGE, Border
+from diastole.serve.chat import chat_completions
+from diastole.serve.completions import completions
+from diastole.serve.errors import ApiError
+from diastole.serve.exchange import Exchange
+from diastole.serve.face import Face
+from diastole.serve.gate import Gate, shutting_down
+from diastole.serve.interface import Backend, TextService
+from diastole.serve.tokenization import detokenize, tokenize
+
+if TYPE_CHECKING:
+    from diastole.config import ServerConfig
+
+Handler = Callable[[Face, Exchange], Awaitable[None]]
+
+
+def create_app(backend: Backend, config: ServerConfig) -> Starlette:
+    """The server as an ASGI application. Somebody else starts and stops the backend.
+
+    ``app.state.gate`` is the gate that a shutdown closes.
+    """
+    gate = Gate(config.max_queued)
+    face = Face(backend, config, gate, metrics.Traffic(path for path, _, _ in ROUTES))
+    app = Starlette(
+        routes=[Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in ROUTES],
+        middleware=[Middleware(Border, face=face)],
+        exception_handlers={HTTPException: _refuse},
+    )
+    app.router.redirect_slashes = False
+    app.state.gate = gate
+    return app
+
+
+class Endpoint:
+    """An ASGI application around one handler."""
+
+    def __init__(self, face: Face, path: str, handler: Handler) -> None:
+        self.face, self.path, self.handler = face, path, handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope[EXCHANGE]
+        exchange.route = self.path
+        if scope["method"] != "POST":
+            await self.handler(self.face, exchange)
+            return
+        with self.face.gate.enter():
+            check_json_request(exchange)
+            await self.handler(self.face, exchange)
+
+
+def check_json_request(exchange: Exchange) -> None:
+    """A body must say that it is JSON. Web pages cannot make a browser say so to a foreign server without asking it.
+
+    Raises:
+        ApiError: 415.
+    """
+    kind, *parameters = exchange.headers.get("content-type", "").lower().split(";")
+    if kind.strip() != "application/json":
+        message = "The body must be JSON: send the header 'Content-Type: application/json'."
+        raise ApiError(415, message, code="unsupported_media_type")
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "charset" and value.strip().strip('"') not in ("utf-8", "utf8"):
+            raise ApiError(415, "The body's charset must be UTF-8.", code="unsupported_media_type")
+    if exchange.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "Send the body uncompressed.", code="unsupported_media_type")
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Answer to what no route takes."""
+    assert isinstance(error, HTTPException)
+    allow = (error.headers or {}).get("Allow", "")
+    methods = ", ".join(sorted({*filter(None, allow.split(", ")), "OPTIONS"}))
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers={"Allow": methods})
+    if error.status_code == 405:
+        message = f"{request.method} is not allowed on this path; {methods} are."
+        raise ApiError(405, message, code="method_not_allowed", headers={"allow": methods})
+    if error.status_code == 404:
+        message = f"There is no path {request.url.path[:100]!r} here. The API's paths begin with /v1/."
+        raise ApiError(404, message, code="not_found")
+    raise ApiError(error.status_code, str(error.detail))
+
+
+async def health(face: Face, exchange: Exchange) -> None:
+    """Whether the process should go on living: false only once its engine has died."""
+    if face.lost:
+        face.check_ready()
+    await exchange.reply_json(200, {"status": "ok"})
+
+
+async def ready(face: Face, exchange: Exchange) -> None:
+    """Whether requests would be served now."""
+    if face.gate.draining:
+        raise shutting_down()
+    face.check_ready()
+    await exchange.reply_json(200, {"status": "ready"})
+
+
+async def version(face: Face, exchange: Exchange) -> None:
+    await exchange.reply_json(200, {"version": __version__})
+
+
+async def models(face: Face, exchange: Exchange) -> None:
+    """Every name that requests may use."""
+    face.check_ready()
+    cards = [_card(name, service) for name, service in face.backend.services.items()]
+    await exchange.reply_json(200, {"object": "list", "data": cards})
+
+
+async def model(face: Face, exchange: Exchange) -> None:
+    face.check_ready()
+    name = exchange.scope["path_params"]["id"]
+    await exchange.reply_json(200, _card(name, face.service(name)))
+
+
+def _card(name: str, service: TextService) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "diastole",
+        "root": service.name,
+        "max_model_len": service.context,
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+    }
+
+
+async def show_metrics(face: Face, exchange: Exchange) -> None:
+    await exchange.reply(200, await metrics.page(face.backend, face.traffic), metrics.TYPE)
+
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("/v1/chat/completions", "POST", chat_completions),
+    ("/v1/completions", "POST", completions),
+    ("/v1/models", "GET", models),
+    ("/v1/models/{id:path}", "GET", model),
+    ("/tokenize", "POST", tokenize),
+    ("/detokenize", "POST", detokenize),
+    ("/health", "GET", health),
+    ("/ready", "GET", ready),
+    ("/metrics", "GET", show_metrics),
+    ("/version", "GET", version),
+)

@@ -1,0 +1,181 @@
+"""Running the server: bind, load, serve, and go down in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from diastole import __version__
+from diastole.serve.app import create_app
+from diastole.serve.gate import Gate
+from diastole.serve.interface import Backend
+from diastole.serve.protocol import BoundedProtocol
+from diastole.types import UserError
+
+if TYPE_CHECKING:
+    from diastole.config import ServerConfig
+
+log = logging.getLogger("diastole.serve")
+
+LAST_SECONDS = 3.0  # for aborted requests to say so, and for connections to close
+BACKLOG = 1024
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves the signals to us."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """One server on one port, bound at once: ``port`` is known before anything is loaded.
+
+    Args:
+        say: prints the banner.
+
+    Raises:
+        UserError: the address cannot be bound.
+    """
+
+    def __init__(self, backend: Backend, config: ServerConfig, say: Callable[[str], None] = print) -> None:
+        self.backend, self.config, self._say = backend, config, say
+        self._socket = bind(config.host, config.port)
+        self.port: int = self._socket.getsockname()[1]
+        app = create_app(backend, config)
+        self.gate: Gate = app.state.gate
+        self._stopping = asyncio.Event()
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http=BoundedProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=int(LAST_SECONDS),
+            )
+        )
+
+    def stop(self) -> None:
+        """As a signal does: the first time drain, the second time abort. On the event loop's thread only."""
+        if self._stopping.is_set():
+            self.gate.abort()
+        self._stopping.set()
+        self.gate.draining = True
+
+    async def run(self, signals: bool = False) -> None:
+        """Serve until stopped. While the model loads, requests are told so.
+
+        Args:
+            signals: SIGTERM and SIGINT stop the server.
+
+        Raises:
+            UserError: the backend cannot start.
+        """
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS if signals else ():
+            loop.add_signal_handler(number, self.stop)
+        http = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
+        loading = asyncio.create_task(self.backend.start())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([http, loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+                self._say(self._banner())
+                await asyncio.wait([http, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await self._drain()
+        finally:
+            self.gate.abort()
+            stopping.cancel()
+            loading.cancel()
+            await asyncio.gather(loading, stopping, return_exceptions=True)
+            self._uvicorn.should_exit = True
+            await http
+            await self._end_backend()
+            for number in SIGNALS if signals else ():
+                loop.remove_signal_handler(number)
+
+    async def _drain(self) -> None:
+        if self.gate.inside:
+            log.warning("stopping: %d requests may take %g s more", self.gate.inside, self.config.drain_seconds)
+        if not await self.gate.empty(self.config.drain_seconds):
+            log.warning("aborting %d requests", self.gate.inside)
+            self.gate.abort()
+            await self.gate.empty(LAST_SECONDS)
+
+    async def _end_backend(self) -> None:
+        try:
+            await self.backend.stop(0)
+        except Exception as e:  # it may never have come up; there is nothing left to save
+            log.warning("the backend did not stop cleanly: %r", e)
+
+    def _banner(self) -> str:
+        host = self.config.host if self.config.host not in ("0.0.0.0", "::") else "localhost"
+        url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        models = ", ".join(sorted(self.backend.services))
+        model = next(iter(self.backend.services), "MODEL")
+        return (
+            f"Diastole {__version__} is ready at {url}/v1 with {models}.\n"
+            f"Try:  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+            f'        -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n'
+            f"Stop it with Ctrl-C."
+        )
+
+
+def serve(backend: Backend, config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT; a second signal aborts what still runs.
+
+    Raises:
+        UserError: the address cannot be bound, or the backend cannot start.
+    """
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    async def main() -> None:
+        await Server(backend, config, say).run(signals=True)
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(main())
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UserError: there is no such address here, or the port is taken.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as e:
+        raise UserError(f"host {host!r} is no address: {e.strerror}", param="server.host") from None
+    family, _, _, _, address = found[0]
+    try:
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as e:
+        message = f"cannot listen on {host} port {port}: {e.strerror}; choose another port or host"
+        raise UserError(message, param="server.port") from None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not on every platform
+        return None
+    return uvloop.new_event_loop

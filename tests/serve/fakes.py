@@ -1,0 +1,259 @@
+"""A backend without a model: it answers every prompt with the prompt, one byte per token, and notes what it was asked.
+
+Run as a program it serves on a port of the system's choice, for tests that need a process to send signals to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
+from diastole.loops.ar import check_prompt
+from diastole.metrics import Meter
+from diastole.params import SamplingParams
+from diastole.serve.run import Server, serve
+from diastole.types import SLO, UserError
+
+BOS, EOS, VOCAB = 256, 257, 258
+CONTEXT = 4096
+
+
+class FakeTokenizer:
+    """A token is a byte."""
+
+    bos_id = BOS
+    eos_ids = frozenset({EOS})
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        return bytes([id]) if id < 256 else b""
+
+
+class Asked(NamedTuple):
+    id: str
+    prompt: list[int]
+    params: SamplingParams
+    slo: SLO | None
+    salt: str
+
+
+class FakeService:
+    """Echoes. Its attributes make it slow, endless, refusing or faulty."""
+
+    def __init__(self, name: str = "echo", aliases: tuple[str, ...] = ("parrot",)) -> None:
+        self.name, self.aliases = name, aliases
+        self.context, self.created, self.vocab = CONTEXT, 1_700_000_000, VOCAB
+        self.tokenizer = FakeTokenizer()
+        self.asked: list[Asked] = []
+        self.running: set[str] = set()
+        self.aborted: list[str] = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.pace = 0.0  # seconds before each token
+        self.endless = False
+        self.wide = 1  # bytes per token of an endless answer
+        self.refusal: UserError | None = None  # what the engine says after all checks
+        self.fault_after: int | None = None  # tokens before it raises
+        self.finish: str | None = None  # instead of "stop" and "length"
+        self.vanish = False  # end without a final delta
+        self.asked.clear()
+        self.aborted.clear()
+
+    async def chat_ids(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: dict[str, Any]
+    ) -> list[int]:
+        if any(m["role"] == "system" for m in messages[1:]):
+            raise UserError("a system message must come first", param="messages", code="template_error")
+        return [BOS, *self.tokenizer.encode("\n".join(m["content"] for m in messages), special=True)]
+
+    async def encode(self, text: str) -> list[int]:
+        return [BOS, *self.tokenizer.encode(text, special=False)]
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        check_prompt(prompt, params, self.vocab, self.context, 10**6)
+
+    async def stream(
+        self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
+    ) -> AsyncIterator[Delta]:
+        self.asked.append(Asked(request_id, list(prompt), params, slo, salt))
+        if self.refusal is not None:
+            raise self.refusal
+        answers = [self._answer(i, prompt, params) for i in range(params.n)]
+        held = [b""] * params.n
+        said = 0
+        self.running.add(request_id)
+        ended = False
+        try:
+            live = list(range(params.n))
+            for step in range(10**9):
+                for i in reversed(live.copy()):
+                    await asyncio.sleep(self.pace)
+                    if self.fault_after is not None and said >= self.fault_after:
+                        raise RuntimeError("secret detail of a fault")
+                    ids = answers[i][step : step + 1] if not self.endless else b"x" * self.wide
+                    said += len(ids)
+                    held[i] += ids
+                    text, held[i] = _characters(held[i])
+                    finish = None
+                    if not self.endless and step + 1 >= len(answers[i]):
+                        live.remove(i)
+                        finish = self.finish or ("length" if params.max_tokens == len(answers[i]) else "stop")
+                    if self.vanish and finish is not None:
+                        return
+                    usage = Usage(len(prompt), len(prompt) // 2, said)
+                    yield Delta(i, text, tuple(ids), _logprobs(ids, params.logprobs), finish, usage)
+                if not live:
+                    ended = True
+                    return
+        finally:
+            self.running.discard(request_id)
+            if not ended:
+                self.aborted.append(request_id)
+
+    def _answer(self, choice: int, prompt: Sequence[int], params: SamplingParams) -> bytes:
+        text = (f"<{choice}>" if params.n > 1 else "") + self.tokenizer.decode(prompt)
+        for stop in params.stop:
+            text = text.partition(stop)[0]
+        return text.encode()[: params.max_tokens]
+
+
+def _characters(data: bytes) -> tuple[str, bytes]:
+    """Whole characters, and the bytes of an unfinished one."""
+    for cut in range(len(data), max(len(data) - 4, -1), -1):
+        try:
+            return data[:cut].decode(), data[cut:]
+        except UnicodeDecodeError:
+            continue
+    return data.decode("utf-8", "replace"), b""
+
+
+def _logprobs(ids: bytes, top: int | None) -> tuple[TokenLogprob, ...] | None:
+    if top is None:
+        return None
+    return tuple(
+        TokenLogprob(i, -0.5, tuple(Likely((i + j) % 256, -0.5 - j if j < 4 else float("-inf")) for j in range(top)))
+        for i in ids
+    )
+
+
+class FakeBackend:
+    """One or several fakes that are ready at once, or when told."""
+
+    def __init__(self, *services: FakeService, loading: bool = False) -> None:
+        self.all = services or (FakeService(),)
+        self.services: dict[str, FakeService] = {}
+        self.meter = Meter()
+        self.dead = False
+        self.failure: Exception | None = None
+        self.stopped: float | None = None
+        self.deaf = False
+        self._loaded = threading.Event()
+        if not loading:
+            self._loaded.set()
+
+    @property
+    def service(self) -> FakeService:
+        return self.all[0]
+
+    def finish_loading(self) -> None:
+        self._loaded.set()
+
+    async def start(self) -> None:
+        while not self._loaded.is_set():
+            await asyncio.sleep(0.005)
+        if self.failure is not None:
+            raise self.failure
+        for service in self.all:
+            for name in (service.name, *service.aliases):
+                self.services[name] = service
+
+    async def stop(self, drain_seconds: float) -> None:
+        self.stopped = drain_seconds
+
+    def alive(self) -> bool:
+        return bool(self.services) and not self.dead
+
+    def ready(self) -> bool:
+        return self.alive()
+
+    def in_flight(self) -> int:
+        return sum(len(s.running) for s in self.all)
+
+    async def stats(self) -> Mapping[str, Mapping[str, Any]]:
+        if self.deaf:
+            raise RuntimeError("deaf")
+        return {s.name: self.meter.snapshot() for s in self.all}
+
+
+def config(**changes: Any) -> Any:
+    """Settings of a server on a free port."""
+    usual = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "api_key": (),
+        "max_body_bytes": 4 * 2**20,
+        "max_queued": 512,
+        "drain_seconds": 5.0,
+        "ping_seconds": 15.0,
+        "send_timeout_seconds": 30.0,
+    }
+    return SimpleNamespace(**{**usual, **changes})
+
+
+class Running:
+    """A server on a thread, a context."""
+
+    def __init__(self, backend: FakeBackend | None = None, **changes: Any) -> None:
+        self.backend = backend or FakeBackend()
+        self.said: list[str] = []
+        self.server = Server(self.backend, config(**changes), self.said.append)
+        self.url = f"http://127.0.0.1:{self.server.port}"
+        self.error: BaseException | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def service(self) -> FakeService:
+        return self.backend.service
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self.server.run())
+        except BaseException as e:
+            self.error = e
+
+    def stop(self) -> None:
+        """As one signal."""
+        self._loop.call_soon_threadsafe(self.server.stop)
+
+    def join(self, seconds: float = 20.0) -> None:
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), "the server did not end"
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._thread.is_alive():
+            self.stop()
+            self.stop()
+        self.join()
+
+
+if __name__ == "__main__":
+    backend = FakeBackend()
+    backend.service.pace = float(sys.argv[2])
+    serve(backend, config(drain_seconds=float(sys.argv[1])))
