@@ -150,7 +150,7 @@ def _rounded(x: torch.Tensor, fmt: Format) -> torch.Tensor:
         return x
     if fmt == "bf16":
         return x.bfloat16().float()
-    groups = x.reshape(len(x), -1, 32)
+    groups = x.reshape(len(x), -1, 16)
     most = groups.abs().amax(-1, keepdim=True)
     q = (groups * torch.where(most > 0, 127 / most, 0)).round()
     return (q * (most / 127)).reshape(x.shape)

@@ -57,7 +57,7 @@ class Ops(Protocol):
 
     def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
         """out (T, N) = or += x (T, K) Wᵀ + bias (N,). x and out with row stride. Integer formats round x to int8 per
-        row and 32 columns, bf16 rounds it to bfloat16."""
+        row and 16 columns, bf16 rounds it to bfloat16."""
         ...
 
     def embed(self, w: Packed, ids: Array, out: Array) -> None:

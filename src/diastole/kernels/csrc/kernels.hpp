@@ -13,6 +13,7 @@ constexpr int kPage = 64;    // tokens per page
 constexpr int kSplit = 512;  // tokens whose attention is computed apart and then merged, at fixed places
 constexpr int kRows = 16;    // weight rows per block: one vector lane each
 constexpr int kGroup = 32;   // weights that share a scale
+constexpr int kFine = 16;    // activations that share a scale: half a group, which halves their rounding error
 constexpr int kTile = 48;    // most query rows (tokens x heads of a group) that walk the pages together
 constexpr int kMaxDim = 256;
 
@@ -35,10 +36,10 @@ struct Rows {
   const float* f;     // f32: rows with this stride
   ptrdiff_t stride;   //
   uint16_t* h;        // bf16: (t, k)
-  int8_t* q;          // q8, q4: (t, k), with per group of 32
-  float* scale;       //   what q is multiplied with,
-  float* offset;      //   that times the sum of q,
-  int32_t* total;     //   and the sum of q: (t, k/32) each
+  int8_t* q;          // q8, q4: (t, k), with per half group
+  float* scale;       //   what q is multiplied with: (t, k/16),
+  int32_t* total;     //   the sum of q: (t, k/16),
+  float* offset;      // and per group the sum of scale times q: (t, k/32)
 };
 
 struct Out {

@@ -1,25 +1,22 @@
 // Matrix kernels. Included by isa.inl; see kernels.hpp for the layouts.
 //
 // Whatever the number of rows that share a pass over the weights, a row's sums are made of the same operations in the
-// same order: per group an exact integer sum, then two fused multiply-adds into one accumulator, groups ascending.
+// same order: per half group an exact integer sum, then the same fused multiply-adds into one accumulator, groups
+// ascending.
 
 constexpr int kBlock4 = 320, kBlock8 = 512;
 
 void quantize_row(const float* x, int k, int8_t* q, float* scale, float* offset, int32_t* total) {
-  for (int g = 0; g < k / kGroup; g++, x += kGroup, q += kGroup) {
-    const F a = load(x), b = load(x + 16);
-    const float most = largest(max(abs(a), abs(b)));
-    const float d = most / 127.f, inverse = most > 0 ? 127.f / most : 0.f;
-    const I qa = round_to_int(a * inverse), qb = round_to_int(b * inverse);
-    for (int i = 0; i < 16; i++) {
-      q[i] = static_cast<int8_t>(qa[i]);
-      q[16 + i] = static_cast<int8_t>(qb[i]);
-    }
-    const int32_t s = sum(qa + qb);
-    scale[g] = d;
-    offset[g] = d * static_cast<float>(s);
-    total[g] = s;
+  for (int f = 0; f < k / kFine; f++, x += kFine, q += kFine) {
+    const F v = load(x);
+    const float most = largest(abs(v));
+    const I rounded = round_to_int(v * (most > 0 ? 127.f / most : 0.f));
+    for (int i = 0; i < kFine; i++) q[i] = static_cast<int8_t>(rounded[i]);
+    scale[f] = most / 127.f;
+    total[f] = sum(rounded);
   }
+  for (int g = 0; g < k / kGroup; g++)
+    offset[g] = scale[2 * g] * static_cast<float>(total[2 * g]) + scale[2 * g + 1] * static_cast<float>(total[2 * g + 1]);
 }
 
 void prepare(Weight kind, const float* x, ptrdiff_t stride, Rows& rows, int t0, int t1) {
@@ -30,7 +27,7 @@ void prepare(Weight kind, const float* x, ptrdiff_t stride, Rows& rows, int t0, 
       for (int i = 0; i < k; i++) rows.h[static_cast<size_t>(t) * k + i] = to_bf16(row[i]);
     } else if (kind == Weight::q8 || kind == Weight::q4) {
       const size_t at = static_cast<size_t>(t) * groups;
-      quantize_row(row, k, rows.q + static_cast<size_t>(t) * k, rows.scale + at, rows.offset + at, rows.total + at);
+      quantize_row(row, k, rows.q + static_cast<size_t>(t) * k, rows.scale + 2 * at, rows.offset + at, rows.total + 2 * at);
     }
   }
 }
@@ -43,14 +40,14 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB])
   const uint8_t* p[NB];
   for (int j = 0; j < NB; j++) p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock4;
   const int8_t* q = x.q + static_cast<size_t>(t) * k;
-  const float* scale = x.scale + static_cast<size_t>(t) * groups;
+  const float* scale = x.scale + static_cast<size_t>(t) * 2 * groups;
   const float* offset = x.offset + static_cast<size_t>(t) * groups;
   for (int r = 0; r < MR; r++)
     for (int j = 0; j < NB; j++) acc[r][j] = F{};
   for (int g = 0; g < groups; g++) {
-    I s[MR][NB];
+    I s[MR][NB], u[MR][NB];  // first and second half of the group
     for (int r = 0; r < MR; r++)
-      for (int j = 0; j < NB; j++) s[r][j] = I{};
+      for (int j = 0; j < NB; j++) s[r][j] = u[r][j] = I{};
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
       B low[NB], high[NB];
@@ -64,7 +61,10 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB])
         const int8_t* row = q + static_cast<size_t>(r) * k + g * kGroup;
         const int32_t first = quad(row + 4 * c), second = quad(row + 16 + 4 * c);
 #pragma GCC unroll 2
-        for (int j = 0; j < NB; j++) s[r][j] = dot4_small(dot4_small(s[r][j], low[j], first), high[j], second);
+        for (int j = 0; j < NB; j++) {
+          s[r][j] = dot4_small(s[r][j], low[j], first);
+          u[r][j] = dot4_small(u[r][j], high[j], second);
+        }
       }
     }
     F d[NB], m[NB];
@@ -77,10 +77,13 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB])
     }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {
-      const F dx = splat(scale[static_cast<size_t>(r) * groups + g]);
-      const F sx = splat(offset[static_cast<size_t>(r) * groups + g]);
+      const float* dx = scale + (static_cast<size_t>(r) * groups + g) * 2;
+      const F first = splat(dx[0]), second = splat(dx[1]), sx = splat(offset[static_cast<size_t>(r) * groups + g]);
 #pragma GCC unroll 2
-      for (int j = 0; j < NB; j++) acc[r][j] = fma(m[j], sx, fma(to_float(s[r][j]), d[j] * dx, acc[r][j]));
+      for (int j = 0; j < NB; j++) {
+        const F both = fma(to_float(u[r][j]), second, to_float(s[r][j]) * first);
+        acc[r][j] = fma(m[j], sx, fma(both, d[j], acc[r][j]));
+      }
     }
   }
 }
@@ -97,31 +100,36 @@ inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB])
     d[j] = scales + static_cast<size_t>(b + j) * groups * kRows;
   }
   const int8_t* q = x.q + static_cast<size_t>(t) * k;
-  const float* scale = x.scale + static_cast<size_t>(t) * groups;
-  const int32_t* total = x.total + static_cast<size_t>(t) * groups;
+  const float* scale = x.scale + static_cast<size_t>(t) * 2 * groups;
+  const int32_t* total = x.total + static_cast<size_t>(t) * 2 * groups;
   for (int r = 0; r < MR; r++)
     for (int j = 0; j < NB; j++) acc[r][j] = F{};
   for (int g = 0; g < groups; g++) {
-    I s[MR][NB];
-    for (int r = 0; r < MR; r++)
-      for (int j = 0; j < NB; j++) s[r][j] = signed_start(total[static_cast<size_t>(r) * groups + g]);
-#pragma GCC unroll 8
-    for (int c = 0; c < 8; c++) {
-      B v[NB];
-      for (int j = 0; j < NB; j++) v[j] = load_bytes(p[j] + 64 * c);
-#pragma GCC unroll 4
-      for (int r = 0; r < MR; r++) {
-        const int32_t b4 = quad(q + static_cast<size_t>(r) * k + g * kGroup + 4 * c);
+    F both[MR][NB];
 #pragma GCC unroll 2
-        for (int j = 0; j < NB; j++) s[r][j] = dot4_signed(s[r][j], v[j], b4);
+    for (int half = 0; half < 2; half++) {
+      I s[MR][NB];
+      for (int r = 0; r < MR; r++)
+        for (int j = 0; j < NB; j++) s[r][j] = signed_start(total[(static_cast<size_t>(r) * groups + g) * 2 + half]);
+#pragma GCC unroll 4
+      for (int c = 4 * half; c < 4 * half + 4; c++) {
+        B v[NB];
+        for (int j = 0; j < NB; j++) v[j] = load_bytes(p[j] + 64 * c);
+#pragma GCC unroll 4
+        for (int r = 0; r < MR; r++) {
+          const int32_t b4 = quad(q + static_cast<size_t>(r) * k + g * kGroup + 4 * c);
+#pragma GCC unroll 2
+          for (int j = 0; j < NB; j++) s[r][j] = dot4_signed(s[r][j], v[j], b4);
+        }
+      }
+      for (int r = 0; r < MR; r++) {
+        const F dx = splat(scale[(static_cast<size_t>(r) * groups + g) * 2 + half]);
+        for (int j = 0; j < NB; j++) both[r][j] = half ? fma(to_float(s[r][j]), dx, both[r][j]) : to_float(s[r][j]) * dx;
       }
     }
     for (int j = 0; j < NB; j++) {
       const F dj = load_f16(d[j]);
-      for (int r = 0; r < MR; r++) {
-        const F dx = splat(scale[static_cast<size_t>(r) * groups + g]);
-        acc[r][j] = fma(to_float(s[r][j]), dj * dx, acc[r][j]);
-      }
+      for (int r = 0; r < MR; r++) acc[r][j] = fma(both[r][j], dj, acc[r][j]);
       if (MR == 1)
         for (int line = 0; line < 8; line++) prefetch(p[j] + 8 * kBlock8 + 64 * line);
       p[j] += kBlock8;

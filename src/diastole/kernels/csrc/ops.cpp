@@ -33,9 +33,9 @@ Rows open_rows(Weight kind, const float* x, ptrdiff_t stride, int t, int k) {
   if (kind == Weight::bf16) rows.h = scratch(h, n);
   if (kind == Weight::q8 || kind == Weight::q4) {
     rows.q = scratch(q, n);
-    rows.scale = scratch(scale, groups);
+    rows.scale = scratch(scale, 2 * groups);
     rows.offset = scratch(offset, groups);
-    rows.total = scratch(total, groups);
+    rows.total = scratch(total, 2 * groups);
   }
   return rows;
 }
