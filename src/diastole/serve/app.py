@@ -37,7 +37,7 @@ def create_app(backend: Backend, config: ServerConfig) -> Starlette:
     ``app.state.gate`` is the gate that a shutdown closes.
     """
     gate = Gate(config.max_queued)
-    face = Face(backend, config, gate, metrics.Traffic(path for path, _, _ in ROUTES))
+    face = Face(backend, config, gate, metrics.Traffic(label(path) for path, _, _ in ROUTES))
     app = Starlette(
         routes=[Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in ROUTES],
         middleware=[Middleware(Border, face=face)],
@@ -56,13 +56,18 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[EXCHANGE]
-        exchange.route = self.path
+        exchange.route = label(self.path)
         if scope["method"] != "POST":
             await self.handler(self.face, exchange)
             return
         with self.face.gate.enter():
             check_json_request(exchange)
             await self.handler(self.face, exchange)
+
+
+def label(path: str) -> str:
+    """A route's name in metrics."""
+    return path.replace(":path}", "}")
 
 
 def check_json_request(exchange: Exchange) -> None:

@@ -167,8 +167,11 @@ class Exchange:
                 log.warning("request %s was interrupted and then failed: %r", self.id, end)
 
     async def _left(self) -> None:
+        """Return when the client leaves. The end of our own answer is told like a disconnect and is none."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
+        if self.complete:
+            await asyncio.Event().wait()
 
     async def _swallow(self) -> None:
         """Read on for a moment: a client that is still sending would else see a reset instead of the answer."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -44,9 +42,8 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
-class ChatMessage(msgspec.Struct):
+class ChatMessage(msgspec.Struct, tag_field="role", tag="assistant"):
     content: str
-    role: Literal["assistant"] = "assistant"
     refusal: None = None
 
 
@@ -57,13 +54,12 @@ class ChatChoice(msgspec.Struct):
     finish_reason: str
 
 
-class ChatReply(msgspec.Struct):
+class ChatReply(msgspec.Struct, tag_field="object", tag="chat.completion"):
     id: str
     created: int
     model: str
     choices: list[ChatChoice]
     usage: UsageReply
-    object: Literal["chat.completion"] = "chat.completion"
     system_fingerprint: str = FINGERPRINT
 
 
@@ -79,13 +75,12 @@ class ChunkChoice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class ChatChunk(msgspec.Struct):
+class ChatChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk"):
     id: str
     created: int
     model: str
     choices: list[ChunkChoice]
     usage: UsageReply | UnsetType | None = UNSET  # null in all but the last if asked for, else not there
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     system_fingerprint: str = FINGERPRINT
 
 
@@ -103,7 +98,7 @@ class CompletionChoice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class CompletionReply(msgspec.Struct):
+class CompletionReply(msgspec.Struct, tag_field="object", tag="text_completion"):
     """Also a chunk of a stream, where only the last one has usage."""
 
     id: str
@@ -111,7 +106,6 @@ class CompletionReply(msgspec.Struct):
     model: str
     choices: list[CompletionChoice]
     usage: UsageReply | UnsetType | None = UNSET
-    object: Literal["text_completion"] = "text_completion"
     system_fingerprint: str = FINGERPRINT
 
 
