@@ -1,7 +1,7 @@
-"""Settings, defined once: frozen dataclasses whose fields give TOML keys, environment variables and command-line flags.
+"""Settings, defined once: frozen dataclasses whose fields give TOML keys, environment variables and flags.
 
-Order of precedence: defaults, then the TOML file, then the environment, then flags. Whoever gives a wrong value reads the
-setting's name as he wrote it.
+Later ones win: defaults, the TOML file, the environment, flags. Whoever gives a wrong value reads the setting's name as
+he wrote it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from diastole.types import UserError
@@ -165,7 +165,7 @@ def _walk(table: str, cls: type, path: tuple[str, ...]) -> Iterator[Setting]:
 
 
 def _default(f: Field[Any]) -> Any:
-    return f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+    return f.default  # every setting has one: see knob
 
 
 # ---- reading

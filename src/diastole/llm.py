@@ -51,11 +51,20 @@ class LLM:
     """
 
     def __init__(self, model: str = "smollm2-135m", *, threads: int = 0, **settings: Any) -> None:
-        config = _config(model, threads, settings)
+        self._open(_config(model, threads, settings))
+
+    @classmethod
+    def of(cls, config: Config) -> LLM:
+        """The first service of a configuration."""
+        llm = cls.__new__(cls)
+        key, service = next(iter(config.service.items()))
+        llm._open(replace(config, service={key: service}))
+        return llm
+
+    def _open(self, config: Config) -> None:
         self._engine, cards, self.kernels = build_engine(config)
-        self._name = cards[0].name
-        self.context = cards[0].context
-        self.voice = voice_of(resolve(model))
+        self.name, self.context = cards[0].name, cards[0].context
+        self.voice = voice_of(resolve(next(iter(config.service.values())).model))
         self._ids = count()
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[list[Completion]]:
@@ -86,7 +95,7 @@ class LLM:
             for i, prompt in enumerate(prompts):
                 id = f"llm-{next(self._ids)}"
                 request = Request(
-                    id, self._name, np.asarray(self._to_ids(prompt), np.int32), seeded(params), SLO(1e9, 1e9)
+                    id, self.name, np.asarray(self._to_ids(prompt), np.int32), seeded(params), SLO(1e9, 1e9)
                 )
                 self._engine.add(request)
                 which[id], speakers[id] = i, Speakers(self.voice.tokenizer, params)

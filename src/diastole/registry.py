@@ -98,7 +98,7 @@ def build(specs: Sequence[str], defaults: Mapping[str, Any], caps: frozenset[str
                 continue
             if slot in owners:
                 raise UserError(
-                    f"{owners[slot]} and {spec.name} both fill the slot {slot!r}, which holds one policy: use one of them",
+                    f"{owners[slot]} and {spec.name} both fill the slot {slot!r}, which holds one policy: use either",
                     param="use",
                 )
             policies[slot], owners[slot] = policy, spec.name

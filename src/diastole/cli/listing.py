@@ -1,0 +1,38 @@
+"""``diastole list``."""
+
+from __future__ import annotations
+
+
+def list_() -> None:
+    """What there is: assets to pull, model architectures, techniques to --use, and the slots they fill."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from diastole import registry
+    from diastole.assets import cache
+    from diastole.assets.catalog import ASSETS
+    from diastole.slots import SLOTS
+
+    console = Console()
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        for column in columns:
+            made.add_column(column, style="cyan" if column == columns[0] else None, no_wrap=column == columns[0])
+        return made
+
+    assets = table("Assets (diastole pull NAME)", "name", "here", "MB", "licence", "what")
+    for a in ASSETS.values():
+        here = all((cache.folder(a.name) / m.file).exists() for m in a.members)
+        assets.add_row(a.name, "yes" if here else "", str(a.megabytes), a.licence, a.about)
+    models = table("Architectures", "name", "what")
+    for m in registry.models():
+        models.add_row(m.name, m.head)
+    techniques = table("Techniques (--use NAME:knob=value)", "name", "knobs", "what")
+    for t in registry.techniques():
+        techniques.add_row(t.name, ", ".join(f"{k}={default}" for k, _, default in t.knobs), t.head)
+    for made in (assets, models, techniques):
+        console.print(made)
+        console.print()
+    console.print("[bold]Slots[/]  " + ", ".join(f"{s}*" if kind == "chain" else s for s, kind in SLOTS.items()))
+    console.print("[dim]* a chain of several policies; the others hold one[/]")

@@ -1,0 +1,69 @@
+"""``diastole``: the commands, and the one place where errors become one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+
+from diastole.types import UserError
+
+app = typer.Typer(
+    name="diastole",
+    help="An inference engine and server for models that decode in time.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with [bold]diastole pull smollm2-135m[/], then [bold]diastole chat[/] or [bold]diastole serve[/].",
+)
+
+
+def _register() -> None:
+    from diastole.cli import bench, chat, check, generate, listing, pull, serve, version
+
+    examples = {
+        "serve": "[bold]diastole serve[/]  ·  diastole serve model.gguf --port 9000  ·  diastole serve engine.toml",
+        "pull": "[bold]diastole pull smollm2-135m[/]",
+        "chat": "[bold]diastole chat[/]  ·  diastole chat --url http://localhost:8000",
+        "generate": '[bold]diastole generate "The heart"[/] --max-tokens 40 --temperature 0',
+        "check": "[bold]diastole check[/]  ·  diastole check --model model.gguf",
+    }
+    for name, command in (
+        ("serve", serve.serve),
+        ("chat", chat.chat),
+        ("generate", generate.generate),
+        ("pull", pull.pull),
+        ("list", listing.list_),
+        ("check", check.check),
+        ("version", version.version),
+    ):
+        epilog = f"Examples:  {examples[name]}" if name in examples else None
+        app.command(name, epilog=epilog)(command)
+    app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Entry point: 0 when all went well, 2 when the user can mend it, 130 when interrupted."""
+    debug = os.environ.get("DIASTOLE_DEBUG") == "1"
+    if not debug:
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    _register()
+    try:
+        app()
+    except UserError as e:
+        if debug:
+            raise
+        typer.secho(f"error: {e.message}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing is wrong
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
