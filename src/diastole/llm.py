@@ -70,14 +70,21 @@ class LLM:
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[list[Completion]]:
         """Run all prompts together: for each, its ``params.n`` completions."""
         params = params or SamplingParams()
-        done: list[dict[int, Completion]] = [{} for _ in prompts]
-        for which, delta in self._run(prompts, params):
+        return self._collect([(p, params) for p in prompts])
+
+    def generate_each(self, wishes: Sequence[tuple[Prompt, SamplingParams]]) -> list[Completion]:
+        """Run prompts together, each with params of its own: the first completion of each."""
+        return [choices[0] for choices in self._collect(wishes)]
+
+    def _collect(self, wishes: Sequence[tuple[Prompt, SamplingParams]]) -> list[list[Completion]]:
+        done: list[dict[int, Completion]] = [{} for _ in wishes]
+        for which, delta in self._run(wishes):
             kept = done[which].get(delta.index)
             if kept is None:
                 done[which][delta.index] = _begin(delta)
             else:
                 _extend(kept, delta)
-        return [[choices[i] for i in range(params.n)] for choices in done]
+        return [[choices[i] for i in range(p.n)] for choices, (_, p) in zip(done, wishes, strict=True)]
 
     def chat(self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None) -> Completion:
         """Answer one conversation."""
@@ -85,14 +92,14 @@ class LLM:
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
         """Answer piece by piece. Leaving the iterator early ends the request."""
-        for _, delta in self._run([prompt], params or SamplingParams()):
+        for _, delta in self._run([(prompt, params or SamplingParams())]):
             yield delta
 
-    def _run(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[tuple[int, Delta]]:
+    def _run(self, wishes: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[tuple[int, Delta]]:
         which: dict[str, int] = {}
         speakers: dict[str, Speakers] = {}
         try:
-            for i, prompt in enumerate(prompts):
+            for i, (prompt, params) in enumerate(wishes):
                 id = f"llm-{next(self._ids)}"
                 request = Request(
                     id, self.name, np.asarray(self._to_ids(prompt), np.int32), seeded(params), SLO(1e9, 1e9)

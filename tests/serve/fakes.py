@@ -57,6 +57,7 @@ class FakeService:
         self.asked: list[Asked] = []
         self.running: set[str] = set()
         self.aborted: list[str] = []
+        self.spoken: set[str] = set()  # requests that were given a delta
         self.reset()
 
     def reset(self) -> None:
@@ -69,6 +70,7 @@ class FakeService:
         self.vanish = False  # end without a final delta
         self.asked.clear()
         self.aborted.clear()
+        self.spoken.clear()
 
     async def chat_ids(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: dict[str, Any]
@@ -111,6 +113,8 @@ class FakeService:
                         finish = self.finish or ("length" if params.max_tokens == len(answers[i]) else "stop")
                     if self.vanish and finish is not None:
                         return
+                    if said > len(live):
+                        self.spoken.add(request_id)
                     usage = Usage(len(prompt), len(prompt) // 2, said)
                     yield Delta(i, text, tuple(ids), _logprobs(ids, params.logprobs), finish, usage)
                 if not live:
@@ -207,6 +211,7 @@ def config(**changes: Any) -> Any:
         "drain_seconds": 5.0,
         "ping_seconds": 15.0,
         "send_timeout_seconds": 30.0,
+        "log_level": "info",
     }
     return SimpleNamespace(**{**usual, **changes})
 
@@ -226,6 +231,11 @@ class Running:
     @property
     def service(self) -> FakeService:
         return self.backend.service
+
+    @property
+    def connections(self) -> int:
+        """Open ones."""
+        return len(self.server._uvicorn.server_state.connections)
 
     def _run(self) -> None:
         try:

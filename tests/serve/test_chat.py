@@ -4,6 +4,7 @@ import json
 
 import httpx
 import pytest
+
 from serve.fakes import BOS, Running
 
 URL = "/v1/chat/completions"

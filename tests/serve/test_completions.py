@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+
 from serve.fakes import Running
 from serve.test_chat import events
 
@@ -47,7 +48,7 @@ def test_choices_of_several_prompts_are_numbered_by_prompt(server: Running, http
     assert body["usage"]["completion_tokens"] == 20
     assert len({a.id for a in server.service.asked}) == 2
     got = events(ask(http, prompt=["ab", "cd"], n=2, echo=True, stream=True).text)
-    joined = {i: "" for i in range(4)}
+    joined = dict.fromkeys(range(4), "")
     for e in got:
         joined[e["choices"][0]["index"]] += e["choices"][0]["text"]
     assert joined == dict(enumerate(["ab<0>ab", "ab<1>ab", "cd<0>cd", "cd<1>cd"]))

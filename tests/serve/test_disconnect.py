@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+
 from serve.fakes import Running
 from serve.test_chat import HELLO, URL, events, wait_ready
 from serve.test_limits import connect, head
@@ -100,6 +101,7 @@ def test_reader_that_does_not_read(eventually: Eventually) -> None:
             eventually(lambda: not server.service.running)
             assert len(server.service.aborted) == 1
             eventually(lambda: server.server.gate.inside == 0)
+            eventually(lambda: not server.connections)  # although it has not read what was sent
         text = httpx.get(server.url + "/metrics").text
         assert 'route="/v1/chat/completions",status="499"} 1.0' in text
 

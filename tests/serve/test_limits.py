@@ -1,5 +1,6 @@
 """Sizes and times: bodies, headers, slow and lying clients, on bare sockets."""
 
+import contextlib
 import json
 import socket
 import time
@@ -7,13 +8,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from serve.fakes import Running
-from serve.test_bad_input import GOOD, error
-from serve.test_chat import HELLO, URL, wait_ready
 
 from diastole.serve import exchange, protocol
 from diastole.serve.errors import ApiError
 from diastole.serve.limits import check
+from serve.fakes import Running
+from serve.test_bad_input import GOOD, error
+from serve.test_chat import HELLO, URL, wait_ready
 
 LIMIT = 10_000
 
@@ -37,11 +38,18 @@ def head(**headers: object) -> bytes:
 
 def read_all(s: socket.socket) -> bytes:
     got = b""
-    try:
+    with contextlib.suppress(ConnectionResetError):  # what came before it counts
         while part := s.recv(65536):
             got += part
-    except ConnectionResetError:
-        pass  # what came before it counts
+    return got
+
+
+def read_until(s: socket.socket, end: bytes) -> bytes:
+    got = b""
+    while not got.endswith(end):
+        part = s.recv(65536)
+        assert part, got
+        got += part
     return got
 
 
@@ -71,15 +79,14 @@ def test_chunked_bodies_are_counted(small: Running) -> None:
 def test_announced_size_is_refused_unread(small: Running) -> None:
     with connect(small) as s:
         s.sendall(head(Content_Length=10**12))
-        answer = read_all(s)
+        answer = read_until(s, b'"request_too_large"}}')  # at once, though the connection stays for a moment
     assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"request_too_large" in answer
 
 
 def test_size_beyond_all_integers(small: Running) -> None:
     with connect(small) as s:
         s.sendall(head(Content_Length="9" * 40))
-        assert read_all(s).split(b" ")[1] in (b"400", b"413")
+        assert read_until(s, b"}}").split(b" ")[1] in (b"400", b"413")
 
 
 def test_lying_content_length(small: Running) -> None:
@@ -123,10 +130,8 @@ def test_not_http(small: Running) -> None:
 )
 def test_headers_too_large(small: Running, sent: bytes) -> None:
     with connect(small) as s:
-        try:
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):  # refused before the end
             s.sendall(sent)
-        except (ConnectionResetError, BrokenPipeError):
-            pass  # refused before the end
         answer = read_all(s)
     if answer or len(sent) < 100_000:  # a reset may overtake the answer to who is still sending
         assert answer.startswith(b"HTTP/1.1 431 ")
@@ -138,7 +143,7 @@ def test_many_requests_on_one_connection(small: Running) -> None:
     with connect(small) as s:
         for _ in range(20):  # the bound is per request
             s.sendall(one)
-            assert s.recv(65536).startswith(b"HTTP/1.1 200")
+            assert read_until(s, b'{"status":"ok"}').startswith(b"HTTP/1.1 200")
 
 
 def test_pipelined_requests(small: Running) -> None:
@@ -169,6 +174,24 @@ def test_slow_body(small: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"request_timeout" in answer
 
 
+def test_pipelining_is_bounded(small: Running) -> None:
+    small.service.pace = 30
+    try:
+        with connect(small) as s:
+            s.sendall(head(Content_Length=len(GOOD)) + GOOD)
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                for _ in range(1000):
+                    s.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+            assert read_all(s) == b""
+        with connect(small) as s:
+            s.sendall(head(Content_Length=len(GOOD)) + GOOD)
+            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+                s.sendall(head(Content_Length=10**6) + b" " * 10**6)
+            assert read_all(s) == b""
+    finally:
+        small.service.reset()
+
+
 def test_expect_continue(small: Running) -> None:
     with connect(small) as s:
         s.sendall(head(Content_Length=len(GOOD), Expect="100-continue", Connection="close"))
@@ -190,8 +213,6 @@ def test_expect_continue(small: Running) -> None:
 )
 def test_checking_takes_linear_time(body: bytes) -> None:
     began = time.process_time()
-    try:
+    with contextlib.suppress(ApiError):
         check(body)
-    except ApiError as e:
-        assert e.code == "invalid_json"
     assert time.process_time() - began < 5  # quadratic would be minutes

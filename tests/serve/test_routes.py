@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import httpx
 import pytest
-from serve.fakes import FakeBackend, FakeService, Running
-from serve.test_chat import HELLO, URL, wait_ready
 
 from diastole import __version__
+from serve.fakes import FakeBackend, FakeService, Running
+from serve.test_chat import HELLO, URL, wait_ready
 
 
 def test_models(http: httpx.Client) -> None:

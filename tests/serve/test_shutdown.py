@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,13 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
-from serve.fakes import FakeBackend, Running, config
-from serve.test_bad_input import error
-from serve.test_chat import HELLO, URL, events, wait_ready
 
 import diastole
 from diastole.serve.run import Server
 from diastole.types import UserError
+from serve.fakes import FakeBackend, Running, config
+from serve.test_bad_input import error
+from serve.test_chat import HELLO, URL, events, wait_ready
 
 Eventually = Callable[[Callable[[], object]], None]
 
@@ -73,7 +74,7 @@ def test_the_rest_is_aborted_with_an_error(eventually: Eventually, twice: bool) 
         server.service.endless = True
         server.service.pace = 0.02
         asking = [Asking(server.url, stream=True), Asking(server.url)]
-        eventually(lambda: len(server.service.running) == 2)
+        eventually(lambda: len(server.service.spoken) == 2)
         server.stop()
         if twice:
             eventually(lambda: server.server.gate.draining)
@@ -110,6 +111,7 @@ def test_a_backend_that_cannot_start() -> None:
 def test_addresses_that_cannot_be_bound() -> None:
     server = Server(FakeBackend(), config())
     with server._socket:
+        assert server._socket.proto == socket.IPPROTO_TCP  # else asyncio leaves Nagle's delay on
         with pytest.raises(UserError, match="choose another port") as taken:
             Server(FakeBackend(), config(port=server.port))
         assert taken.value.param == "server.port"
@@ -175,4 +177,7 @@ def test_two_signals_abort() -> None:
         assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "shutting_down"
         assert child.wait(20) == 0
         assert child.stderr is not None
-        assert "Traceback" not in child.stderr.read()
+        said = child.stderr.read()
+        assert "POST /v1/chat/completions 200" in said
+        assert "aborting 1 requests" in said
+        assert "Traceback" not in said

@@ -14,7 +14,7 @@ from diastole.cli.sampling import MaxTokens, MinP, Repetition, Seed, Stop, Tempe
 
 @takes("engine", "service")
 def chat(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", show_default=False)] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False)] = None,
     url: Annotated[
         str | None, typer.Option(help="talk to a running server instead, e.g. http://localhost:8000")
     ] = None,

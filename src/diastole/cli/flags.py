@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ _ALSO = {
     "max_streams": "--max-num-seqs",
     "step_tokens": "--max-num-batched-tokens",
     "kv": "--kv-cache-dtype",
+    "prefix_cache": "--enable-prefix-caching",
 }
 _PANELS = {"engine": "Engine", "server": "Server", "service": "Model"}
 _POSITIONAL = {"service.model"}  # given as an argument
@@ -30,38 +31,44 @@ def takes(*tables: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         chosen = [s for t in tables for s in settings(t) if s.key not in _POSITIONAL]
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "flags"]
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
             flags: dict[str, dict[str, Any]] = {}
             for s in chosen:
-                value = given.pop(_name(s))
-                if value is not None and value != []:
-                    _put(flags.setdefault(s.table, {}), s.path, convert(s, value, s.flag))
+                for name, flag in _spellings(s).items():
+                    value = given.pop(name)
+                    if value is not None and value != []:
+                        _put(flags.setdefault(s.table, {}), s.path, convert(s, value, flag))
             command(**given, flags=flags)
 
-        run.__signature__ = inspect.Signature([*own, *map(_parameter, chosen)])  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature([*own, *(p for s in chosen for p in _parameters(s))])  # type: ignore[attr-defined]
         return run
 
     return decorate
 
 
-def _parameter(s: Setting) -> inspect.Parameter:
+def _spellings(s: Setting) -> dict[str, str]:
+    """Parameter names and their flags: the setting's own, then one that others know it by."""
+    own = "_".join((s.table, *s.path))
+    also = _ALSO.get(".".join(s.path)) if s.table == "service" else None
+    return {own: s.flag} | ({f"{own}_also": also} if also else {})
+
+
+def _parameters(s: Setting) -> Iterator[inspect.Parameter]:
     kind: Any = bool if s.type is bool else list[str] if s.type == tuple[str, ...] else str
-    names = [f"{s.flag}/--no-{s.flag[2:]}"] if kind is bool else [s.flag]
-    also = _ALSO.get(".".join(s.path))
-    if s.table == "service" and also:
-        names.append(also)
-    option = typer.Option(
-        *names,
-        help=_help(s),
-        show_default=False,
-        metavar=None if kind is bool else _metavar(s),
-        rich_help_panel=_PANELS[s.table],
-    )
-    annotation = Annotated[kind | None, option]
-    return inspect.Parameter(_name(s), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    for i, (name, flag) in enumerate(_spellings(s).items()):
+        option = typer.Option(
+            f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+            help=_help(s),
+            show_default=False,
+            metavar=None if kind is bool else _metavar(s),
+            rich_help_panel=_PANELS[s.table],
+            hidden=i > 0,
+        )
+        annotation = Annotated[kind | None, option]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _help(s: Setting) -> str:
@@ -75,10 +82,6 @@ def _help(s: Setting) -> str:
 def _metavar(s: Setting) -> str:
     names = {"int": "N", "float": "N", "Bytes": "SIZE"}
     return names.get(getattr(s.type, "__name__", ""), "TEXT")
-
-
-def _name(s: Setting) -> str:
-    return "_".join((s.table, *s.path))
 
 
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -13,7 +13,7 @@ from diastole.cli.pull import offer
 
 @takes("server", "engine", "service")
 def serve(
-    target: Annotated[str | None, typer.Argument(metavar="[MODEL | engine.toml]", show_default=False)] = None,
+    target: Annotated[str | None, typer.Argument(metavar="MODEL | engine.toml", show_default=False)] = None,
     *,
     flags: dict[str, dict[str, Any]],
 ) -> None:

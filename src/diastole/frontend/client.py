@@ -22,7 +22,7 @@ class EngineClient:
         self._link = link
         self._streams: dict[str, asyncio.Queue[wire.Spoken | Exception]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
-        self.lost = False
+        self.lost = True  # until it has started
 
     def __len__(self) -> int:
         """Requests in flight."""
@@ -32,7 +32,9 @@ class EngineClient:
         """Raises:
         UserError: the engine cannot start, and why.
         """
-        return await self._link.start(self._reply, self._loss)
+        ready = await self._link.start(self._reply, self._loss)
+        self.lost = False
+        return ready
 
     async def stop(self, now: bool) -> None:
         """End the engine: when its requests have ended, or ``now``."""

@@ -46,6 +46,7 @@ class Process:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._child: subprocess.Popen[bytes] | None = None
+        self._out: asyncio.StreamWriter | None = None
         self._encode = msgspec.msgpack.Encoder().encode
         self._reader: asyncio.Task[None] | None = None
 
@@ -88,10 +89,11 @@ class Process:
         self._write(self._encode(command))
 
     def _write(self, body: bytes) -> None:
+        assert self._out is not None  # nothing is sent before start()
         self._out.write(len(body).to_bytes(wire.FRAME_BYTES, "little") + body)
 
     async def stop(self) -> None:
-        if self._child is None:
+        if self._child is None or self._out is None:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self._child.wait, 5)

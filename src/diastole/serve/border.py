@@ -20,6 +20,7 @@ log = logging.getLogger("diastole.serve")
 
 EXCHANGE = "diastole.exchange"  # key in the scope
 OPEN_PATHS = ("/health", "/ready")  # probes have no keys
+QUIET = (*OPEN_PATHS, "/metrics")  # asked every few seconds
 CLIENT_GONE = 499  # in log and counters only: nobody was there to be told
 
 
@@ -44,8 +45,10 @@ class Border:
         finally:
             self.traffic.open -= 1
             self.traffic.count(exchange.route, scope["method"], status)
+            level = logging.DEBUG if exchange.route in QUIET else logging.INFO
             took = time.monotonic() - began
-            log.info("%s %s %s %d %.3f s", exchange.id, scope["method"], scope["path"].encode(), status, took)
+            where = exchange.route or repr(scope["path"][:100])
+            log.log(level, "%s %s %s %d %.3f s", exchange.id, scope["method"], where, status, took)
 
     async def _answer(self, exchange: Exchange) -> int:
         """Answer, and say with what status."""

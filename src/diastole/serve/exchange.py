@@ -23,7 +23,7 @@ T = TypeVar("T")
 log = logging.getLogger("diastole.serve")
 
 BODY_SECONDS = 60.0  # to send a whole body
-SWALLOW_SECONDS = 2.0  # reading on after an answer, so that a client that still sends can see it
+SWALLOW_SECONDS = 2.0  # of reading on after an early answer
 ABORT = "diastole.abort"  # scope extension: drops the connection with all that is unsent
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
@@ -75,14 +75,21 @@ class Exchange:
             abort["now"]()
 
     async def reply(
-        self, status: int, body: bytes, type: str = "application/json", headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        body: bytes,
+        type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        linger: bool = False,
     ) -> None:
-        """The whole answer."""
+        """The whole answer. ``linger``: before the connection closes, read on for a moment."""
         fields = {"content-type": type, "content-length": str(len(body)), **(headers or {})}
-        if status == 204:
-            del fields["content-type"], fields["content-length"]
         raw = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in fields.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
+        if linger:
+            await self.send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._swallow()
+            body = b""
         await self.send({"type": "http.response.body", "body": body})
 
     async def reply_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
@@ -94,9 +101,7 @@ class Exchange:
         if self.complete:
             return
         if self.status == 0:
-            if "connection" in error.headers:
-                await self._swallow()
-            await self.reply(error.status, error.body(), headers=error.headers)
+            await self.reply(error.status, error.body(), headers=error.headers, linger="connection" in error.headers)
         elif self.events:
             body = b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
             await self.send({"type": "http.response.body", "body": body})
@@ -174,7 +179,7 @@ class Exchange:
             await asyncio.Event().wait()
 
     async def _swallow(self) -> None:
-        """Read on for a moment: a client that is still sending would else see a reset instead of the answer."""
+        """Read on: a client that is still sending would see a reset instead of the answer if we closed at once."""
         try:
             async with asyncio.timeout(SWALLOW_SECONDS):
                 while True:

@@ -6,7 +6,8 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from diastole.serve.errors import error_json
 from diastole.serve.exchange import ABORT
@@ -14,6 +15,7 @@ from diastole.serve.exchange import ABORT
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 MAX_HEADERS = 256
 HEAD_SECONDS = 15.0  # for all of them to come
+MAX_PIPELINED = 16  # requests that may wait for the answer to an earlier one on their connection
 
 
 class _HeadTooLarge(Exception):
@@ -21,12 +23,16 @@ class _HeadTooLarge(Exception):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers 431 to too much, drops who is too slow, and says what is wrong in the API's JSON."""
+    """Answers 431 to too much, drops who is too slow, and says what is wrong in the API's JSON.
+
+    Pipelined requests do not keep it from reading on, for only so is it told that the client has left.
+    """
 
     _head_bytes = 0
     _in_head = True
     _too_large = False
     _head_timer: asyncio.TimerHandle | None = None
+    _active: RequestResponseCycle | None = None  # the request that is being answered; ``cycle`` is the newest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -34,6 +40,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_done()
+        if self._active is not None and not self._active.response_complete:
+            self._active.disconnected = True
+            self._active.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -63,6 +72,19 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_head()
         self._head_done()
         super().on_headers_complete()
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
+        elif self.pipeline:
+            self.flow.resume_reading()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.pipeline and len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.transport.abort()  # it would stop our reading until earlier requests are answered
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:
         if self._too_large:
@@ -95,9 +117,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _last_words(self, status: int, message: str, code: str) -> None:
         """Answer without the application and close."""
-        cycle: Any = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            self.transport.abort()  # an earlier answer is still being written: nothing may be put into it
+        cycle = self._active
+        if self.pipeline or (cycle is not None and cycle.response_started and not cycle.response_complete):
+            self.transport.abort()  # an earlier answer is due or being written: nothing may be put before or into it
             return
         body = error_json(status, message, code=code)
         head = (

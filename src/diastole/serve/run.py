@@ -151,6 +151,8 @@ def serve(backend: Backend, config: ServerConfig) -> None:
     async def main() -> None:
         await Server(backend, config, say).run(signals=True)
 
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its life cycle is ours to tell
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(main())
 
@@ -165,12 +167,19 @@ def bind(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as e:
         raise UserError(f"host {host!r} is no address: {e.strerror}", param="server.host") from None
-    family, _, _, _, address = found[0]
+    family, kind, protocol, _, address = found[0]
+    # The protocol is named, since the event loop switches Nagle's delay off only where it reads TCP here.
+    listening = socket.socket(family, kind, protocol)
     try:
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        if sys.platform != "win32":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
     except OSError as e:
+        listening.close()
         message = f"cannot listen on {host} port {port}: {e.strerror}; choose another port or host"
         raise UserError(message, param="server.port") from None
+    return listening
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,0 +1,112 @@
+"""Every decoder family against Hugging Face transformers on small random weights, from both kinds of file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from diastole import registry
+from diastole.kernels.ref import TorchOps
+from diastole.kernels.table import Ops, load
+from diastole.nn.linear import Loader
+from diastole.types import Array, UserError
+from diastole.weights import open_checkpoint
+from models.common import logits_of
+
+BASE = {
+    "vocab_size": 200,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
+FAMILIES: dict[str, Any] = {
+    "llama": transformers.LlamaConfig(**BASE, tie_word_embeddings=True),
+    "llama-3": transformers.LlamaConfig(**BASE, rope_parameters=LLAMA3),
+    "llama-linear": transformers.LlamaConfig(
+        **BASE, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+    ),
+    "mistral": transformers.MistralConfig(**BASE, sliding_window=20),
+    "qwen2": transformers.Qwen2Config(**BASE),
+    "qwen2-window": transformers.Qwen2Config(**BASE, use_sliding_window=True, sliding_window=16, max_window_layers=2),
+    "qwen3": transformers.Qwen3Config(**BASE, head_dim=32),
+    "gemma3": transformers.Gemma3TextConfig(
+        **{**BASE, "num_hidden_layers": 8}, head_dim=32, sliding_window=16, query_pre_attn_scalar=48
+    ),
+}
+IDS = np.random.default_rng(0).integers(0, 200, 150).astype(np.int32)
+
+
+def directory(tmp_path: Path, family: str) -> tuple[Path, Array]:
+    """A Hugging Face directory with random weights, and its logits."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for p in model.parameters():  # norms and biases start at 0 or 1, which would hide mistakes
+            p.add_(torch.randn_like(p) * 0.05)
+        logits = model(torch.from_numpy(IDS[None].astype(np.int64))).logits[0].numpy()
+    model.save_pretrained(tmp_path, safe_serialization=True)
+    return tmp_path, logits
+
+
+def build(path: Path, ops: Ops, fmt: Any = "f32", context: int = 0) -> Any:
+    checkpoint = open_checkpoint(path)
+    module = registry.model(checkpoint.config["model_type"])
+    return module.build(Loader(ops, checkpoint, fmt), checkpoint.config, context)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers(tmp_path: Path, family: str) -> None:
+    path, want = directory(tmp_path, family)
+    for ops in (load(), TorchOps()):
+        got = logits_of(build(path, ops), ops, IDS)
+        assert np.abs(got - want).max() < 2e-5
+        np.testing.assert_allclose(logits_of(build(path, ops), ops, IDS, chunks=(37, 1, 112)), got, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("fmt", ["bf16", "q8", "q4"])
+def test_smaller_formats_stay_near(tmp_path: Path, family: str, fmt: str) -> None:
+    """bf16 and q8 both keep eight significant bits, so one rounding is off by up to 1/512, and some tens of them in a
+    row by a few percent on random weights; q4 keeps four and is up to sixteen times coarser."""
+    path, want = directory(tmp_path, family)
+    ops = load()
+    got = logits_of(build(path, ops, fmt), ops, IDS)
+    error = np.sqrt(((got - want) ** 2).mean() / (want**2).mean())
+    assert error < {"bf16": 0.03, "q8": 0.03, "q4": 0.48}[fmt]
+    assert error > 1e-6  # it really is another format
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    path, _ = directory(tmp_path, "llama")
+    with pytest.raises(UserError, match="context 999"):
+        build(path, load(), context=999)
+    config = path / "config.json"
+    whole = config.read_text()
+    for old, new, param in (
+        ('"num_attention_heads": 4', '"num_attention_heads": 0', "num_attention_heads"),
+        ('"num_key_value_heads": 2', '"num_key_value_heads": 3', "num_key_value_heads"),
+        ('"hidden_act": "silu"', '"hidden_act": "relu6"', "hidden_act"),
+        ('"model_type": "llama"', '"model_type": "lama"', "model"),
+    ):
+        assert old in whole
+        config.write_text(whole.replace(old, new))
+        with pytest.raises(UserError) as e:
+            build(path, load())
+        assert e.value.param == param
