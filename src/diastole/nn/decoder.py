@@ -92,4 +92,5 @@ class Decoder:
             block.mix(layer, x, b, kv, arena)
             block.ffn(x, arena)
         last = x[b.want]
-        return self.head(self.norm(last, last), np.empty((len(last), self.head.n), np.float32))
+        logits = np.empty((len(last), self.head.n), np.float32)
+        return self.head(self.norm(last, last), logits) if len(last) else logits

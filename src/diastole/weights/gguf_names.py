@@ -34,6 +34,8 @@ _NUMBERS = {
     "max_position_embeddings": "context_length",
     "sliding_window": "attention.sliding_window",
 }
+_FRACTIONS = {"rms_norm_eps", "rope_theta", "rope_local_base_freq"}
+_NEEDED = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"}
 _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -105,14 +107,15 @@ class GGUFCheckpoint:
         meta, arch = self._file.metadata, self._arch
         config: dict[str, Any] = {"model_type": MODEL_TYPES[arch]}
         for key, stored in _NUMBERS.items():
-            value = meta.get(f"{arch}.{stored}")
-            if isinstance(value, list):
-                if len(set(value)) != 1:
-                    raise WeightsError(self.path, f"{arch}.{stored} differs between layers, which is not supported")
-                value = value[0]
+            value = self._number(f"{arch}.{stored}", whole=key not in _FRACTIONS)
             if value is not None:
                 config[key] = value
+            elif key in _NEEDED:
+                raise WeightsError(self.path, f"does not say {arch}.{stored}")
+        config.setdefault("num_key_value_heads", config["num_attention_heads"])
         embedding = self._file.tensors[self._stored["model.embed_tokens.weight"]]
+        if len(embedding.shape) != 2:
+            raise WeightsError(self.path, f"is damaged: the token embedding has shape {embedding.shape}")
         config["vocab_size"] = embedding.shape[0]
         config["tie_word_embeddings"] = "lm_head.weight" not in self._stored
         config["hidden_act"] = "gelu_pytorch_tanh" if arch == "gemma3" else "silu"
@@ -120,6 +123,19 @@ class GGUFCheckpoint:
             config[key] = meta.get(f"tokenizer.ggml.{stored}")
         config["rope_scaling"] = self._scaling()
         return config
+
+    def _number(self, key: str, whole: bool) -> int | float | None:
+        value = self._file.metadata.get(key)
+        if isinstance(value, list):
+            if not value or any(v != value[0] for v in value):
+                raise WeightsError(self.path, f"{key} differs between layers, which is not supported")
+            value = value[0]
+        if value is None:
+            return None
+        fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not fits or not 0 < value < 2**31:
+            raise WeightsError(self.path, f"is damaged: {key} is {value!r:.60}, not a positive number")
+        return value
 
     def _scaling(self) -> dict[str, Any] | None:
         if "rope_freqs.weight" in self._file.tensors:

@@ -34,6 +34,7 @@ void expect(bool ok, const char* what) {
 // Last axes contiguous; the first may have any stride.
 template <class A>
 void expect_rows(const A& a, const char* name) {
+  if (a.size() == 0) return;  // whose strides mean nothing
   int64_t want = 1;
   for (size_t i = a.ndim(); i-- > 1;) {
     if (a.shape(i) > 1 && a.stride(i) != want) fail(std::string(name) + ": all axes but the first must be contiguous");
@@ -42,8 +43,9 @@ void expect_rows(const A& a, const char* name) {
 }
 template <class A>
 void expect_whole(const A& a, const char* name) {
+  if (a.size() == 0) return;
   expect_rows(a, name);
-  const int64_t row = a.shape(0) ? static_cast<int64_t>(a.size() / a.shape(0)) : 0;
+  const int64_t row = static_cast<int64_t>(a.size() / a.shape(0));
   if (a.ndim() && a.shape(0) > 1 && a.stride(0) != row) fail(std::string(name) + " must be contiguous");
 }
 
