@@ -152,7 +152,8 @@ def _rounded(x: torch.Tensor, fmt: Format) -> torch.Tensor:
         return x.bfloat16().float()
     groups = x.reshape(len(x), -1, 16)
     most = groups.abs().amax(-1, keepdim=True)
-    q = (groups * torch.where(most > 0, 127 / most, 0)).round()
+    limit = torch.tensor(127.0)  # a tensor: a plain 127 / x would be taken as 127 times the reciprocal
+    q = (groups * torch.where(most > 0, limit / most, 0)).round()
     return (q * (most / 127)).reshape(x.shape)
 
 
