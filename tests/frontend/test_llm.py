@@ -1,0 +1,80 @@
+"""LLM and AsyncLLM in this process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from diastole import LLM, AsyncLLM, SamplingParams, UserError
+from models.common import embedded
+
+pytestmark = pytest.mark.model
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+def test_pieces_are_the_whole() -> None:
+    embedded()
+    with LLM() as llm:
+        whole = llm.generate(["The heart is"], GREEDY)[0][0]
+        pieces = list(llm.stream("The heart is", GREEDY))
+        assert "".join(p.text for p in pieces) == whole.text
+        assert [p.finish for p in pieces[:-1]] == [None] * (len(pieces) - 1)
+        assert pieces[-1].finish == whole.finish == "length"
+
+
+def test_leaving_early_ends_the_request() -> None:
+    embedded()
+    with LLM() as llm:
+        for delta in llm.stream("The heart is", SamplingParams(max_tokens=4_000, ignore_eos=True)):
+            assert delta.finish is None
+            break
+        assert llm.idle
+
+
+def test_stop_strings_and_choices() -> None:
+    embedded()
+    with LLM() as llm:
+        some = llm.generate(["One, two, three,", "Monday, Tuesday,"], SamplingParams(n=2, seed=3, max_tokens=10))
+        assert [len(x) for x in some] == [2, 2]
+        stopped = llm.generate(["One, two, three,"], SamplingParams(temperature=0, max_tokens=30, stop=("five",)))[0][0]
+        assert stopped.finish == "stop"
+        assert stopped.text.strip() == "four,"
+        kept = SamplingParams(temperature=0, max_tokens=30, stop=("five",), include_stop=True)
+        assert llm.generate(["One, two, three,"], kept)[0][0].text.strip() == "four, five"
+        assert llm.idle
+
+
+def test_wrong_requests() -> None:
+    embedded()
+    with LLM(context=64) as llm:
+        with pytest.raises(UserError, match="empty"):
+            llm.generate([[]], GREEDY)
+        with pytest.raises(UserError, match="context of 64"):
+            llm.generate([[5] * 60], GREEDY)
+        assert llm.idle
+        assert llm.context == 64
+    with pytest.raises(UserError, match="no known asset"):
+        LLM("smolm2-135m")
+    with pytest.raises(UserError, match="more than the model's own"):
+        LLM(context=100_000)
+
+
+def test_async_crowd_and_cancel() -> None:
+    embedded()
+
+    async def main() -> tuple[list[str], str]:
+        async with AsyncLLM() as llm:
+
+            async def say(prompt: str) -> str:
+                return "".join([d.text async for d in llm.stream(prompt, GREEDY)])
+
+            crowd = list(await asyncio.gather(*(say(p) for p in ("The heart is", "One, two,", "The sea is"))))
+            endless = llm.stream("Once", SamplingParams(max_tokens=5_000, ignore_eos=True))
+            await anext(endless)
+            await endless.aclose()  # type: ignore[attr-defined]
+            return crowd, await say("The heart is")
+
+    crowd, alone = asyncio.run(main())
+    assert crowd[0] == alone

@@ -1,0 +1,245 @@
+"""The whole of it: ``diastole serve`` with the embedded model, spoken to as users do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from models.common import embedded
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+MODEL = "smollm2-135m"
+
+
+class Running:
+    """A server in a process of its own."""
+
+    def __init__(self, *flags: str) -> None:
+        command = [sys.executable, "-m", "diastole.cli.main", "serve", "--port", "0", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.log: list[str] = []
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if " is ready at " in line:
+                self.url = line.split(" is ready at ")[1].split("/v1")[0]
+                break
+        else:
+            raise AssertionError(f"the server did not start: {self.log}")
+        threading.Thread(target=lambda: self.log.extend(self.process.stderr or ()), daemon=True).start()
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def stop(self) -> int:
+        self.http.close()
+        self.openai.close()
+        self.process.terminate()
+        return self.process.wait(40)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(float(x.rsplit(" ", 1)[1]) for x in lines if x.split("{")[0].split(" ")[0] == f"diastole_{name}")
+
+    def engine_pid(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for child in map(int, children):
+            if b"frontend.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return child
+        raise AssertionError("the server has no engine process")
+
+
+def eventually(condition: Any, what: str) -> None:
+    """Wait for something that must come, up to a generous limit."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError(what)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    embedded()
+    running = Running()
+    yield running
+    assert running.stop() == 0
+
+
+def ask(text: str, **more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0, **more}
+
+
+def test_the_openai_client_chats(server: Running) -> None:
+    whole = server.openai.chat.completions.create(**ask("What is 2+2?", max_tokens=40))
+    assert "4" in (whole.choices[0].message.content or "")
+    assert whole.choices[0].finish_reason == "stop"
+    assert whole.usage is not None
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+
+    stream = server.openai.chat.completions.create(
+        **ask("What is 2+2?", max_tokens=40), stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert [c.id for c in server.openai.models.list()] == [MODEL]
+
+
+def test_completions_with_choices_stops_and_logprobs(server: Running) -> None:
+    made = server.openai.completions.create(
+        model=MODEL, prompt="One, two, three,", max_tokens=20, n=3, seed=5, temperature=0.8, logprobs=2
+    )
+    assert [c.index for c in made.choices] == [0, 1, 2]
+    assert len({c.text for c in made.choices}) > 1
+    logprobs = made.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs is not None
+    assert all(p is not None and p <= 0 for p in logprobs.token_logprobs)
+    again = server.openai.completions.create(
+        model=MODEL, prompt="One, two, three,", max_tokens=20, n=3, seed=5, temperature=0.8
+    )
+    assert [c.text for c in again.choices] == [c.text for c in made.choices]
+    stopped = server.openai.completions.create(
+        model=MODEL, prompt="One, two, three,", max_tokens=40, temperature=0, stop=["five"]
+    )
+    assert stopped.choices[0].finish_reason == "stop"
+    assert "five" not in stopped.choices[0].text
+    assert stopped.choices[0].text.rstrip().endswith("four,")
+
+
+def test_a_crowd_gets_the_answers_of_the_lonely(server: Running) -> None:
+    prompts = [f"Number {i} is" for i in range(12)]
+
+    def answer(prompt: str, into: dict[str, str]) -> None:
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": 24, "seed": 1, "temperature": 0.9}
+        into[prompt] = server.http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+
+    alone: dict[str, str] = {}
+    for p in prompts:
+        answer(p, alone)
+    crowd: dict[str, str] = {}
+    threads = [threading.Thread(target=answer, args=(p, crowd)) for p in prompts]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert crowd == alone
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_frees_its_pages(server: Running, stream: bool) -> None:
+    aborted = server.metric("request_success_total")
+    body = json.dumps(ask("Tell me a very long story.", max_tokens=7_000, ignore_eos=True, stream=stream)).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as s:
+        head = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+        s.sendall("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
+        eventually(lambda: server.metric("num_requests_running") == 1, "the request never ran")
+    eventually(lambda: server.metric("num_requests_running") == 0, "the request ran on after its client had gone")
+    assert server.metric("kv_cache_usage_perc") == 0
+    assert server.metric("request_success_total") == aborted + 1
+
+
+BAD: list[tuple[dict[str, Any], int, str | None]] = [
+    ({"model": "nobody"}, 404, "model"),
+    ({"messages": []}, 400, "messages"),
+    ({"messages": [{"role": "user", "content": "x " * 20_000}]}, 400, "messages"),
+    ({"max_tokens": -5}, 400, "max_tokens"),
+    ({"max_tokens": 2**40}, 400, "max_tokens"),
+    ({"max_tokens": 9_000}, 400, "max_tokens"),
+    ({"n": 10_000}, 400, "n"),
+    ({"stop": ["x"] * 1_000}, 400, "stop"),
+    ({"logit_bias": {"99999999": 1}}, 400, "logit_bias"),
+    ({"temperature": "hot"}, 400, "temperature"),
+]
+
+
+@pytest.mark.parametrize(("change", "status", "param"), BAD, ids=lambda v: str(v)[:30])
+def test_wrong_input_names_the_field(server: Running, change: dict[str, Any], status: int, param: str | None) -> None:
+    answer = server.http.post("/v1/chat/completions", json={**ask("Hi"), **change})
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert error["type"] in {"invalid_request_error", "not_found_error"}
+    assert "Traceback" not in answer.text
+
+
+def test_a_thousand_token_prompt_does_not_silence_who_speaks(server: Running) -> None:
+    """While a long prompt is absorbed, a stream that speaks goes on: its tokens come between the chunks."""
+    pieces: list[float] = []
+    begun = threading.Event()
+
+    def speak() -> None:
+        with server.http.stream(
+            "POST",
+            "/v1/completions",
+            json={"model": MODEL, "prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True},
+        ) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    pieces.append(time.monotonic())
+                    begun.set()
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    begun.wait(30)
+    start = time.monotonic()
+    prompt = list(range(1_000, 7_000))
+    server.http.post("/v1/completions", json={"model": MODEL, "prompt": prompt, "max_tokens": 1}).raise_for_status()
+    end = time.monotonic()
+    speaker.join()
+    between = [t for t in pieces if start < t < end]
+    assert len(between) >= 10  # 6,000 tokens make at least a dozen steps of 512
+
+
+def test_a_dead_engine_is_told_and_not_waited_for() -> None:
+    embedded()
+    running = Running()
+    try:
+        with running.http.stream(
+            "POST", "/v1/chat/completions", json=ask("Tell me a story.", max_tokens=5_000, ignore_eos=True, stream=True)
+        ) as response:
+            lines = response.iter_lines()
+            next(x for x in lines if x.startswith("data: "))
+            os.kill(running.engine_pid(), signal.SIGKILL)
+            rest = [x for x in lines if x.startswith("data: ")]
+        assert '"error"' in rest[-2]
+        assert rest[-1] == "data: [DONE]"
+        assert running.http.post("/v1/chat/completions", json=ask("Hi")).status_code == 503
+        assert running.http.get("/ready").status_code == 503
+    finally:
+        running.stop()
+
+
+def test_sigterm_lets_running_requests_end() -> None:
+    embedded()
+    running = Running()
+    with running.http.stream(
+        "POST",
+        "/v1/completions",
+        json={"model": MODEL, "prompt": "a", "max_tokens": 150, "ignore_eos": True, "stream": True},
+    ) as response:
+        lines = response.iter_lines()
+        next(x for x in lines if x.startswith("data: "))
+        running.process.terminate()
+        rest = [x for x in lines if x.startswith("data: ")]
+    assert '"finish_reason":"length"' in rest[-2]
+    assert rest[-1] == "data: [DONE]"
+    assert running.process.wait(40) == 0
