@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
+from diastole.cli.flow import Flow
 from diastole.cli.talk import Talk
 from diastole.params import SamplingParams
 from diastole.types import UserError
@@ -183,3 +185,16 @@ def test_commands(talk: Any, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError):
             made.command(wrong)
+
+
+@pytest.mark.parametrize("width", [5, 10, 17, 80])
+def test_flow_breaks_lines_between_words(width: int) -> None:
+    text = "One two  three\nfour, 日本語 five-six a verylongwordindeed\n\nend "
+    flow, out = Flow(width), ""
+    for i in range(0, len(text), 3):
+        out += flow.feed(text[i : i + 3])
+    out += flow.flush()
+    assert out.split() == text.split()  # nothing lost, no word cut by us
+    for line in out.split("\n"):
+        assert cell_len(line) <= width or any(cell_len(word) > width for word in line.split())
+    assert Flow(80).feed("word ") == "word "

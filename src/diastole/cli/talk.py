@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.text import Text
 
+from diastole.cli.flow import Flow
 from diastole.config import Config
 from diastole.params import SamplingParams
 from diastole.types import UserError
@@ -152,17 +153,20 @@ class Talk:
         asked = {"role": "user", "content": said}
         began, first, tokens, answer = time.monotonic(), 0.0, 0, ""
         pieces = self.voice.answer([*messages, *self.turns, asked], self.params)
+        flow = Flow(self.console.width, len(self.voice.name) + 1 if lively else 0)
         try:
             for text, tokens in pieces:  # noqa: B007
                 first = first or time.monotonic()
                 answer += text
-                self.console.print(Text(text), end="", soft_wrap=True)
+                self._put(flow.feed(text))
         except KeyboardInterrupt:
+            self._put(flow.flush())
             self.console.print(Text(" [stopped]", style="dim"), end="")
         finally:
             close = getattr(pieces, "close", None)
             if close is not None:
                 close()
+        self._put(flow.flush())
         self.console.print()
         if lively and tokens > 1:
             rate = (tokens - 1) / max(time.monotonic() - first, 1e-9)
@@ -170,6 +174,9 @@ class Talk:
             self.console.print(Text(note, style="dim"))
         self.turns += [asked, {"role": "assistant", "content": answer}]
         return answer
+
+    def _put(self, text: str) -> None:
+        self.console.print(Text(text), end="", soft_wrap=True)
 
     # ---- commands
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ class Voice:
             raise UserError(
                 "this model has no chat template: use plain completions", param="messages", code="template_missing"
             )
-        text = self.template.render(list(messages), tools=tools, **options)
+        text = self.template.render(list(messages), tools=tools, now=time.time(), **options)
         return self.tokenizer.encode(text, special=True)
 
     def prompt(self, text: str) -> list[int]:

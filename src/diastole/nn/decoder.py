@@ -71,6 +71,7 @@ class Decoder:
     ) -> None:
         self.ops, self.embed, self.blocks, self.norm, self.head = ops, embed, tuple(blocks), norm, head
         self.context, self.embed_scale = context, embed_scale
+        (self._table,) = embed.parts
         self._arena = Arena()
 
     @property
@@ -84,8 +85,8 @@ class Decoder:
     def forward(self, b: Batch, state: Mapping[str, KVStore]) -> Array:
         """b.inputs (T,) int32 ids -> logits of the wanted rows (W, V)."""
         kv, arena = state["kv"], self._arena
-        x = arena.get("x", len(b.inputs), self.embed.weight.k)
-        self.ops.embed(self.embed.weight, b.inputs, x)
+        x = arena.get("x", len(b.inputs), self._table.k)
+        self.ops.embed(self._table, b.inputs, x)
         if self.embed_scale != 1.0:
             x *= np.float32(self.embed_scale)
         for layer, block in enumerate(self.blocks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -17,22 +18,25 @@ WeightFormat: TypeAlias = Literal["auto", "f32", "bf16", "q8", "q4"]
 
 
 class Linear:
-    """y = x Wᵀ + b with W (N, K) packed in one of the kernels' formats."""
+    """y = x Wᵀ + b with W (N, K) packed in the kernels' formats: one part, or several stacked along N."""
 
-    __slots__ = ("bias", "ops", "weight")
+    __slots__ = ("bias", "n", "ops", "parts")
 
-    def __init__(self, ops: Ops, weight: Packed, bias: Array | None = None) -> None:
-        self.ops = ops
-        self.weight = weight
-        self.bias = bias
-
-    @property
-    def n(self) -> int:
-        return self.weight.n
+    def __init__(self, ops: Ops, parts: Sequence[Packed], bias: Array | None = None) -> None:
+        self.ops, self.parts, self.bias = ops, tuple(parts), bias
+        self.n = sum(p.n for p in parts)
 
     def __call__(self, x: Array, out: Array, accumulate: bool = False) -> Array:
         """x (T, K) float32 -> out (T, N), added to what out holds if ``accumulate``."""
-        self.ops.linear(x, self.weight, out, self.bias, accumulate)
+        if len(self.parts) == 1:
+            self.ops.linear(x, self.parts[0], out, self.bias, accumulate)
+            return out
+        lo = 0
+        for part in self.parts:
+            hi = lo + part.n
+            bias = None if self.bias is None else self.bias[lo:hi]
+            self.ops.linear(x, part, out[:, lo:hi], bias, accumulate)
+            lo = hi
         return out
 
 
@@ -46,12 +50,14 @@ def format_of(kind: str, wanted: WeightFormat) -> str:
     return "q4" if has_affine4(kind) else "q8"
 
 
-def pack(ops: Ops, raws: Sequence[Raw], wanted: WeightFormat) -> Packed:
-    """Stack matrices with the same K along N and pack them in one format (the roomiest that any of them needs)."""
-    formats = [format_of(r.kind, wanted) for r in raws]
-    fmt = max(formats, key=("q4", "q8", "bf16", "f32").index)
-    k = raws[0].shape[1]
-    if k % 32 and fmt in {"q4", "q8"}:
+def pack(ops: Ops, raws: Sequence[Raw], wanted: WeightFormat) -> list[Packed]:
+    """Stack matrices with the same K along N; neighbours that go into the same format become one part."""
+    alike = groupby(raws, lambda r: format_of(r.kind, wanted))
+    return [_pack(ops, list(group), fmt) for fmt, group in alike]
+
+
+def _pack(ops: Ops, raws: Sequence[Raw], fmt: str) -> Packed:
+    if raws[0].shape[1] % 32 and fmt in {"q4", "q8"}:
         fmt = "bf16"  # integer groups are 32 wide
     if fmt == "q4":
         parts = [affine4(r) or quantize4(dequantize(r)) for r in raws]
