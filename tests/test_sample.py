@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diastole.kernels.draw import draw, draw_key, gumbel, slow_draw
 from diastole.params import SamplingParams
-from diastole.sample import Sampler, candidates, choose_all, gumbel
+from diastole.sample import Sampler, candidates, choose_all
 from diastole.types import Array, UserError
 
 
@@ -41,12 +42,21 @@ def test_draws_follow_the_softmax() -> None:
 
 
 def test_noise_is_standard_gumbel() -> None:
-    noise = gumbel(7, 0, 0, np.arange(200_000)).astype(float)
+    ids = np.arange(200_000)
+    noise = gumbel(draw_key(7, 0, 0), ids).astype(float)
     assert noise.mean() == pytest.approx(0.5772, abs=0.01)
     assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.02)
-    assert abs(np.corrcoef(noise, gumbel(7, 0, 1, np.arange(200_000)))[0, 1]) < 0.01
-    assert abs(np.corrcoef(noise, gumbel(8, 0, 0, np.arange(200_000)))[0, 1]) < 0.01
-    assert abs(np.corrcoef(noise, gumbel(7, 1, 0, np.arange(200_000)))[0, 1]) < 0.01
+    for other in (draw_key(7, 0, 1), draw_key(8, 0, 0), draw_key(7, 1, 0)):
+        assert abs(np.corrcoef(noise, gumbel(other, ids))[0, 1]) < 0.01
+
+
+@given(st.integers(1, 3_000), st.integers(0, 2**64 - 1), st.floats(0, 12), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_the_native_draw_is_the_plain_one(n: int, key: int, spread: float, some: bool) -> None:
+    r = np.random.default_rng(n)
+    scores = (r.normal(size=n) * spread).astype(np.float32)
+    ids = np.sort(r.choice(50_000, n, replace=False)) if some else None
+    assert draw(scores, ids, key) == slow_draw(scores, ids, key)
 
 
 @given(st.integers(0, 50), st.integers(-(2**63), 2**63 - 1), st.floats(0.1, 3), st.floats(0.05, 1), st.integers(0, 60))
@@ -88,11 +98,13 @@ def naive(row: Array, p: SamplingParams) -> set[int]:
 def test_filters_equal_the_slow_ones(n: int, params: dict[str, float]) -> None:
     p = SamplingParams(temperature=1.5, **params)  # type: ignore[arg-type]
     ids, _ = candidates(logits(n, n), p)
+    assert ids is not None
     assert set(ids.tolist()) == naive(logits(n, n), p)
 
 
 def test_a_flat_distribution_keeps_its_whole_nucleus() -> None:
     ids, _ = candidates(np.zeros(5_000, np.float32), SamplingParams(top_p=0.5))
+    assert ids is not None
     assert len(ids) == 2_500
 
 

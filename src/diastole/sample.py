@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diastole.kernels.draw import draw, draw_key
 from diastole.params import SamplingParams
 from diastole.types import Array
 
@@ -83,55 +84,41 @@ class Sampler:
 
     def _draw(self, logits: Array, position: int) -> int:
         ids, scores = candidates(logits, self.params)
-        return int(ids[(scores + gumbel(self.params.seed or 0, self._index, position, ids)).argmax()])
+        at = draw(scores, ids, draw_key(self.params.seed or 0, self._index, position))
+        return at if ids is None else int(ids[at])
 
 
-def candidates(logits: Array, p: SamplingParams) -> tuple[Array, Array]:
-    """The tokens that top-k, top-p and min-p leave, with logits / temperature: ids (n,), scores (n,) float32."""
+def candidates(logits: Array, p: SamplingParams) -> tuple[Array | None, Array]:
+    """The tokens that top-k, top-p and min-p leave: ids (n,) int64 ascending, or None for all of them; and their
+    logits / temperature (n,) float32."""
     scores = (logits / np.float32(p.temperature)).astype(np.float32, copy=False)
-    ids: Array = np.arange(len(scores))
+    ids: Array | None = None
     if 0 < p.top_k < len(scores):
         ids = np.sort(np.argpartition(scores, -p.top_k)[-p.top_k :])
         scores = scores[ids]
     if p.top_p < 1:
         keep = _nucleus(scores, p.top_p)
-        ids, scores = ids[keep], scores[keep]
+        ids, scores = keep if ids is None else ids[keep], scores[keep]
     if p.min_p > 0:
-        likely = scores >= scores.max() + np.log(np.float32(p.min_p))
-        ids, scores = ids[likely], scores[likely]
+        likely = np.flatnonzero(scores >= scores.max() + np.log(np.float32(p.min_p)))
+        ids, scores = likely if ids is None else ids[likely], scores[likely]
     return ids, scores
 
 
 def _nucleus(scores: Array, top_p: float) -> Array:
     """Indices, in ascending order, of the smallest set of likeliest tokens whose mass reaches ``top_p``."""
     weights = np.exp((scores - scores.max()).astype(np.float64))
-    need = top_p * weights.sum()
-    width = min(_WIDEST, len(scores))
+    total = weights.sum()
+    # All tokens lighter than this weigh, together, less than what may be left out.
+    pool = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
+    width = min(_WIDEST, len(pool))
     while True:
-        top = np.argpartition(weights, -width)[-width:] if width < len(scores) else np.arange(len(scores))
+        top = pool[np.argpartition(weights[pool], -width)[-width:]] if width < len(pool) else pool
         top = top[np.lexsort((top, -weights[top]))]  # by weight, ties by id, so that ties never depend on the width
         mass = np.cumsum(weights[top])
-        if mass[-1] >= need or width == len(scores):
-            return np.sort(top[: int(np.searchsorted(mass, need)) + 1])
-        width = min(width * 8, len(scores))
-
-
-def gumbel(seed: int, index: int, position: int, ids: Array) -> Array:
-    """Standard Gumbel noise of tokens ids (n,) at one position of one choice: (n,) float32."""
-    key = _mix(np.array([seed & (2**64 - 1)], np.uint64))
-    key = _mix(key ^ np.uint64(index * 0x9E3779B97F4A7C15 & (2**64 - 1)))
-    key = _mix(key + np.uint64(position))
-    bits = _mix(key ^ (ids.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)))
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # strictly between 0 and 1
-    return (-np.log(-np.log(uniform))).astype(np.float32)
-
-
-def _mix(x: Array) -> Array:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+        if mass[-1] >= top_p * total or width == len(pool):
+            return np.sort(top[: int(np.searchsorted(mass, top_p * total)) + 1])
+        width = min(width * 8, len(pool))
 
 
 def _with_logprobs(logits: Array, token: int, k: int) -> Chosen:

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "draw.hpp"
 #include "ops.hpp"
 #include "pool.hpp"
 
@@ -358,6 +359,14 @@ NB_MODULE(_native, m) {
   m.def("pack_q4", pack_q4_);
   m.def("pack_q8", pack_q8_);
   m.def("pack_float", pack_float_);
+  m.def("draw", [](In<float, 1> scores, std::optional<In<int64_t, 1>> ids, uint64_t key) {
+    expect_whole(scores, "scores");
+    expect(scores.size() > 0, "scores must not be empty");
+    if (ids) expect_whole(*ids, "ids");
+    if (ids) expect(ids->size() == scores.size(), "ids must have one entry per score");
+    nb::gil_scoped_release release;
+    return draw(scores.data(), ids ? ids->data() : nullptr, static_cast<int>(scores.size()), key);
+  }, nb::arg("scores"), nb::arg("ids").none(), nb::arg("key"));
   m.def("isa", [] { return std::string(isa().name); });
   m.def("set_isa", [](const std::string& name) {
     const Kernels* found = choose(name.c_str());
