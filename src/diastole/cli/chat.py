@@ -9,25 +9,20 @@ import typer
 
 from diastole.cli.flags import configure, takes
 from diastole.cli.pull import offer
-from diastole.cli.sampling import MaxTokens, MinP, Repetition, Seed, Stop, Temperature, TopK, TopP, params
+from diastole.cli.sampling import sampled
+from diastole.params import SamplingParams
 
 
 @takes("engine", "service")
+@sampled(max_tokens=512)
 def chat(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False)] = None,
     url: Annotated[
         str | None, typer.Option(help="talk to a running server instead, e.g. http://localhost:8000")
     ] = None,
     system: Annotated[str | None, typer.Option(help="instructions that stand before the conversation")] = None,
-    max_tokens: MaxTokens = 512,
-    temperature: Temperature = 0.7,
-    top_p: TopP = 0.95,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Repetition = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
     *,
+    wish: SamplingParams,
     flags: dict[str, dict[str, Any]],
 ) -> None:
     """Chat in the terminal, with a model in this process or on a server (--url).
@@ -35,7 +30,6 @@ def chat(
     Ctrl-C stops the answer, Ctrl-D leaves; Alt-Enter begins a new line; /help lists the commands. Without a terminal it
     answers one prompt per line of standard input.
     """
-    wish = params(max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop)
     from diastole.cli.talk import Local, Remote, Talk
 
     if url is not None:

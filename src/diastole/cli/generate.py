@@ -10,28 +10,22 @@ import typer
 
 from diastole.cli.flags import configure, takes
 from diastole.cli.pull import offer
-from diastole.cli.sampling import MaxTokens, MinP, Repetition, Seed, Stop, Temperature, TopK, TopP, params
+from diastole.cli.sampling import sampled
+from diastole.params import SamplingParams
 
 
 @takes("engine", "service")
+@sampled()
 def generate(
     prompt: Annotated[str, typer.Argument(help="the text to continue; - reads standard input")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="asset, GGUF file, directory or hub id")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="ask it as a chat message, by the model's template")] = False,
     json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of the text")] = False,
-    max_tokens: MaxTokens = 128,
-    temperature: Temperature = 0.7,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Repetition = 1.0,
-    seed: Seed = None,
-    stop: Stop = None,
     *,
+    wish: SamplingParams,
     flags: dict[str, dict[str, Any]],
 ) -> None:
     """Continue a text, printing it as it comes."""
-    wish = params(max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop)
     config = configure(model, flags)
     service = next(iter(config.service.values()))
     offer(service.model)

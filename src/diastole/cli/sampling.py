@@ -1,50 +1,61 @@
-"""Flags of sampling, shared by chat and generate."""
+"""Flags of sampling, shared by chat and generate: a command that is decorated receives checked ``SamplingParams``."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from diastole.params import SamplingParams
 
-_PANEL = "Sampling"
+
+class Flag(NamedTuple):
+    """One sampling flag."""
+
+    kind: Any
+    default: Any
+    help: str
+    short: tuple[str, ...] = ()
 
 
-def _option(help: str, *names: str) -> object:
-    return typer.Option(*names, help=help, rich_help_panel=_PANEL)
+_FLAGS = {
+    "max_tokens": Flag(int, 128, "most tokens of an answer", ("-n",)),
+    "temperature": Flag(float, 0.7, "0 is greedy; higher is freer"),
+    "top_p": Flag(float, 0.95, "keep the likeliest tokens that together reach this probability"),
+    "top_k": Flag(int, 0, "keep this many likeliest tokens; 0: all"),
+    "min_p": Flag(float, 0.0, "keep tokens at least this likely, relative to the likeliest"),
+    "repetition_penalty": Flag(float, 1.0, "above 1: repeat less"),
+    "seed": Flag(int | None, None, "the same seed gives the same text"),
+    "stop": Flag(list[str] | None, None, "end the text before this string (repeatable)"),
+}
 
 
-MaxTokens = Annotated[int, _option("most tokens of an answer", "--max-tokens", "-n")]
-Temperature = Annotated[float, _option("0 is greedy; higher is freer")]
-TopP = Annotated[float, _option("keep the likeliest tokens that together reach this probability")]
-TopK = Annotated[int, _option("keep this many likeliest tokens; 0: all")]
-MinP = Annotated[float, _option("keep tokens at least this likely, relative to the likeliest")]
-Repetition = Annotated[float, _option("above 1: repeat less", "--repetition-penalty")]
-Seed = Annotated[int | None, _option("the same seed gives the same text")]
-Stop = Annotated[list[str] | None, _option("end the text before this string (repeatable)")]
+def sampled(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of sampling, with some defaults of its own; it receives ``wish``."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            values = {name: given.pop(name) for name in _FLAGS}
+            values["stop"] = tuple(values["stop"] or ())
+            command(**given, wish=SamplingParams(**values))
+
+        flags = [_parameter(name, flag, defaults.get(name, flag.default)) for name, flag in _FLAGS.items()]
+        kept = [p for p in own.values() if p.name != "wish"]
+        first = [p for p in kept if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        run.__signature__ = inspect.Signature([*first, *flags, *kept[len(first) :]])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
-def params(
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    min_p: float,
-    repetition_penalty: float,
-    seed: int | None,
-    stop: list[str] | None,
-    n: int = 1,
-) -> SamplingParams:
-    """Checked parameters from flags."""
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-        n=n,
-    )
+def _parameter(name: str, flag: Flag, default: Any) -> inspect.Parameter:
+    option = typer.Option(f"--{name.replace('_', '-')}", *flag.short, help=flag.help, rich_help_panel="Sampling")
+    kind: Any = flag.kind
+    annotation = Annotated[kind, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

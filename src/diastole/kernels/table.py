@@ -121,7 +121,6 @@ class Native:
     def __init__(self, module: Any) -> None:
         self._n = module
         self.name = f"native-{module.isa()}"
-        self.embed_ = module.embed
         self.rmsnorm = module.rmsnorm
         self.rope = module.rope
         self.gated = module.gated
@@ -129,6 +128,7 @@ class Native:
         self.alloc = module.alloc
         self.kv_write = module.kv_write
         self.kv_read = module.kv_read
+        self.attend = module.attend
 
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
         return Packed("q4", q.shape[0], q.shape[1], self._n.pack_q4(q, d, m))
@@ -146,22 +146,7 @@ class Native:
         self._n.linear(x, w.fmt, w.n, w.k, w.data, out, bias, accumulate)
 
     def embed(self, w: Packed, ids: Array, out: Array) -> None:
-        self.embed_(w.fmt, w.n, w.k, w.data, ids, out)
-
-    def attend(
-        self,
-        q: Array,
-        buf: Array,
-        fmt: str,
-        tables: Array,
-        starts: Array,
-        lo: Array,
-        hi: Array,
-        scale: float,
-        out: Array,
-        lse: Array | None = None,
-    ) -> None:
-        self._n.attend(q, buf, fmt, tables, starts, lo, hi, scale, out, lse)
+        self._n.embed(w.fmt, w.n, w.k, w.data, ids, out)
 
 
 _INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "scalar")

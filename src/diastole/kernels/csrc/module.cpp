@@ -353,7 +353,7 @@ NB_MODULE(_native, m) {
   m.def("kv_write", kv_write_);
   m.def("kv_read", kv_read_);
   m.def("attend", attend_, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("tables"), nb::arg("starts"),
-        nb::arg("lo"), nb::arg("hi"), nb::arg("scale"), nb::arg("out"), nb::arg("lse").none());
+        nb::arg("lo"), nb::arg("hi"), nb::arg("scale"), nb::arg("out"), nb::arg("lse").none() = nb::none());
   m.def("kv_page_bytes", [](const std::string& fmt, int dim) { return kv_page_bytes(kv_kind(fmt), dim); });
   m.def("alloc", alloc);
   m.def("pack_q4", pack_q4_);
