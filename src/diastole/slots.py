@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from diastole.types import Array, Ask, Grant, PagedSpec
+from diastole.types import Array, Ask, Grant, KVFormat, PagedSpec
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
@@ -41,6 +41,12 @@ class KVStore(Protocol):
 
     layout: str  # what kernels must be able to read
     bytes_per_token: float  # over all layers
+    fmt: KVFormat  # number format of its rows
+
+    @property
+    def buffers(self) -> Sequence[Array] | None:
+        """Each layer's pages, if the native kernels may read and write them directly; None: only through this store."""
+        ...
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> None:
         """Reserve room for ``pages`` pages."""

@@ -55,8 +55,10 @@ def real_text(tokens: int) -> Array:
     return np.array(ids[:tokens], np.int32)
 
 
-def logits_of(model: Decoder, ops: Ops, ids: Array, kv: KVFormat = "f32", chunks: tuple[int, ...] = ()) -> Array:
-    """Logits of every position: (n, V)."""
+def logits_of(
+    model: Decoder, ops: Ops, ids: Array, kv: KVFormat = "f32", chunks: tuple[int, ...] = (), fused: bool = True
+) -> Array:
+    """Logits of every position: (n, V); block by block if not ``fused``."""
     store = PagedKV(kv)
     pages = -(-len(ids) // PAGE)
     store.alloc(model.state_specs()["kv"], pages, ops)
@@ -67,7 +69,7 @@ def logits_of(model: Decoder, ops: Ops, ids: Array, kv: KVFormat = "f32", chunks
     for n in chunks or (len(ids),):
         batch = loop.prepare([Grant(stream, n)])
         batch = replace(batch, want=np.arange(n, dtype=np.int32))
-        out.append(model.forward(batch, {"kv": store}))
+        out.append(model.forward(batch, {"kv": store}) if fused else model.open_forward(batch, store))
         stream.done += n
     return np.concatenate(out)
 

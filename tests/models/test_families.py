@@ -93,6 +93,19 @@ def test_smaller_formats_stay_near(tmp_path: Path, family: str, fmt: str) -> Non
     assert 1e-4 < native < 1.1 * twin  # not below: it really is another format
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("fmt", "kv"), [("f32", "f32"), ("q8", "int8"), ("q4", "bf16")])
+def test_fused_and_open_give_the_same_bits(tmp_path: Path, family: str, fmt: str, kv: Any) -> None:
+    path, _ = directory(tmp_path, family)
+    ops = load()
+    if ops.fuse() is None:
+        pytest.skip("the native operators are not built")
+    model = build(path, ops, fmt)
+    opened = logits_of(model, ops, IDS, kv, fused=False)
+    np.testing.assert_array_equal(logits_of(model, ops, IDS, kv), opened)
+    np.testing.assert_array_equal(logits_of(model, ops, IDS, kv, chunks=(3, 100, 1, 46)), opened)
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     path, _ = directory(tmp_path, "llama")
     with pytest.raises(UserError, match="context 999"):

@@ -23,6 +23,9 @@ class TorchOps:
     def __init__(self, exact: bool = False) -> None:
         self.exact = exact
 
+    def fuse(self) -> None:
+        return None
+
     # ---- weights
 
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:

@@ -40,6 +40,10 @@ class Ops(Protocol):
 
     name: str
 
+    def fuse(self) -> Any | None:
+        """The class of a whole decoder in one call (see nn.fused), where there is one."""
+        ...
+
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
         """w = d q + m per 32 columns: q (N, K) uint8 of 0..15; d, m (N, K/32), kept as float16."""
         ...
@@ -129,6 +133,9 @@ class Native:
         self.kv_write = module.kv_write
         self.kv_read = module.kv_read
         self.attend = module.attend
+
+    def fuse(self) -> Any | None:
+        return self._n.Fused
 
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
         return Packed("q4", q.shape[0], q.shape[1], self._n.pack_q4(q, d, m))

@@ -10,6 +10,7 @@ import numpy as np
 
 from diastole.nn.arena import Arena
 from diastole.nn.attention import Attention
+from diastole.nn.fused import FusedDecoder
 from diastole.nn.linear import Linear
 from diastole.nn.mlp import GatedMLP
 from diastole.nn.norm import RMSNorm
@@ -73,6 +74,8 @@ class Decoder:
         self.context, self.embed_scale = context, embed_scale
         (self._table,) = embed.parts
         self._arena = Arena()
+        native = ops.fuse()
+        self._fused = None if native is None else FusedDecoder(self, native)
 
     @property
     def vocab(self) -> int:
@@ -83,8 +86,16 @@ class Decoder:
         return {"kv": PagedSpec(len(self.blocks), attn.kv_heads, attn.head_dim)}
 
     def forward(self, b: Batch, state: Mapping[str, KVStore]) -> Array:
-        """b.inputs (T,) int32 ids -> logits of the wanted rows (W, V)."""
-        kv, arena = state["kv"], self._arena
+        """b.inputs (T,) int32 ids -> logits of the wanted rows (W, V): in one native call where nothing has to act
+        inside the layers, else block by block, with the same bits."""
+        kv = state["kv"]
+        if self._fused is not None and kv.buffers is not None:
+            return self._fused.forward(b, kv.buffers, kv.fmt)
+        return self.open_forward(b, kv)
+
+    def open_forward(self, b: Batch, kv: KVStore) -> Array:
+        """Block by block."""
+        arena = self._arena
         x = arena.get("x", len(b.inputs), self._table.k)
         self.ops.embed(self._table, b.inputs, x)
         if self.embed_scale != 1.0:

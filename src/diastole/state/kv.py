@@ -24,7 +24,7 @@ class PagedKV:
         self.fmt: KVFormat = fmt
         self.layout = f"paged-{fmt}"
         self.bytes_per_token = 0.0
-        self._buffers: list[Array] = []
+        self.buffers: list[Array] = []
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> None:
         self._ops, self._spec = ops, spec
@@ -32,31 +32,31 @@ class PagedKV:
         self.layout = f"paged-{self.fmt}-{spec.layers}x{spec.kv_heads}x{spec.head_dim}"
         self.bytes_per_token = spec.layers * spec.kv_heads * size / PAGE
         shape = (pages, spec.kv_heads, size)
-        self._buffers = [ops.alloc(pages * spec.kv_heads * size).reshape(shape) for _ in range(spec.layers)]
+        self.buffers = [ops.alloc(pages * spec.kv_heads * size).reshape(shape) for _ in range(spec.layers)]
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
-        self._ops.kv_write(self._buffers[layer], self.fmt, rows, k, v)
+        self._ops.kv_write(self.buffers[layer], self.fmt, rows, k, v)
 
     def read(self, layer: int, rows: Array) -> tuple[Array, Array]:
         shape = (len(rows), self._spec.kv_heads, self._spec.head_dim)
         k, v = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self._ops.kv_read(self._buffers[layer], self.fmt, rows, k, v)
+        self._ops.kv_read(self.buffers[layer], self.fmt, rows, k, v)
         return k, v
 
     def attend(
         self, layer: int, q: Array, tables: Array, starts: Array, lo: Array, hi: Array, scale: float, out: Array
     ) -> None:
-        self._ops.attend(q, self._buffers[layer], self.fmt, tables, starts, lo, hi, scale, out, None)
+        self._ops.attend(q, self.buffers[layer], self.fmt, tables, starts, lo, hi, scale, out, None)
 
     def copy_page(self, src: int, dst: int) -> None:
-        for buffer in self._buffers:
+        for buffer in self.buffers:
             buffer[dst] = buffer[src]
 
     def pack(self, pages: Sequence[int]) -> Array:
         at = np.asarray(pages, np.int64)
-        return np.concatenate([b[at].reshape(len(at), -1) for b in self._buffers], axis=1)
+        return np.concatenate([b[at].reshape(len(at), -1) for b in self.buffers], axis=1)
 
     def unpack(self, pages: Sequence[int], data: Array) -> None:
         at = np.asarray(pages, np.int64)
-        for buffer, part in zip(self._buffers, np.split(data, len(self._buffers), axis=1), strict=True):
+        for buffer, part in zip(self.buffers, np.split(data, len(self.buffers), axis=1), strict=True):
             buffer[at] = part.reshape(len(at), *buffer.shape[1:])

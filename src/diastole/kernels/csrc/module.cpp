@@ -1,84 +1,22 @@
 // The Python face: checks shapes and indices, lets go of the interpreter lock, calls the operators.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
+#include <cstdlib>
+#include <cstring>
 
-#include <atomic>
-#include <optional>
-#include <stdexcept>
-#include <string>
-
+#include "check.hpp"
 #include "draw.hpp"
-#include "ops.hpp"
 #include "pool.hpp"
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-namespace nb = nanobind;
 using namespace diastole;
 
+namespace diastole {
+void bind_fused(nb::module_& m);
+}
+
 namespace {
-
-template <class T, int D>
-using In = nb::ndarray<const T, nb::ndim<D>, nb::device::cpu>;
-template <class T, int D>
-using InOut = nb::ndarray<T, nb::ndim<D>, nb::device::cpu>;
-
-[[noreturn]] void fail(const std::string& what) { throw nb::value_error(what.c_str()); }
-void expect(bool ok, const char* what) {
-  if (!ok) fail(what);
-}
-
-// Last axes contiguous; the first may have any stride.
-template <class A>
-void expect_rows(const A& a, const char* name) {
-  if (a.size() == 0) return;  // whose strides mean nothing
-  int64_t want = 1;
-  for (size_t i = a.ndim(); i-- > 1;) {
-    if (a.shape(i) > 1 && a.stride(i) != want) fail(std::string(name) + ": all axes but the first must be contiguous");
-    want *= static_cast<int64_t>(a.shape(i));
-  }
-}
-template <class A>
-void expect_whole(const A& a, const char* name) {
-  if (a.size() == 0) return;
-  expect_rows(a, name);
-  const int64_t row = static_cast<int64_t>(a.size() / a.shape(0));
-  if (a.ndim() && a.shape(0) > 1 && a.stride(0) != row) fail(std::string(name) + " must be contiguous");
-}
-
-std::atomic<const Kernels*> active{nullptr};
-const Kernels& isa() {
-  const Kernels* k = active.load();
-  if (k == nullptr) active.store(k = choose(nullptr));
-  return *k;
-}
-
-Weight weight_kind(const std::string& name) {
-  if (name == "q4") return Weight::q4;
-  if (name == "q8") return Weight::q8;
-  if (name == "bf16") return Weight::bf16;
-  if (name == "f32") return Weight::f32;
-  fail("unknown weight format " + name + "; there are f32, bf16, q8, q4");
-}
-KV kv_kind(const std::string& name) {
-  if (name == "bf16") return KV::bf16;
-  if (name == "int8") return KV::int8;
-  if (name == "f32") return KV::f32;
-  fail("unknown key/value format " + name + "; there are f32, bf16, int8");
-}
-
-using Bytes = In<uint8_t, 1>;
-
-Matrix matrix(const std::string& kind, int n, int k, const Bytes& data) {
-  const Weight w = weight_kind(kind);
-  expect(n > 0 && k > 0, "weight: n and k must be positive");
-  expect(data.size() == packed_bytes(w, n, k), "weight: the data has not the size of its shape");
-  return {w, n, k, data.data()};
-}
 
 void linear_(InOut<float, 2> x, const std::string& kind, int n, int k, Bytes data, InOut<float, 2> out,
              std::optional<In<float, 1>> bias, bool accumulate) {
@@ -122,11 +60,8 @@ void rmsnorm_(nb::ndarray<float, nb::device::cpu> x, In<float, 1> weight, float 
   expect_whole(weight, "weight");
   const int k = static_cast<int>(weight.size()), heads = static_cast<int>(inner(x));
   expect(static_cast<int>(x.shape(x.ndim() - 1)) == k, "weight must have the size of the last axis of x");
-  const Kernels& kernels = isa();
   nb::gil_scoped_release release;
-  for (size_t t = 0; t < x.shape(0); t++)
-    for (int h = 0; h < heads; h++)
-      kernels.rmsnorm(x.data() + t * x.stride(0) + h * k, weight.data(), eps, out.data() + t * out.stride(0) + h * k, k);
+  rmsnorm(isa(), x.data(), x.stride(0), weight.data(), eps, out.data(), out.stride(0), static_cast<int>(x.shape(0)), heads, k);
 }
 
 void rope_(InOut<float, 3> x, In<int32_t, 1> pos, In<float, 2> table) {
@@ -140,10 +75,8 @@ void rope_(InOut<float, 3> x, In<int32_t, 1> pos, In<float, 2> table) {
   const int32_t positions = static_cast<int32_t>(table.shape(0));
   for (size_t t = 0; t < pos.size(); t++)
     expect(pos.data()[t] >= 0 && pos.data()[t] < positions, "pos: a position is outside the table");
-  const Kernels& kernels = isa();
   nb::gil_scoped_release release;
-  for (size_t t = 0; t < pos.size(); t++)
-    kernels.rope(x.data() + t * x.stride(0), table.data() + static_cast<size_t>(pos.data()[t]) * rotated, heads, dim, rotated);
+  rope(isa(), x.data(), x.stride(0), pos.data(), table.data(), static_cast<int>(pos.size()), heads, dim, rotated);
 }
 
 void gated_(In<float, 2> gu, const std::string& kind, InOut<float, 2> out) {
@@ -152,28 +85,11 @@ void gated_(In<float, 2> gu, const std::string& kind, InOut<float, 2> out) {
   expect(kind == "silu" || kind == "gelu_tanh", "kind must be silu or gelu_tanh");
   expect(out.shape(0) == gu.shape(0) && 2 * out.shape(1) == gu.shape(1), "out must be half as wide as gu");
   const int n = static_cast<int>(out.shape(1)), rows = static_cast<int>(out.shape(0));
-  const bool gelu = kind == "gelu_tanh";
-  const Kernels& kernels = isa();
-  const auto row = [&](int t) {
-    const float* g = gu.data() + t * gu.stride(0);
-    kernels.gated(g, g + n, gelu, out.data() + t * out.stride(0), n);
-  };
   nb::gil_scoped_release release;
-  if (rows < 8)
-    for (int t = 0; t < rows; t++) row(t);
-  else
-    Pool::get().each(rows, row);
+  gated(isa(), gu.data(), gu.stride(0), kind == "gelu_tanh", out.data(), out.stride(0), rows, n);
 }
 
 // ---- keys and values
-
-using Cache = InOut<uint8_t, 3>;  // (pages, kv heads, page bytes)
-
-void expect_cache(const Cache& buf, KV kind, size_t dim) {
-  expect_whole(buf, "buf");
-  expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim, "the head's dimension must be a multiple of 16 up to 256");
-  expect(buf.shape(2) == kv_page_bytes(kind, static_cast<int>(dim)), "buf: its pages have not the size of this format");
-}
 
 void expect_kv(const Cache& buf, KV kind, const In<int64_t, 1>& rows, const nb::ndarray<nb::device::cpu>& k,
                const nb::ndarray<nb::device::cpu>& v) {
@@ -189,27 +105,12 @@ void expect_kv(const Cache& buf, KV kind, const In<int64_t, 1>& rows, const nb::
     expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
 }
 
-uint8_t* page_at(const Cache& buf, int64_t row, size_t head) {
-  return buf.data() + (static_cast<size_t>(row / kPage) * buf.shape(1) + head) * buf.shape(2);
-}
-
 void kv_write_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, InOut<float, 3> k, InOut<float, 3> v) {
   const KV kind = kv_kind(fmt);
   expect_kv(buf, kind, rows, nb::ndarray<nb::device::cpu>(k), nb::ndarray<nb::device::cpu>(v));
-  const int dim = static_cast<int>(k.shape(2)), heads = static_cast<int>(k.shape(1));
-  const Kernels& kernels = isa();
-  const auto head = [&](int h) {  // one thread per head: neighbouring tokens share cache lines
-    for (size_t t = 0; t < rows.size(); t++) {
-      const int64_t row = rows.data()[t];
-      kernels.kv_write(kind, page_at(buf, row, h), static_cast<int>(row % kPage), dim, k.data() + t * k.stride(0) + h * dim,
-                       v.data() + t * v.stride(0) + h * dim);
-    }
-  };
+  const Pages pages{buf.data(), kind, static_cast<int>(buf.shape(1)), static_cast<int>(k.shape(2)), buf.shape(2)};
   nb::gil_scoped_release release;
-  if (rows.size() < 16)
-    for (int h = 0; h < heads; h++) head(h);
-  else
-    Pool::get().each(heads, head);
+  kv_write(isa(), pages, rows.data(), static_cast<int>(rows.size()), k.data(), k.stride(0), v.data(), v.stride(0));
 }
 
 void kv_read_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, InOut<float, 3> k, InOut<float, 3> v) {
@@ -217,11 +118,12 @@ void kv_read_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, InOut<floa
   expect_kv(buf, kind, rows, nb::ndarray<nb::device::cpu>(k), nb::ndarray<nb::device::cpu>(v));
   const int dim = static_cast<int>(k.shape(2)), heads = static_cast<int>(k.shape(1));
   const Kernels& kernels = isa();
+  const Pages pages{buf.data(), kind, heads, dim, buf.shape(2)};
   nb::gil_scoped_release release;
   for (size_t t = 0; t < rows.size(); t++)
     for (int h = 0; h < heads; h++) {
       const int64_t row = rows.data()[t];
-      kernels.kv_read(kind, page_at(buf, row, h), static_cast<int>(row % kPage), dim, k.data() + t * k.stride(0) + h * dim,
+      kernels.kv_read(kind, pages.at(row, h), static_cast<int>(row % kPage), dim, k.data() + t * k.stride(0) + h * dim,
                       v.data() + t * v.stride(0) + h * dim);
     }
 }
@@ -233,40 +135,18 @@ void attend_(InOut<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, 2
   expect_cache(buf, kind, dim);
   expect_rows(q, "q");
   expect_whole(out, "out");
-  expect_whole(tables, "tables");
-  expect_whole(starts, "starts");
-  expect_whole(lo, "lo");
-  expect_whole(hi, "hi");
   expect(kv_heads > 0 && heads % kv_heads == 0, "q: heads must be a multiple of the key/value heads");
   expect(heads / kv_heads <= kTile, "q: more than 48 query heads share one key/value head");
   expect(out.shape(0) == t && out.shape(1) == heads && out.shape(2) == dim, "out must have the shape of q");
-  expect(lo.size() == t && hi.size() == t, "lo and hi must have one entry per row of q");
-  expect(starts.size() == tables.shape(0) + 1, "starts must have one entry more than tables has rows");
   if (lse) {
     expect_whole(*lse, "lse");
     expect(lse->shape(0) == t && lse->shape(1) == heads, "lse must be (rows, heads)");
   }
-  std::vector<Span> streams;
-  const int pages = static_cast<int>(buf.shape(0)), width = static_cast<int>(tables.shape(1));
-  expect(starts.data()[0] == 0 && starts.data()[tables.shape(0)] == static_cast<int>(t), "starts must run from 0 to the rows");
-  for (size_t b = 0; b < tables.shape(0); b++) {
-    const int t0 = starts.data()[b], t1 = starts.data()[b + 1];
-    expect(t0 <= t1, "starts must not decrease");
-    int last = 0;
-    for (int r = t0; r < t1; r++) {
-      expect(lo.data()[r] >= 0, "lo must not be negative");
-      last = std::max(last, hi.data()[r]);
-    }
-    const int used = (last + kPage - 1) / kPage;
-    expect(used <= width, "hi: a row looks beyond its stream's pages");
-    const int32_t* table = tables.data() + b * width;
-    for (int p = 0; p < used; p++) expect(table[p] >= 0 && table[p] < pages, "tables: a page id is out of range");
-    streams.push_back({t0, t1});
-  }
+  const std::vector<Span> streams = open_batch(t, buf.shape(0), tables, starts, lo, hi);
   Look look{q.data(), q.stride(0), buf.data(), kind, static_cast<int>(dim), static_cast<int>(kv_heads),
             static_cast<int>(heads / kv_heads), buf.shape(2), nullptr, lo.data(), hi.data(), scale};
   nb::gil_scoped_release release;
-  attend(isa(), look, streams, tables.data(), width, out.data(), lse ? lse->data() : nullptr);
+  attend(isa(), look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), out.data(), lse ? lse->data() : nullptr);
 }
 
 // ---- memory and packing
@@ -373,6 +253,7 @@ NB_MODULE(_native, m) {
     if (found == nullptr) fail("this machine does not run the kernels called " + name);
     active.store(found);
   });
+  bind_fused(m);
   m.def("isas", [] {
     nb::list names;
     for (const char* name : {"avx512bf16", "avx512", "avx2", "scalar"})

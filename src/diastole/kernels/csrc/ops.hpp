@@ -10,6 +10,26 @@ struct Span {  // rows of one stream
   int t0, t1;
 };
 
+struct Pages {  // one layer's cache
+  uint8_t* data;
+  KV kind;
+  int heads, dim;
+  size_t bytes;  // of one head's page
+  uint8_t* at(int64_t row, int head) const {
+    return data + (static_cast<size_t>(row / kPage) * heads + static_cast<size_t>(head)) * bytes;
+  }
+};
+
+// Row-wise operators over t rows; strides are of rows.
+void rmsnorm(const Kernels& isa, const float* x, ptrdiff_t x_stride, const float* weight, float eps, float* out,
+             ptrdiff_t out_stride, int t, int heads, int k);
+void rope(const Kernels& isa, float* x, ptrdiff_t stride, const int32_t* pos, const float* table, int t, int heads,
+          int dim, int rotated);
+void gated(const Kernels& isa, const float* gu, ptrdiff_t gu_stride, bool gelu, float* out, ptrdiff_t out_stride, int t,
+           int n);
+void kv_write(const Kernels& isa, const Pages& pages, const int64_t* rows, int t, const float* k, ptrdiff_t k_stride,
+              const float* v, ptrdiff_t v_stride);
+
 void linear(const Kernels& isa, const Matrix& w, const float* x, ptrdiff_t x_stride, int t, const Out& out);
 void embed(const Kernels& isa, const Matrix& w, const int32_t* ids, int t, float* out, ptrdiff_t stride);
 // out (t, heads, dim); lse (t, heads) or null. table: (streams, table_stride).

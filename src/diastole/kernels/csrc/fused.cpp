@@ -1,0 +1,207 @@
+// A decoder's whole step in one call: the operators that Python otherwise calls one by one, without coming back between.
+#include <cmath>
+#include <tuple>
+
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "check.hpp"
+#include "pool.hpp"
+
+namespace diastole {
+namespace {
+
+using Part = std::tuple<std::string, int, int, Bytes>;  // format, n, k, data
+using Vector = In<float, 1>;
+using Maybe = std::optional<Vector>;
+
+// A matrix in one or several parts, stacked along its rows.
+struct Stack {
+  std::vector<Matrix> parts;
+  const float* bias = nullptr;
+  int n = 0;
+
+  Stack(const std::vector<Part>& from, const Maybe& with_bias) {
+    for (const auto& [kind, rows, k, data] : from) {
+      parts.push_back(matrix(kind, rows, k, data));
+      n += rows;
+    }
+    expect(!parts.empty(), "a matrix needs at least one part");
+    for (const Matrix& part : parts) expect(part.k == parts[0].k, "the parts of a matrix must have the same k");
+    if (with_bias) {
+      expect_whole(*with_bias, "bias");
+      expect(static_cast<int>(with_bias->size()) == n, "bias must be (n,)");
+      bias = with_bias->data();
+    }
+  }
+
+  int k() const { return parts[0].k; }
+
+  void times(const Kernels& isa, const float* x, int t, float* out, bool add) const {
+    int first = 0;
+    for (const Matrix& part : parts) {
+      linear(isa, part, x, part.k, t, {out + first, n, bias ? bias + first : nullptr, add});
+      first += part.n;
+    }
+  }
+};
+
+const float* vector(const Maybe& v, int size, const char* name) {
+  if (!v) return nullptr;
+  expect_whole(*v, name);
+  if (static_cast<int>(v->size()) != size) fail(std::string(name) + " has the wrong size");
+  return v->data();
+}
+
+struct Layer {
+  const float *attn_norm, *mlp_norm, *attn_post, *mlp_post, *q_norm, *k_norm;
+  Stack qkv, o, gate_up, down;
+  const float* rope;
+  int positions, rotated, window;
+  float scale, eps;
+};
+
+class Fused {
+ public:
+  Fused(int hidden, int heads, int kv_heads, int dim, bool gelu, float embed_scale, Part embed, std::vector<Part> head,
+        Vector norm, float eps)
+      : hidden_(hidden), heads_(heads), kv_heads_(kv_heads), dim_(dim), gelu_(gelu), embed_scale_(embed_scale), eps_(eps),
+        embed_(matrix(std::get<0>(embed), std::get<1>(embed), std::get<2>(embed), std::get<3>(embed))),
+        head_(head, std::nullopt), norm_(vector(norm, hidden, "norm")) {
+    expect(embed_.k == hidden && head_.k() == hidden, "embedding and head must be as wide as the model");
+    expect(kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kTile, "heads do not fit the key/value heads");
+  }
+
+  void add(std::vector<Part> qkv, Maybe qkv_bias, std::vector<Part> o, Maybe o_bias, std::vector<Part> gate_up,
+           std::vector<Part> down, Vector attn_norm, Vector mlp_norm, Maybe attn_post, Maybe mlp_post, Maybe q_norm,
+           Maybe k_norm, In<float, 2> rope, int window, float scale, float eps) {
+    expect_whole(rope, "rope");
+    Layer layer{vector(attn_norm, hidden_, "attn_norm"), vector(mlp_norm, hidden_, "mlp_norm"),
+                vector(attn_post, hidden_, "attn_post"), vector(mlp_post, hidden_, "mlp_post"),
+                vector(q_norm, dim_, "q_norm"), vector(k_norm, dim_, "k_norm"),
+                Stack(qkv, qkv_bias), Stack(o, o_bias), Stack(gate_up, std::nullopt), Stack(down, std::nullopt),
+                rope.data(), static_cast<int>(rope.shape(0)), static_cast<int>(rope.shape(1)), window, scale, eps};
+    expect(layer.qkv.n == (heads_ + 2 * kv_heads_) * dim_ && layer.qkv.k() == hidden_, "qkv has the wrong shape");
+    expect(layer.o.n == hidden_ && layer.o.k() == heads_ * dim_, "o has the wrong shape");
+    expect(layer.gate_up.n % 2 == 0 && layer.gate_up.k() == hidden_, "gate_up has the wrong shape");
+    expect(layer.down.n == hidden_ && layer.down.k() == layer.gate_up.n / 2, "down has the wrong shape");
+    expect(layer.rotated % 2 == 0 && layer.rotated <= dim_, "rope has the wrong shape");
+    layers_.push_back(layer);
+  }
+
+  void step(std::vector<Cache> caches, const std::string& fmt, In<int32_t, 1> ids, In<int32_t, 1> pos,
+            In<int64_t, 1> rows, In<int32_t, 2> tables, In<int32_t, 1> starts, In<int32_t, 1> lo, In<int32_t, 1> hi,
+            In<int32_t, 1> want, InOut<float, 2> logits) {
+    const KV kind = kv_kind(fmt);
+    const int t = static_cast<int>(ids.size()), w = static_cast<int>(want.size());
+    expect(caches.size() == layers_.size(), "there must be one cache per layer");
+    for (const Cache& cache : caches) {
+      expect_cache(cache, kind, dim_);
+      expect(static_cast<int>(cache.shape(1)) == kv_heads_ && cache.shape(0) == caches[0].shape(0), "a cache has the wrong shape");
+    }
+    expect_whole(ids, "ids");
+    expect_whole(pos, "pos");
+    expect_whole(rows, "rows");
+    expect_whole(want, "want");
+    expect_whole(logits, "logits");
+    expect(static_cast<int>(pos.size()) == t && static_cast<int>(rows.size()) == t, "ids, pos and rows must be equally long");
+    expect(static_cast<int>(logits.shape(0)) == w && static_cast<int>(logits.shape(1)) == head_.n, "logits must be (wanted rows, vocabulary)");
+    const int64_t limit = static_cast<int64_t>(caches[0].shape(0)) * kPage;
+    for (int i = 0; i < t; i++) {
+      expect(ids.data()[i] >= 0 && ids.data()[i] < embed_.n, "ids: an id is out of range");
+      expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
+      for (const Layer& layer : layers_)
+        expect(pos.data()[i] >= 0 && pos.data()[i] < layer.positions, "pos: a position is outside the table");
+    }
+    for (int i = 0; i < w; i++) expect(want.data()[i] >= 0 && want.data()[i] < t, "want: a row is out of range");
+    const std::vector<Span> streams = open_batch(t, caches[0].shape(0), tables, starts, lo, hi);
+    nb::gil_scoped_release release;
+    run(caches, kind, t, ids.data(), pos.data(), rows.data(), streams, tables, lo.data(), hi.data(), w, want.data(), logits.data());
+  }
+
+ private:
+  void run(const std::vector<Cache>& caches, KV kind, int t, const int32_t* ids, const int32_t* pos, const int64_t* rows,
+           const std::vector<Span>& streams, const In<int32_t, 2>& tables, const int32_t* lo, const int32_t* hi, int w,
+           const int32_t* want, float* logits) {
+    const Kernels& k = isa();
+    const int d = hidden_, width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
+    float* x = room(x_, static_cast<size_t>(t) * d);
+    embed(k, embed_, ids, t, x, d);
+    if (embed_scale_ != 1.f)
+      for (size_t i = 0; i < static_cast<size_t>(t) * d; i++) x[i] *= embed_scale_;
+    float* normed = room(normed_, static_cast<size_t>(t) * d);
+    float* qkv = room(qkv_, static_cast<size_t>(t) * width);
+    float* seen = room(seen_, static_cast<size_t>(t) * inside);
+    std::vector<int32_t> windowed(t);
+    for (size_t l = 0; l < layers_.size(); l++) {
+      const Layer& layer = layers_[l];
+      rmsnorm(k, x, d, layer.attn_norm, layer.eps, normed, d, t, 1, d);
+      layer.qkv.times(k, normed, t, qkv, false);
+      if (layer.q_norm) {
+        rmsnorm(k, qkv, width, layer.q_norm, layer.eps, qkv, width, t, heads_, dim_);
+        rmsnorm(k, qkv + inside, width, layer.k_norm, layer.eps, qkv + inside, width, t, kv_heads_, dim_);
+      }
+      rope(k, qkv, width, pos, layer.rope, t, heads_ + kv_heads_, dim_, layer.rotated);
+      const Pages pages{caches[l].data(), kind, kv_heads_, dim_, caches[l].shape(2)};
+      const float* keys = qkv + inside;
+      kv_write(k, pages, rows, t, keys, width, keys + kv_heads_ * dim_, width);
+      const int32_t* from = lo;
+      if (layer.window > 0) {
+        for (int i = 0; i < t; i++) windowed[i] = std::max(lo[i], pos[i] - (layer.window - 1));
+        from = windowed.data();
+      }
+      const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, from, hi, layer.scale};
+      attend(k, look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), seen, nullptr);
+      join(k, layer.o, seen, layer.attn_post, layer.eps, x, t);
+
+      rmsnorm(k, x, d, layer.mlp_norm, layer.eps, normed, d, t, 1, d);
+      const int inner = layer.down.k();
+      float* both = room(both_, static_cast<size_t>(t) * 2 * inner);
+      layer.gate_up.times(k, normed, t, both, false);
+      float* act = room(act_, static_cast<size_t>(t) * inner);
+      gated(k, both, 2 * inner, gelu_, act, inner, t, inner);
+      join(k, layer.down, act, layer.mlp_post, layer.eps, x, t);
+    }
+    for (int i = 0; i < w; i++) k.rmsnorm(x + static_cast<size_t>(want[i]) * d, norm_, eps_, normed + static_cast<size_t>(i) * d, d);
+    if (w) head_.times(k, normed, w, logits, false);
+  }
+
+  // x += last(inner), normed on its way where the family does so.
+  void join(const Kernels& k, const Stack& last, const float* inner, const float* post, float eps, float* x, int t) {
+    if (post == nullptr) return last.times(k, inner, t, x, true);
+    const size_t size = static_cast<size_t>(t) * hidden_;
+    float* added = room(added_, size);
+    last.times(k, inner, t, added, false);
+    rmsnorm(k, added, hidden_, post, eps, added, hidden_, t, 1, hidden_);
+    for (size_t i = 0; i < size; i++) x[i] += added[i];
+  }
+
+  static float* room(std::vector<float>& store, size_t n) {
+    if (store.size() < n) store.resize(n);
+    return store.data();
+  }
+
+  int hidden_, heads_, kv_heads_, dim_;
+  bool gelu_;
+  float embed_scale_, eps_;
+  Matrix embed_;
+  Stack head_;
+  const float* norm_;
+  std::vector<Layer> layers_;
+  std::vector<float> x_, normed_, qkv_, seen_, both_, act_, added_;
+};
+
+}  // namespace
+
+void bind_fused(nb::module_& m) {
+  // Arrays are borrowed: whoever makes one keeps them alive as long as it lives.
+  nb::class_<Fused>(m, "Fused")
+      .def(nb::init<int, int, int, int, bool, float, Part, std::vector<Part>, Vector, float>())
+      .def("add", &Fused::add, nb::arg("qkv"), nb::arg("qkv_bias").none(), nb::arg("o"), nb::arg("o_bias").none(),
+           nb::arg("gate_up"), nb::arg("down"), nb::arg("attn_norm"), nb::arg("mlp_norm"), nb::arg("attn_post").none(),
+           nb::arg("mlp_post").none(), nb::arg("q_norm").none(), nb::arg("k_norm").none(), nb::arg("rope"),
+           nb::arg("window"), nb::arg("scale"), nb::arg("eps"))
+      .def("step", &Fused::step);
+}
+
+}  // namespace diastole

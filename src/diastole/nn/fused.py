@@ -1,0 +1,78 @@
+"""Fused execution: a decoder's whole step in one native call.
+
+It runs the same operators in the same order as ``Decoder`` does block by block, so the logits are the same bits; it
+only saves coming back to Python between them. It is possible when the operators offer it (``ops.fuse``) and nothing
+acts inside the layers: the key/value store then shows its buffers (``store.buffers``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diastole.types import Array, Batch
+
+if TYPE_CHECKING:
+    from diastole.nn.decoder import Block, Decoder
+    from diastole.nn.linear import Linear
+
+
+class FusedDecoder:
+    """The native twin of a ``Decoder``, which keeps its arrays alive."""
+
+    def __init__(self, decoder: Decoder, native: Any) -> None:
+        attn, mlp = decoder.blocks[0].attn, decoder.blocks[0].mlp
+        (embed,) = _parts(decoder.embed)
+        self._vocab = decoder.head.n
+        self._native = native(
+            embed[2],
+            attn.heads,
+            attn.kv_heads,
+            attn.head_dim,
+            mlp.act == "gelu_tanh",
+            decoder.embed_scale,
+            embed,
+            _parts(decoder.head),
+            decoder.norm.weight,
+            decoder.norm.eps,
+        )
+        for block in decoder.blocks:
+            self._native.add(*_layer(block))
+
+    def forward(self, b: Batch, buffers: Sequence[Array], fmt: str) -> Array:
+        """See ``Decoder.forward``; buffers: each layer's pages, in the store's number format."""
+        logits = np.empty((len(b.want), self._vocab), np.float32)
+        self._native.step(buffers, fmt, b.inputs, b.pos, b.rows, b.tables, b.starts, b.lo, b.hi, b.want, logits)
+        return logits
+
+
+def _parts(linear: Linear) -> list[tuple[str, int, int, Array]]:
+    return [(p.fmt, p.n, p.k, p.data) for p in linear.parts]
+
+
+def _layer(block: Block) -> tuple[Any, ...]:
+    attn, mlp = block.attn, block.mlp
+
+    def weight(norm: Any) -> Array | None:
+        return None if norm is None else norm.weight
+
+    return (
+        _parts(attn.qkv),
+        attn.qkv.bias,
+        _parts(attn.o),
+        attn.o.bias,
+        _parts(mlp.gate_up),
+        _parts(mlp.down),
+        block.attn_norm.weight,
+        block.mlp_norm.weight,
+        weight(block.attn_post),
+        weight(block.mlp_post),
+        weight(attn.q_norm),
+        weight(attn.k_norm),
+        attn.rope,
+        attn.window or 0,
+        attn.scale,
+        block.attn_norm.eps,
+    )
