@@ -57,15 +57,16 @@ class EngineClient:
             raise EngineLost("the engine process has ended")
         inbox: asyncio.Queue[wire.Spoken | Exception] = asyncio.Queue()
         self._streams[add.id] = inbox
-        open_choices = add.params.n
+        open_choices = set(range(add.params.n))  # a choice may be told to have ended twice: by us and by the engine
         try:
             self._link.put(add)
             while open_choices:
                 said = await inbox.get()
                 if isinstance(said, Exception):
-                    open_choices = 0
+                    open_choices.clear()
                     raise said
-                open_choices -= said.finish is not None
+                if said.finish is not None:
+                    open_choices.discard(said.choice)
                 yield said
         finally:
             del self._streams[add.id]

@@ -1,0 +1,117 @@
+"""The client side of a link, with an engine that is only a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from diastole.frontend import wire
+from diastole.frontend.client import EngineClient, EngineLost
+from diastole.params import SamplingParams
+from diastole.types import UserError
+
+
+class Script:
+    """A link that answers each command by a function."""
+
+    def __init__(self, answer: Callable[[wire.Command], list[wire.Reply]]) -> None:
+        self.answer, self.heard = answer, list[wire.Command]()
+        self.up = False
+
+    async def start(self, on_reply: Callable[[wire.Reply], None], on_loss: Callable[[], None]) -> wire.Ready:
+        self.reply, self.lose, self.up = on_reply, on_loss, True
+        return wire.Ready([], "script")
+
+    def put(self, command: wire.Command) -> None:
+        self.heard.append(command)
+        for reply in self.answer(command):
+            self.reply(reply)
+
+    async def stop(self) -> None:
+        self.up = False
+
+    def alive(self) -> bool:
+        return self.up
+
+
+def spoken(id: str, choice: int, finish: str | None = None) -> wire.Spoken:
+    return wire.Spoken(id, choice, [5], None, finish, 3, 0)
+
+
+def add(id: str = "r", n: int = 1) -> wire.Add:
+    return wire.Add(id, "lm", b"", SamplingParams(n=n))
+
+
+def run(script: Script, use: Callable[[EngineClient], object]) -> object:
+    async def main() -> object:
+        client = EngineClient(script)
+        await client.start()
+        return await use(client)  # type: ignore[misc]
+
+    return asyncio.run(main())
+
+
+def test_a_choice_that_ends_twice_does_not_end_another() -> None:
+    """We end choice 0 for its stop string while the engine's own end of it is on its way."""
+    script = Script(lambda c: [])
+
+    async def use(client: EngineClient) -> list[tuple[int, str | None]]:
+        said = []
+        stream = client.stream(add(n=2))
+        task = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        script.reply(wire.Heard([spoken("r", 0), spoken("r", 1)]))
+        said.append(await task)
+        client.end_choice("r", 0)
+        script.reply(wire.Heard([spoken("r", 0, "length"), spoken("r", 1), spoken("r", 1, "stop")]))
+        said += [s async for s in stream]
+        return [(s.choice, s.finish) for s in said]
+
+    got = run(script, use)
+    assert got == [(0, None), (1, None), (0, "stop"), (0, "length"), (1, None), (1, "stop")]
+    assert script.heard == [add(n=2), wire.Abort("r", "stop", 0)]
+
+
+def test_leaving_early_aborts() -> None:
+    script = Script(lambda c: [wire.Heard([spoken("r", 0)])] if isinstance(c, wire.Add) else [])
+
+    async def use(client: EngineClient) -> int:
+        stream = client.stream(add())
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+        return len(client)
+
+    assert run(script, use) == 0
+    assert script.heard[-1] == wire.Abort("r")
+
+
+def test_a_refusal_is_the_users_error_and_nothing_is_aborted() -> None:
+    script = Script(lambda c: [wire.Refused("r", "too long", "prompt", "context_length_exceeded")])
+
+    async def use(client: EngineClient) -> None:
+        with pytest.raises(UserError, match="too long") as e:
+            await anext(client.stream(add()))
+        assert e.value.code == "context_length_exceeded"
+
+    run(script, use)
+    assert script.heard == [add()]
+
+
+def test_a_lost_engine_ends_everything_at_once() -> None:
+    script = Script(lambda c: [])
+
+    async def use(client: EngineClient) -> None:
+        waiting = asyncio.ensure_future(anext(client.stream(add())))
+        asking = asyncio.ensure_future(client.stats())
+        await asyncio.sleep(0)
+        script.lose()
+        for task in (waiting, asking):
+            with pytest.raises(EngineLost):
+                await task
+        with pytest.raises(EngineLost):
+            await anext(client.stream(add("later")))
+        assert not client.alive
+
+    run(script, use)
