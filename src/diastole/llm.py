@@ -12,13 +12,14 @@ import numpy as np
 
 from diastole.assets import resolve
 from diastole.config import Config, ServiceConfig
-from diastole.frontend.assembly import build_engine, voice_of
+from diastole.frontend.assembly import build_engine
 from diastole.frontend.backend import Backend
 from diastole.frontend.host import spoken_of
 from diastole.frontend.link import Thread
 from diastole.frontend.speaker import Speakers
 from diastole.frontend.textservice import seeded
 from diastole.frontend.types import Delta, TokenLogprob, Usage
+from diastole.frontend.voice import voice_of
 from diastole.params import SamplingParams
 from diastole.types import SLO, Request
 

@@ -11,12 +11,11 @@ from diastole.config import Config, ServiceConfig
 from diastole.engine.assemble import assemble
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
-from diastole.frontend.textservice import Voice
+from diastole.frontend.voice import tokenizer_of
 from diastole.frontend.wire import Card
 from diastole.kernels.table import Ops, load
 from diastole.loops.ar import AutoRegressive
 from diastole.state.pages import PAGE
-from diastole.text import ChatTemplate, Tokenizer
 from diastole.types import SLO
 from diastole.weights import open_checkpoint
 
@@ -54,22 +53,6 @@ def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
         cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE))
         services.append(service)
     return Engine(services, RealClock(), LeastSlack()), cards, kernels
-
-
-def tokenizer_of(path: Path) -> Tokenizer:
-    """The tokenizer that belongs to a model: beside it in a directory, or inside a GGUF file."""
-    if path.is_dir():
-        return Tokenizer.from_directory(path)
-    from diastole.weights import GGUF
-
-    with GGUF.open(path) as file:
-        return Tokenizer.from_gguf(file.metadata)
-
-
-def voice_of(path: Path) -> Voice:
-    """The text side of a model."""
-    tokenizer = tokenizer_of(path)
-    return Voice(tokenizer, ChatTemplate.of(tokenizer))
 
 
 def slos(config: Config) -> dict[str, SLO]:

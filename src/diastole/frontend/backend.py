@@ -10,10 +10,11 @@ from typing import Any
 
 from diastole.assets import resolve
 from diastole.config import Config
-from diastole.frontend.assembly import service_name, voice_of
+from diastole.frontend.assembly import service_name
 from diastole.frontend.client import EngineClient
 from diastole.frontend.link import Link, Process
 from diastole.frontend.textservice import TextService
+from diastole.frontend.voice import voice_of
 from diastole.types import UserError
 
 

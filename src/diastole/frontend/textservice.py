@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,43 +15,10 @@ from diastole.frontend import wire
 from diastole.frontend.client import EngineClient
 from diastole.frontend.speaker import Speakers
 from diastole.frontend.types import Delta
+from diastole.frontend.voice import Voice
 from diastole.params import SamplingParams
-from diastole.text import ChatTemplate, Tokenizer
-from diastole.types import SLO, UserError
-
-
-class Voice:
-    """The text side of a model: its tokenizer and chat template. Needs no engine."""
-
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
-        self.tokenizer, self.template = tokenizer, template
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        options: Mapping[str, Any],
-    ) -> list[int]:
-        """A conversation as prompt ids, by the model's own template.
-
-        Raises:
-            UserError: the model has no template, or its template refuses the messages.
-        """
-        if self.template is None:
-            raise UserError(
-                "this model has no chat template: use plain completions", param="messages", code="template_missing"
-            )
-        text = self.template.render(list(messages), tools=tools, now=time.time(), **options)
-        return self.tokenizer.encode(text, special=True)
-
-    def prompt(self, text: str) -> list[int]:
-        """A plain prompt as ids."""
-        return self.tokenizer.encode(text, special=False)
-
-    def close(self) -> None:
-        """End the template's worker process."""
-        if self.template is not None:
-            self.template.close()
+from diastole.text import Tokenizer
+from diastole.types import SLO
 
 
 def seeded(params: SamplingParams) -> SamplingParams:

@@ -1,0 +1,60 @@
+"""Voice: the text side of a model, its tokenizer and chat template."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diastole.text import ChatTemplate, Tokenizer
+from diastole.types import UserError
+from diastole.weights import GGUF
+
+
+class Voice:
+    """The text side of a model: its tokenizer and chat template. Needs no engine."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+        self.tokenizer, self.template = tokenizer, template
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> list[int]:
+        """A conversation as prompt ids, by the model's own template.
+
+        Raises:
+            UserError: the model has no template, or its template refuses the messages.
+        """
+        if self.template is None:
+            raise UserError(
+                "this model has no chat template: use plain completions", param="messages", code="template_missing"
+            )
+        text = self.template.render(list(messages), tools=tools, now=time.time(), **options)
+        return self.tokenizer.encode(text, special=True)
+
+    def prompt(self, text: str) -> list[int]:
+        """A plain prompt as ids."""
+        return self.tokenizer.encode(text, special=False)
+
+    def close(self) -> None:
+        """End the template's worker process."""
+        if self.template is not None:
+            self.template.close()
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    """The tokenizer that belongs to a model: beside it in a directory, or inside a GGUF file."""
+    if path.is_dir():
+        return Tokenizer.from_directory(path)
+    with GGUF.open(path) as file:
+        return Tokenizer.from_gguf(file.metadata)
+
+
+def voice_of(path: Path) -> Voice:
+    """The text side of a model."""
+    tokenizer = tokenizer_of(path)
+    return Voice(tokenizer, ChatTemplate.of(tokenizer))
