@@ -133,7 +133,7 @@ class LLM:
 
     def close(self) -> None:
         """Free the model."""
-        self._engine.services.clear()
+        self._engine.close()
         self.voice.close()
 
     def __enter__(self) -> LLM:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +81,21 @@ def test_async_crowd_and_cancel() -> None:
 
     crowd, alone = asyncio.run(main())
     assert crowd[0] == alone
+
+
+def test_closing_frees_the_model() -> None:
+    """Resident memory after five models came and went is that of one, within a few megabytes."""
+    embedded()
+
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    seen = []
+    for _ in range(5):
+        with LLM(max_streams=2) as llm:
+            llm.generate(["The heart is"], GREEDY)
+        del llm
+        gc.collect()
+        seen.append(resident())
+    assert seen[-1] < seen[0] + 40

@@ -86,6 +86,11 @@ class Engine:
         now = self.clock.now()
         return any(service.ledger.abort(id, now, reason, choice) for service in self.services)
 
+    def close(self) -> None:
+        """Let go of all services and their memory."""
+        self.services.clear()
+        self._by_name.clear()
+
     @property
     def busy(self) -> bool:
         """Whether any stream is alive."""
