@@ -33,7 +33,7 @@ class Voice:
             raise UserError(
                 "this model has no chat template: use plain completions", param="messages", code="template_missing"
             )
-        text = self.template.render(list(messages), tools=tools, now=time.time(), **options)
+        text = self.template.render(list(messages), tools=tools, **{"now": time.time(), **options})
         return self.tokenizer.encode(text, special=True)
 
     def prompt(self, text: str) -> list[int]:
