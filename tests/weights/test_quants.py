@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import gguf
 import numpy as np
 import pytest
 
-from diastole.weights import Raw, affine4, dequantize, has_affine4, int8
-from diastole.weights.quants import KINDS
+from diastole.weights import affine4, dequantize, has_affine4, int8
+from diastole.weights.quants import KINDS, quantize8
+from weights.make import random_raw
 
-N, K = 6, 512
-_HALVES = {"Q6_K": (208,), "Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,)}  # where a block holds float16 numbers
-
-
-def random_raw(kind: str) -> Raw:
-    """Random bytes that are valid blocks: any bits, but finite scales."""
-    rng = np.random.default_rng(7)
-    block = KINDS[kind]
-    if block.weights == 1:
-        w = rng.normal(size=(N, K)).astype(np.float32)
-        data = gguf.quantize(w, gguf.GGMLQuantizationType[kind]).view(np.uint8)
-        return Raw("x", kind, (N, K), data.reshape(N, -1))
-    blocks = rng.integers(0, 256, (N * K // block.weights, block.nbytes)).astype(np.uint8)
-    for at in _HALVES.get(kind, (0, 2)):
-        blocks[:, at : at + 2] = rng.normal(size=(len(blocks), 1)).astype(np.float16).view(np.uint8)
-    return Raw("x", kind, (N, K), blocks.reshape(N, -1))
+N, K = 6, 512  # of random_raw
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,3 +53,23 @@ def test_slices_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all_ is not None
         for a, b in zip(some, all_, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_int8_survives_what_float16_cannot_hold() -> None:
+    for size in (1e38, 1e-30, 0.0):
+        w = np.full((1, 32), size, np.float32)
+        q, d = quantize8(w)
+        assert np.isfinite(d).all()
+        assert (q == (127 if size == 1e38 else 0)).all()
+
+
+def test_peak_memory_is_the_result_and_a_few_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diastole.weights.quants.SLICE", 1 << 16)
+    raw = random_raw("Q4_1", 4096, 576)
+    for convert in (dequantize, affine4, int8):
+        tracemalloc.start()
+        result = convert(raw)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        size = result.nbytes if isinstance(result, np.ndarray) else sum(part.nbytes for part in result or ())
+        assert peak < size + (1 << 16) * 32

@@ -10,6 +10,7 @@ Source: the GGUF specification of the ggml project.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import struct
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ VERSIONS = (2, 3)
 MOST_DIMS = 4
 MOST_NESTED = 2  # arrays of arrays
 LONGEST_NAME = 65_535
+LARGEST_HEADER = (
+    64 << 20
+)  # bytes; vocabularies of 260,000 tokens need about 8 MB, and lists take eight times their bytes
 LARGEST_ALIGNMENT = 1 << 20
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -37,7 +41,7 @@ _KIND_NAMES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
-    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
 _LOOKS_LIKE = (
     (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint?)"),
@@ -79,6 +83,8 @@ class GGUF:
         WeightsError: no such file, or a foreign, damaged or truncated one.
         """
         path = Path(path)
+        if path.exists() and not path.is_file():
+            raise WeightsError(path, "is not a file")  # opening a pipe would wait for ever
         try:
             file = path.open("rb")
         except OSError as e:
@@ -158,6 +164,8 @@ class _Parser:
             raise self.fail(
                 f"is truncated or damaged: {what} at byte {self.at} needs {size} bytes, {self.end - self.at} are left"
             )
+        if self.at + size > LARGEST_HEADER:
+            raise self.fail(f"has a header of more than {LARGEST_HEADER} bytes: {what} ends at byte {self.at + size}")
         self.at += size
         return self.data[self.at - size : self.at]
 
@@ -242,7 +250,7 @@ class _Parser:
 
     def _place(self, infos: list[tuple[str, int, tuple[int, ...], int]]) -> None:
         alignment = self.metadata.get("general.alignment", 32)
-        power = isinstance(alignment, int) and alignment > 0 and not alignment & (alignment - 1)
+        power = type(alignment) is int and alignment > 0 and not alignment & (alignment - 1)
         if not power or alignment > LARGEST_ALIGNMENT:
             raise self.fail(f"is damaged: general.alignment is {alignment!r}, not a power of two")
         start = -(-self.at // alignment) * alignment
@@ -260,6 +268,10 @@ class _Parser:
                 missing = start + offset + size - self.end
                 raise self.fail(f"is truncated: tensor {name!r} ends {missing} bytes behind the end of the file")
             self.tensors[name] = TensorInfo(name, kind, shape, start + offset, size)
+        # Many tensors in the same bytes would grow a small file into a large model.
+        for a, b in itertools.pairwise(sorted(self.tensors.values(), key=lambda t: t.offset)):
+            if a.offset + a.nbytes > b.offset:
+                raise self.fail(f"is damaged: tensors {a.name!r} and {b.name!r} overlap at byte {b.offset}")
 
     def _nbytes(self, name: str, kind: str, shape: tuple[int, ...]) -> int:
         block = KINDS[kind]

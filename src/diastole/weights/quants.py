@@ -25,6 +25,8 @@ import numpy as np
 
 from diastole.types import Array
 
+LARGEST_F16 = 65_504.0
+_QUIET = np.errstate(invalid="ignore", over="ignore")  # what a file holds that is not finite stays so, without warnings
 SLICE = 1 << 22  # weights dequantised at a time: bounds the peak memory of a conversion
 
 
@@ -68,6 +70,7 @@ class Raw:
         return Raw(self.name, self.kind, (len(rows), self.shape[-1]), self.data[rows])
 
 
+@_QUIET
 def dequantize(raw: Raw) -> Array:
     """The weights as float32, in raw.shape."""
     out = np.empty((raw.rows, raw.shape[-1]), np.float32)
@@ -81,6 +84,7 @@ def has_affine4(kind: str) -> bool:
     return kind in {"Q4_0", "Q4_1", "Q4_K"}
 
 
+@_QUIET
 def affine4(raw: Raw) -> tuple[Array, Array, Array] | None:
     """Four-bit kinds as w = d q + m per 32 weights: q (N, K) uint8 of 0..15; d, m (N, K/32) float32. Others: None."""
     if not has_affine4(raw.kind):
@@ -94,6 +98,7 @@ def affine4(raw: Raw) -> tuple[Array, Array, Array] | None:
     return q, d, m
 
 
+@_QUIET
 def int8(raw: Raw) -> tuple[Array, Array]:
     """Any kind as w = d q per 32 weights: q (N, K) int8, d (N, K/32) float32. Exact for Q8_0, else rounded."""
     n, k = raw.shape
@@ -110,8 +115,12 @@ def int8(raw: Raw) -> tuple[Array, Array]:
 
 
 def quantize8(groups: Array) -> tuple[Array, Array]:
-    """Symmetric rounding to int8: groups (n, 32) float32 -> q (n, 32) int8, d (n, 1) float32 that float16 can hold."""
-    d = (np.abs(groups).max(axis=1, keepdims=True) / 127).astype(np.float16).astype(np.float32)
+    """Symmetric rounding to int8, half to even: groups (n, 32) float32 -> q (n, 32) int8, d (n, 1) float32.
+
+    d is rounded to float16 first, in which the kernels keep it, so that q is right for the d that is used.
+    """
+    d = np.abs(groups).max(axis=1, keepdims=True) / 127
+    d = np.minimum(d, LARGEST_F16).astype(np.float16).astype(np.float32)
     inverse = np.divide(1, d, out=np.zeros_like(d), where=d > 0)
     return np.clip(np.rint(groups * inverse), -127, 127).astype(np.int8), d
 
