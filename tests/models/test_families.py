@@ -13,6 +13,7 @@ import transformers
 from diastole import registry
 from diastole.kernels.ref import TorchOps
 from diastole.kernels.table import Ops, load
+from diastole.nn.family import Shape
 from diastole.nn.linear import Loader
 from diastole.types import Array, UserError
 from diastole.weights import open_checkpoint
@@ -110,16 +111,17 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     path, _ = directory(tmp_path, "llama")
     with pytest.raises(UserError, match="context 999"):
         build(path, load(), context=999)
-    config = path / "config.json"
-    whole = config.read_text()
-    for old, new, param in (
-        ('"num_attention_heads": 4', '"num_attention_heads": 0', "num_attention_heads"),
-        ('"num_key_value_heads": 2', '"num_key_value_heads": 3', "num_key_value_heads"),
-        ('"hidden_act": "silu"', '"hidden_act": "relu6"', "hidden_act"),
-        ('"model_type": "llama"', '"model_type": "lama"', "model"),
+    config = open_checkpoint(path).config
+    for change, param in (
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"hidden_act": "relu6"}, "hidden_act"),
+        ({"vocab_size": "many"}, "vocab_size"),
+        ({"max_position_embeddings": None}, "max_position_embeddings"),
     ):
-        assert old in whole
-        config.write_text(whole.replace(old, new))
         with pytest.raises(UserError) as e:
-            build(path, load())
+            Shape.read({**config, **change})
         assert e.value.param == param
+    (path / "config.json").write_text((path / "config.json").read_text().replace('"llama"', '"lama"'))
+    with pytest.raises(UserError, match="did you mean 'llama'"):
+        build(path, load())
