@@ -206,7 +206,9 @@ def test_a_thousand_token_prompt_does_not_silence_who_speaks(server: Running) ->
     end = time.monotonic()
     speaker.join()
     between = [t for t in pieces if start < t < end]
-    assert len(between) >= 10  # 6,000 tokens make at least a dozen steps of 512
+    # 6,000 tokens make a dozen steps of 512, each with a token of the speaker; were they one step, it would say one or
+    # two. Some may be read only after the long request has returned.
+    assert len(between) >= 5
 
 
 def test_a_dead_engine_is_told_and_not_waited_for() -> None:
