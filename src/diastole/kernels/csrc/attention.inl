@@ -1,320 +1,295 @@
-// Paged keys and values, and attention over them. Included by isa.inl.
+// Attention over pages. Included by isa.inl after pages.inl.
 //
-// One page of one head holds 64 tokens, keys with tokens in the lanes and values with dimensions in the lanes:
-//
-//   f32    K [4][dim][16 tokens]            V [64 tokens][dim]
-//   bf16   K [4][dim/2][16 tokens][2]       V [32 pairs of tokens][dim][2]
-//   int8   K [4][dim/4][16 tokens][4]       V [16 quads of tokens][dim][4]       k_scale f32[64]   v_scale f32[64]
-//
-// A row walks its pages in order and merges splits of 512 tokens in order, so its result does not depend on the rows
-// beside it. Where a token is not visible its weight is exactly 0 and nothing else changes.
+// A query row walks the pages it sees in order, and splits of 512 tokens at fixed places are merged in order, so its
+// result does not depend on the rows beside it. A token it does not see has weight exactly 0.
 
-struct Page {
-  const uint8_t *k, *v;
-  const float *k_scale, *v_scale;
-};
+#if defined(__AVX512F__)
+constexpr int kQueries = 6, kColumns = 4;  // query rows, and vectors of 16 dimensions, that fit the registers
+#else
+constexpr int kQueries = 3, kColumns = 2;
+#endif
 
-inline Page open_page(KV kind, const uint8_t* page, int dim) {
-  const size_t half = static_cast<size_t>(kPage) * dim * (kind == KV::f32 ? 4 : kind == KV::bf16 ? 2 : 1);
-  const float* scales = reinterpret_cast<const float*>(page + 2 * half);
-  return {page, page + half, scales, scales + kPage};
-}
-
-// ---- writing and reading one token
-
-inline float int8_scale(const float* x, int dim) {
-  F most{};
-  for (int i = 0; i < dim; i += 16) most = max(most, abs(load(x + i)));
-  return largest(most) / 127.f;
-}
-
-void kv_write(KV kind, uint8_t* page, int slot, int dim, const float* k, const float* v) {
-  const int block = slot / 16, lane = slot % 16;
-  const Page at = open_page(kind, page, dim);
-  switch (kind) {
-    case KV::f32: {
-      float* kp = reinterpret_cast<float*>(page) + static_cast<size_t>(block) * dim * 16 + lane;
-      for (int i = 0; i < dim; i++) kp[i * 16] = k[i];
-      std::memcpy(const_cast<uint8_t*>(at.v) + static_cast<size_t>(slot) * dim * 4, v, static_cast<size_t>(dim) * 4);
-      return;
-    }
-    case KV::bf16: {
-      bf16* kp = reinterpret_cast<bf16*>(page) + static_cast<size_t>(block) * dim * 16 + lane * 2;
-      bf16* vp = reinterpret_cast<bf16*>(const_cast<uint8_t*>(at.v)) + static_cast<size_t>(slot / 2) * dim * 2 + slot % 2;
-      for (int i = 0; i < dim; i++) kp[(i / 2) * 32 + i % 2] = to_bf16(k[i]);
-      for (int i = 0; i < dim; i++) vp[i * 2] = to_bf16(v[i]);
-      return;
-    }
-    case KV::int8: {
-      const float ks = int8_scale(k, dim), vs = int8_scale(v, dim);
-      const_cast<float*>(at.k_scale)[slot] = ks;
-      const_cast<float*>(at.v_scale)[slot] = vs;
-      const float ki = ks > 0 ? 1.f / ks : 0.f, vi = vs > 0 ? 1.f / vs : 0.f;
-      uint8_t* kp = page + static_cast<size_t>(block) * dim * 16 + lane * 4;
-      uint8_t* vp = const_cast<uint8_t*>(at.v) + static_cast<size_t>(slot / 4) * dim * 4 + slot % 4;
-      for (int i = 0; i < dim; i += 16) {
-        const I kq = round_to_int(load(k + i) * ki), vq = round_to_int(load(v + i) * vi);
-        for (int j = 0; j < 16; j++) {
-          kp[((i + j) / 4) * 64 + (i + j) % 4] = static_cast<uint8_t>(kq[j]);
-          vp[(i + j) * 4] = static_cast<uint8_t>(vq[j]);
-        }
-      }
-      return;
-    }
-  }
-}
-
-void kv_read(KV kind, const uint8_t* page, int slot, int dim, float* k, float* v) {
-  const int block = slot / 16, lane = slot % 16;
-  const Page at = open_page(kind, page, dim);
-  for (int i = 0; i < dim; i++) {
-    const size_t ki = static_cast<size_t>(block) * dim * 16;
-    switch (kind) {
-      case KV::f32:
-        k[i] = reinterpret_cast<const float*>(at.k)[ki + i * 16 + lane];
-        v[i] = reinterpret_cast<const float*>(at.v)[static_cast<size_t>(slot) * dim + i];
-        break;
-      case KV::bf16:
-        k[i] = from_bf16(reinterpret_cast<const bf16*>(at.k)[ki + (i / 2) * 32 + lane * 2 + i % 2]);
-        v[i] = from_bf16(reinterpret_cast<const bf16*>(at.v)[static_cast<size_t>(slot / 2) * dim * 2 + i * 2 + slot % 2]);
-        break;
-      case KV::int8:
-        k[i] = at.k_scale[slot] * static_cast<float>(static_cast<int8_t>(at.k[ki + (i / 4) * 64 + lane * 4 + i % 4]));
-        v[i] = at.v_scale[slot] *
-               static_cast<float>(static_cast<int8_t>(at.v[static_cast<size_t>(slot / 4) * dim * 4 + i * 4 + slot % 4]));
-        break;
-    }
-  }
-}
-
-// ---- one query row, in the form that the page's kind multiplies
-
+// One query row, scaled, in the form that the page's kind multiplies.
 struct Query {
   alignas(64) float f[kMaxDim];
-  alignas(64) bf16 h[kMaxDim];
-  alignas(64) int8_t q[kMaxDim];
-  float scale;
-  int32_t total;
+  union {
+    alignas(64) bf16 h[kMaxDim];
+    alignas(64) int8_t q[kMaxDim];
+  };
+  float scale;    // int8: what q is multiplied with
+  int32_t total;  //       the sum of q
+};
+
+// A query row on a page: it sees tokens lo <= j < hi of the page's 64, and there is at least one.
+struct Seat {
+  const Query* query;
+  Partial* partial;
+  int lo, hi;
 };
 
 inline void open_query(KV kind, const float* q, float scale, int dim, Query& out) {
   for (int i = 0; i < dim; i += 16) store(out.f + i, load(q + i) * scale);
   if (kind == KV::bf16)
-    for (int i = 0; i < dim; i++) out.h[i] = to_bf16(out.f[i]);
+    for (int i = 0; i < dim; i += 16) store_bf16(out.h + i, load(out.f + i));
   if (kind == KV::int8) {
     out.scale = int8_scale(out.f, dim);
-    const float inverse = out.scale > 0 ? 1.f / out.scale : 0.f;
-    I total{};
-    for (int i = 0; i < dim; i += 16) {
-      const I v = round_to_int(load(out.f + i) * inverse);
-      for (int j = 0; j < 16; j++) out.q[i + j] = static_cast<int8_t>(v[j]);
-      total += v;
-    }
-    out.total = sum(total);
+    to_int8(out.f, dim, out.scale, out.q);
+    int32_t total = 0;
+    for (int i = 0; i < dim; i++) total += out.q[i];
+    out.total = total;
   }
 }
 
-// ---- scores of R rows against the 64 tokens of a page: s (R, 64)
+// ---- scores of R rows against the 64 tokens of a page: s (R, 64). `ahead` leads to the page that comes next.
 
 template <KV KIND, int R>
-inline void scores(const Page& page, int dim, const Query* q, float* s) {
+inline void scores(const Halves<const uint8_t>& page, int dim, ptrdiff_t ahead, const Seat* seats, float* s) {
   for (int block = 0; block < 4; block++) {
     if constexpr (KIND == KV::int8) {
       const uint8_t* k = page.k + static_cast<size_t>(block) * dim * 16;
-      I acc[R];
-      for (int r = 0; r < R; r++) acc[r] = signed_start(q[r].total);
+      Ints acc[R];
+      for (int r = 0; r < R; r++) acc[r] = splat(signed_start(seats[r].query->total));
       for (int i = 0; i < dim; i += 4) {
-        const B v = load_bytes(k + i * 16);
+        const Ints v = load_words(k + i * 16);
+        prefetch(k + i * 16 + ahead);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) acc[r] = dot4_signed(acc[r], v, quad(q[r].q + i));
+        for (int r = 0; r < R; r++) acc[r] = dot4_signed(acc[r], v, static_cast<int32_t>(word(seats[r].query->q + i)));
       }
-      const F ks = load(page.k_scale + block * 16);
-      for (int r = 0; r < R; r++) store(s + r * kPage + block * 16, to_float(acc[r]) * (ks * q[r].scale));
+      const Floats k_scale = load(reinterpret_cast<const float*>(page.scales) + block * 16);
+      for (int r = 0; r < R; r++)
+        store(s + r * kPage + block * 16, to_float(acc[r]) * (k_scale * seats[r].query->scale));
     } else if constexpr (KIND == KV::bf16) {
       const uint8_t* k = page.k + static_cast<size_t>(block) * dim * 32;
-      F even[R], odd[R];  // two chains per row, to hide the latency of the products
-      for (int r = 0; r < R; r++) even[r] = odd[r] = F{};
+      Floats even[R], odd[R];  // two chains per row, to hide the latency of the products
+      for (int r = 0; r < R; r++) even[r] = odd[r] = splat(0.f);
       for (int i = 0; i < dim; i += 4) {
-        const B v = load_bytes(k + i * 32), u = load_bytes(k + i * 32 + 64);
+        const Ints v = load_words(k + i * 32), u = load_words(k + i * 32 + 64);
+        prefetch(k + i * 32 + ahead);
+        prefetch(k + i * 32 + 64 + ahead);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
-          even[r] = dot2(even[r], v, pair(q[r].h + i));
-          odd[r] = dot2(odd[r], u, pair(q[r].h + i + 2));
+          even[r] = dot2(even[r], v, word(seats[r].query->h + i));
+          odd[r] = dot2(odd[r], u, word(seats[r].query->h + i + 2));
         }
       }
       for (int r = 0; r < R; r++) store(s + r * kPage + block * 16, even[r] + odd[r]);
     } else {
       const float* k = reinterpret_cast<const float*>(page.k) + static_cast<size_t>(block) * dim * 16;
-      F acc[R];
-      for (int r = 0; r < R; r++) acc[r] = F{};
+      Floats acc[R];
+      for (int r = 0; r < R; r++) acc[r] = splat(0.f);
       for (int i = 0; i < dim; i++) {
-        const F v = load(k + i * 16);
+        const Floats v = load(k + i * 16);
+        prefetch(reinterpret_cast<const uint8_t*>(k + i * 16) + ahead);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; r++) acc[r] = fma(v, splat(q[r].f[i]), acc[r]);
+        for (int r = 0; r < R; r++) acc[r] = fma(v, splat(seats[r].query->f[i]), acc[r]);
       }
       for (int r = 0; r < R; r++) store(s + r * kPage + block * 16, acc[r]);
     }
   }
 }
 
-// ---- softmax of one row over one page, continued: s becomes the weights; what came before shrinks
+// ---- softmax of one row over one page, continued: s becomes the weights, and what came before shrinks
 
-inline void soften(float* s, int lo, int hi, Partial& p, int dim) {
-  I lane;
-  for (int i = 0; i < 16; i++) lane[i] = i;
-  const bool all = lo <= 0 && hi >= kPage;
-  F most = splat(p.most);
+alignas(64) constexpr int32_t kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+inline Ints seen_lanes(int block, int lo, int hi) {  // of 16 tokens of the page
+  const Ints token = load_words(kIota) + block * 16;
+  return less(token, splat(hi)) & less(splat(lo - 1), token);
+}
+
+inline void soften(float* s, const Seat& seat, int dim) {
+  Partial& p = *seat.partial;
+  const bool all = seat.lo == 0 && seat.hi == kPage;
+  Floats v[4], most = splat(p.most);
   for (int b = 0; b < 4; b++) {
-    F v = load(s + b * 16);
-    if (!all) {
-      v = (F)((lane + b * 16 >= lo && lane + b * 16 < hi) ? v : splat(-1e30f));
-      store(s + b * 16, v);
-    }
-    most = max(most, v);
+    v[b] = load(s + b * 16);
+    if (!all) v[b] = select(seen_lanes(b, seat.lo, seat.hi), v[b], splat(kUnseen));
+    most = max(v[b], most);
   }
   const float m = largest(most);
-  F total{};
+  Floats total = splat(0.f);
   for (int b = 0; b < 4; b++) {
-    F e = exp(load(s + b * 16) - m);
-    if (!all) e = (F)((lane + b * 16 >= lo && lane + b * 16 < hi) ? e : F{});
+    Floats e = exp(v[b] - m);
+    if (!all) e = select(seen_lanes(b, seat.lo, seat.hi), e, splat(0.f));
     store(s + b * 16, e);
-    total += e;
+    total = total + e;
   }
-  const float shrink = exp(splat(p.most - m))[0];
-  p.sum = p.sum * shrink + sum(total);
-  p.most = m;
-  if (shrink != 1.f)
+  if (m != p.most) {
+    const Floats shrink = exp(splat(p.most - m));
     for (int i = 0; i < dim; i += 16) store(p.out + i, load(p.out + i) * shrink);
+    float lanes[16];
+    store(lanes, shrink);
+    p.sum *= lanes[0];
+    p.most = m;
+  }
+  p.sum += sum(total);
 }
 
-// ---- weighted values: p[r].out += weights (R, 64) times the page's values, N vectors of 16 dimensions from `first` on
+// ---- weighted values
 
+// Weights of R rows over a page in the form that its kind multiplies.
+template <KV KIND, int R>
+struct Weights {
+  const float* f;                 // (R, 64)
+  alignas(64) bf16 h[R][kPage];   // bf16
+  alignas(64) uint8_t q[R][kPage];  // int8: weight times the token's scale, in steps of
+  float step[R];                  // this
+};
+
+template <KV KIND, int R>
+inline void open_weights(const Halves<const uint8_t>& page, const float* s, Weights<KIND, R>& w) {
+  w.f = s;
+  if constexpr (KIND == KV::bf16)
+    for (int i = 0; i < R * kPage; i += 16) store_bf16(&w.h[0][0] + i, load(s + i));
+  if constexpr (KIND == KV::int8) {
+    const float* v_scales = reinterpret_cast<const float*>(page.scales) + kPage;
+    for (int r = 0; r < R; r++) {
+      Floats x[4];
+      Ints most = splat(0);
+      for (int b = 0; b < 4; b++) {
+        const Floats weight = load(s + r * kPage + b * 16);
+        // What a page holds where this row does not look may be anything, also NaN.
+        x[b] = select(less(splat(0.f), weight), weight * load(v_scales + b * 16), weight);
+        most = max(most, magnitude(x[b]));
+      }
+      const float top = as_float(largest(most)), inverse = top > 0 ? 255.f / top : 0.f;
+      for (int b = 0; b < 4; b++) narrow8(round_to_int(x[b] * inverse), w.q[r] + b * 16);
+      w.step[r] = top / 255.f;
+    }
+  }
+}
+
+// Adds the tokens lo..hi of a page, N vectors of 16 dimensions from `first` on, to R rows.
 template <KV KIND, int R, int N>
-inline void add_values(const Page& page, int dim, int first, const float* w, const bf16* wh, const uint8_t* wq,
-                       const float* ws, Partial* const* p) {
-  F acc[R][N];
+inline void add_values(const Halves<const uint8_t>& page, int dim, int first, int lo, int hi, ptrdiff_t ahead,
+                       const Weights<KIND, R>& w, const Seat* seats) {
+  using Sum = std::conditional_t<KIND == KV::int8, Ints, Floats>;
+  Sum acc[R][N];
   for (int r = 0; r < R; r++)
-    for (int c = 0; c < N; c++) acc[r][c] = load(p[r]->out + first + c * 16);
+    for (int c = 0; c < N; c++) {
+      if constexpr (KIND == KV::int8)
+        acc[r][c] = splat(0);
+      else
+        acc[r][c] = load(seats[r].partial->out + first + c * 16);
+    }
   if constexpr (KIND == KV::f32) {
-    for (int t = 0; t < kPage; t++) {
+    for (int t = lo; t < hi; t++) {
       const float* v = reinterpret_cast<const float*>(page.v) + static_cast<size_t>(t) * dim + first;
-      F x[N];
-      for (int c = 0; c < N; c++) x[c] = load(v + c * 16);
+      Floats x[N];
+      for (int c = 0; c < N; c++) {
+        x[c] = load(v + c * 16);
+        prefetch(reinterpret_cast<const uint8_t*>(v + c * 16) + ahead);
+      }
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++)
-        for (int c = 0; c < N; c++) acc[r][c] = fma(x[c], splat(w[r * kPage + t]), acc[r][c]);
+        for (int c = 0; c < N; c++) acc[r][c] = fma(x[c], splat(w.f[r * kPage + t]), acc[r][c]);
     }
   } else if constexpr (KIND == KV::bf16) {
-    for (int t = 0; t < kPage; t += 2) {
+    for (int t = lo & ~1; t < hi; t += 2) {
       const uint8_t* v = page.v + (static_cast<size_t>(t) * dim + first * 2) * 2;
-      B x[N];
-      for (int c = 0; c < N; c++) x[c] = load_bytes(v + c * 64);
+      // The other half of a pair at the edge may be anything, also NaN.
+      const int32_t keep = static_cast<int32_t>((t < lo ? 0u : 0xffffu) | (t + 1 < hi ? 0xffff0000u : 0u));
+      Ints x[N];
+      for (int c = 0; c < N; c++) {
+        x[c] = load_words(v + c * 64) & keep;
+        prefetch(v + c * 64 + ahead);
+      }
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++)
-        for (int c = 0; c < N; c++) acc[r][c] = dot2(acc[r][c], x[c], pair(wh + r * kPage + t));
+        for (int c = 0; c < N; c++) acc[r][c] = dot2(acc[r][c], x[c], word(w.h[r] + t));
     }
   } else {
-    I whole[R][N];
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < N; c++) whole[r][c] = I{};
-    for (int t = 0; t < kPage; t += 4) {
+    for (int t = lo & ~3; t < hi; t += 4) {
       const uint8_t* v = page.v + static_cast<size_t>(t) * dim + first * 4;
-      B x[N];
-      for (int c = 0; c < N; c++) x[c] = load_bytes(v + c * 64);
-#pragma GCC unroll 6
-      for (int r = 0; r < R; r++) {
-        uint32_t four;
-        std::memcpy(&four, wq + r * kPage + t, 4);
-        for (int c = 0; c < N; c++) whole[r][c] = dot4_unsigned(whole[r][c], four, x[c]);
+      Ints x[N];
+      for (int c = 0; c < N; c++) {
+        x[c] = load_words(v + c * 64);
+        prefetch(v + c * 64 + ahead);
       }
+#pragma GCC unroll 6
+      for (int r = 0; r < R; r++)
+        for (int c = 0; c < N; c++) acc[r][c] = dot4_unsigned(acc[r][c], x[c], word(w.q[r] + t));
     }
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < N; c++) acc[r][c] = fma(to_float(whole[r][c]), splat(ws[r]), acc[r][c]);
   }
   for (int r = 0; r < R; r++)
-    for (int c = 0; c < N; c++) store(p[r]->out + first + c * 16, acc[r][c]);
-}
-
-template <KV KIND, int R>
-inline void values(const Page& page, int dim, const float* w, Partial* const* p) {
-  alignas(64) bf16 wh[R * kPage];
-  alignas(64) uint8_t wq[R * kPage];
-  float ws[R];
-  if constexpr (KIND == KV::bf16)
-    for (int i = 0; i < R * kPage; i++) wh[i] = to_bf16(w[i]);
-  if constexpr (KIND == KV::int8)
-    for (int r = 0; r < R; r++) {  // weights times value scales, in eight bits of the row's largest on this page
-      F x[4], most{};
-      for (int b = 0; b < 4; b++) {
-        x[b] = load(w + r * kPage + b * 16) * load(page.v_scale + b * 16);
-        most = max(most, x[b]);
-      }
-      const float top = largest(most), inverse = top > 0 ? 255.f / top : 0.f;
-      for (int b = 0; b < 4; b++) {
-        const I v = round_to_int(x[b] * inverse);
-        for (int i = 0; i < 16; i++) wq[r * kPage + b * 16 + i] = static_cast<uint8_t>(v[i]);
-      }
-      ws[r] = top / 255.f;
+    for (int c = 0; c < N; c++) {
+      float* out = seats[r].partial->out + first + c * 16;
+      if constexpr (KIND == KV::int8)
+        store(out, fma(to_float(acc[r][c]), splat(w.step[r]), load(out)));
+      else
+        store(out, acc[r][c]);
     }
-  int first = 0;
-  for (; first + 64 <= dim; first += 64) add_values<KIND, R, 4>(page, dim, first, w, wh, wq, ws, p);
-  switch ((dim - first) / 16) {
-    case 3: add_values<KIND, R, 3>(page, dim, first, w, wh, wq, ws, p); break;
-    case 2: add_values<KIND, R, 2>(page, dim, first, w, wh, wq, ws, p); break;
-    case 1: add_values<KIND, R, 1>(page, dim, first, w, wh, wq, ws, p); break;
-  }
 }
 
-// ---- a tile of rows over one split
+template <KV KIND, int R, int N>
+inline void add_columns(const Halves<const uint8_t>& page, int dim, int first, int lo, int hi, ptrdiff_t ahead,
+                        const Weights<KIND, R>& w, const Seat* seats) {
+  for (; first + 16 * N <= dim; first += 16 * N) add_values<KIND, R, N>(page, dim, first, lo, hi, ahead, w, seats);
+  if constexpr (N > 1) add_columns<KIND, R, N / 2>(page, dim, first, lo, hi, ahead, w, seats);
+}
+
+// ---- rows on a page
 
 template <KV KIND, int R>
-inline void rows_on_page(const Page& page, int dim, const Query* q, const int* lo, const int* hi, Partial* const* p) {
+inline void visit(const Halves<const uint8_t>& page, int dim, ptrdiff_t ahead, const Seat* seats) {
   alignas(64) float s[R * kPage];
-  scores<KIND, R>(page, dim, q, s);
-  for (int r = 0; r < R; r++) soften(s + r * kPage, lo[r], hi[r], *p[r], dim);
-  values<KIND, R>(page, dim, s, p);
+  scores<KIND, R>(page, dim, ahead, seats, s);
+  int lo = kPage, hi = 0;
+  for (int r = 0; r < R; r++) {
+    soften(s + r * kPage, seats[r], dim);
+    lo = seats[r].lo < lo ? seats[r].lo : lo;
+    hi = seats[r].hi > hi ? seats[r].hi : hi;
+  }
+  Weights<KIND, R> w;
+  open_weights<KIND, R>(page, s, w);
+  add_columns<KIND, R, kColumns>(page, dim, 0, lo, hi, ahead, w, seats);
+}
+
+template <KV KIND, int R>
+void visit_all(const Halves<const uint8_t>& page, int dim, ptrdiff_t ahead, const Seat* seats, int n) {
+  for (; n >= R; n -= R, seats += R) {
+    visit<KIND, R>(page, dim, ahead, seats);
+    ahead = 0;  // the first rows have fetched it
+  }
+  if constexpr (R > 1)
+    if (n > 0) visit_all<KIND, R - 1>(page, dim, ahead, seats, n);
 }
 
 template <KV KIND>
 void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
   Query queries[kTile];
-  int lo[kTile], hi[kTile];
-  Partial* p[kTile];
+  int lo[kTile], hi[kTile], first = kSplit, last = 0;
   const int dim = look.dim, n = (t1 - t0) * look.group;
-  int first = kSplit, last = 0;
   for (int i = 0; i < n; i++) {
     const int t = t0 + i / look.group, h = g * look.group + i % look.group;
-    open_query(KIND, look.q + t * look.q_stride + h * dim, look.scale, dim, queries[i]);
+    open_query(KIND, look.q + t * look.q_stride + static_cast<ptrdiff_t>(h) * dim, look.scale, dim, queries[i]);
     lo[i] = look.lo[t] - split * kSplit;
     hi[i] = look.hi[t] - split * kSplit;
     if (lo[i] < hi[i]) {
       first = lo[i] < first ? lo[i] : first;
       last = hi[i] > last ? hi[i] : last;
     }
-    p[i] = partials + i;
-    p[i]->most = -1e30f;
-    p[i]->sum = 0;
-    for (int d = 0; d < dim; d += 16) store(p[i]->out + d, F{});
+    partials[i].most = kUnseen;
+    partials[i].sum = 0;
+    for (int d = 0; d < dim; d += 16) store(partials[i].out + d, splat(0.f));
   }
   if (first < 0) first = 0;
   if (last > kSplit) last = kSplit;
-  for (int page = first / kPage; page * kPage < last; page++) {
+  const auto place = [&](int page) {
     const size_t id = static_cast<size_t>(look.table[split * (kSplit / kPage) + page]);
-    const Page at = open_page(KIND, look.pages + (id * look.kv_heads + g) * look.page_bytes, dim);
-    int a[kTile], b[kTile];
+    return look.pages + (id * look.kv_heads + g) * look.page_bytes;
+  };
+  for (int page = first / kPage; page * kPage < last; page++) {
+    Seat seats[kTile];
+    int seated = 0;
     for (int i = 0; i < n; i++) {
-      a[i] = lo[i] - page * kPage;
-      b[i] = hi[i] - page * kPage;
+      const int a = lo[i] - page * kPage, b = hi[i] - page * kPage;
+      const Seat seat = {queries + i, partials + i, a > 0 ? a : 0, b < kPage ? b : kPage};
+      if (seat.lo < seat.hi) seats[seated++] = seat;
     }
-    int i = 0;
-    for (; i + 6 <= n; i += 6) rows_on_page<KIND, 6>(at, dim, queries + i, a + i, b + i, p + i);
-    switch (n - i) {
-      case 5: rows_on_page<KIND, 5>(at, dim, queries + i, a + i, b + i, p + i); break;
-      case 4: rows_on_page<KIND, 4>(at, dim, queries + i, a + i, b + i, p + i); break;
-      case 3: rows_on_page<KIND, 3>(at, dim, queries + i, a + i, b + i, p + i); break;
-      case 2: rows_on_page<KIND, 2>(at, dim, queries + i, a + i, b + i, p + i); break;
-      case 1: rows_on_page<KIND, 1>(at, dim, queries + i, a + i, b + i, p + i); break;
-    }
+    const uint8_t* at = place(page);
+    const ptrdiff_t ahead = (page + 1) * kPage < last ? place(page + 1) - at : 0;
+    visit_all<KIND, kQueries>(open_page(KIND, at, dim), dim, ahead, seats, seated);
   }
 }
 
@@ -328,8 +303,11 @@ void attend(const Look& look, int g, int t0, int t1, int split, Partial* partial
 
 void merge(Partial& whole, const Partial& part, int dim) {
   const float m = whole.most > part.most ? whole.most : part.most;
-  const float a = exp(splat(whole.most - m))[0], b = exp(splat(part.most - m))[0];
-  whole.sum = whole.sum * a + part.sum * b;
+  const Floats a = exp(splat(whole.most - m)), b = exp(splat(part.most - m));
+  float keep[16], add[16];
+  store(keep, a);
+  store(add, b);
+  whole.sum = whole.sum * keep[0] + part.sum * add[0];
   whole.most = m;
-  for (int i = 0; i < dim; i += 16) store(whole.out + i, fma(load(part.out + i), splat(b), load(whole.out + i) * a));
+  for (int i = 0; i < dim; i += 16) store(whole.out + i, fma(load(part.out + i), b, load(whole.out + i) * a));
 }

@@ -1,10 +1,10 @@
 // Row-wise operators. Included by isa.inl.
 
 void rmsnorm(const float* x, const float* weight, float eps, float* out, int k) {
-  F squares{};
+  Floats squares = splat(0.f);
   int i = 0;
   for (; i + 16 <= k; i += 16) {
-    const F v = load(x + i);
+    const Floats v = load(x + i);
     squares = fma(v, v, squares);
   }
   float total = sum(squares);
@@ -14,13 +14,12 @@ void rmsnorm(const float* x, const float* weight, float eps, float* out, int k) 
   for (; i < k; i++) out[i] = x[i] * inverse * weight[i];
 }
 
-// Half-split rotation of every head's first `rotated` dimensions; table: cosines, then sines, of one position.
 void rope(float* x, const float* table, int heads, int dim, int rotated) {
   const int n = rotated / 2;
   for (int h = 0; h < heads; h++, x += dim) {
     int i = 0;
     for (; i + 16 <= n; i += 16) {
-      const F a = load(x + i), b = load(x + n + i), c = load(table + i), s = load(table + n + i);
+      const Floats a = load(x + i), b = load(x + n + i), c = load(table + i), s = load(table + n + i);
       store(x + i, a * c - b * s);
       store(x + n + i, b * c + a * s);
     }
@@ -32,26 +31,27 @@ void rope(float* x, const float* table, int heads, int dim, int rotated) {
   }
 }
 
-inline F sigmoid(F x) {  // by e^-|x|, which cannot overflow
-  const F e = exp(-abs(x)), one = splat(1.f);
-  const F y = one / (one + e);
-  return (F)((x < 0.f) ? e * y : y);
+inline Floats sigmoid(Floats x) {  // by e^-|x|, which cannot overflow
+  const Floats zero = splat(0.f), one = splat(1.f), e = exp(from_bits(bits(x) | static_cast<int32_t>(0x80000000u)));
+  const Floats y = one / (one + e);
+  return select(less(x, zero), e * y, y);
 }
 // 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3)
-inline F gelu(F x) { return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x)); }
+inline Floats gelu(Floats x) { return x * sigmoid((x + x * x * x * 0.044715f) * 1.5957691216f); }
+
+inline Floats gate_times_up(Floats gate, Floats up, bool is_gelu) {
+  return (is_gelu ? gelu(gate) : gate * sigmoid(gate)) * up;
+}
 
 void gated(const float* gate, const float* up, bool is_gelu, float* out, int n) {
   int i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const F g = load(gate + i);
-    store(out + i, (is_gelu ? gelu(g) : g * sigmoid(g)) * load(up + i));
-  }
+  for (; i + 16 <= n; i += 16) store(out + i, gate_times_up(load(gate + i), load(up + i), is_gelu));
   if (i < n) {
     float g[16] = {}, u[16] = {}, o[16];
-    std::memcpy(g, gate + i, sizeof(float) * (n - i));
-    std::memcpy(u, up + i, sizeof(float) * (n - i));
-    const F v = load(g);
-    store(o, (is_gelu ? gelu(v) : v * sigmoid(v)) * load(u));
-    std::memcpy(out + i, o, sizeof(float) * (n - i));
+    const size_t rest = sizeof(float) * static_cast<size_t>(n - i);
+    std::memcpy(g, gate + i, rest);
+    std::memcpy(u, up + i, rest);
+    store(o, gate_times_up(load(g), load(u), is_gelu));
+    std::memcpy(out + i, o, rest);
   }
 }

@@ -46,12 +46,12 @@ struct Stack {
   }
 };
 
-const float* vector(const Maybe& v, int size, const char* name) {
-  if (!v) return nullptr;
-  expect_whole(*v, name);
-  if (static_cast<int>(v->size()) != size) fail(std::string(name) + " has the wrong size");
-  return v->data();
+const float* vector(const Vector& v, int size, const char* name) {
+  expect_whole(v, name);
+  if (static_cast<int>(v.size()) != size) fail(std::string(name) + " has the wrong size");
+  return v.data();
 }
+const float* vector(const Maybe& v, int size, const char* name) { return v ? vector(*v, size, name) : nullptr; }
 
 struct Layer {
   const float *attn_norm, *mlp_norm, *attn_post, *mlp_post, *q_norm, *k_norm;
@@ -115,7 +115,7 @@ class Fused {
     }
     for (int i = 0; i < w; i++) expect(want.data()[i] >= 0 && want.data()[i] < t, "want: a row is out of range");
     const std::vector<Span> streams = open_batch(t, caches[0].shape(0), tables, starts, lo, hi);
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     run(caches, kind, t, ids.data(), pos.data(), rows.data(), streams, tables, lo.data(), hi.data(), w, want.data(), logits.data());
   }
 

@@ -5,6 +5,7 @@
 
 namespace diastole {
 namespace {
+#include "pages.inl"
 #include "attention.inl"
 #include "elementwise.inl"
 #include "linear.inl"

@@ -4,6 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "packed weights and pages are laid out for little-endian machines"
+#endif
+
 namespace diastole {
 
 enum class Weight { f32, bf16, q8, q4 };
@@ -16,6 +20,8 @@ constexpr int kGroup = 32;   // weights that share a scale
 constexpr int kFine = 16;    // activations that share a scale: half a group, which halves their rounding error
 constexpr int kTile = 48;    // most query rows (tokens x heads of a group) that walk the pages together
 constexpr int kMaxDim = 256;
+constexpr int kBlock4 = 320, kBlock8 = 512;  // bytes of a block of 16 rows x 32 columns
+constexpr float kUnseen = -1e30f;            // the score of nothing
 
 // A packed matrix of n x k; n is padded to whole blocks of 16 rows.
 //
@@ -28,6 +34,9 @@ struct Matrix {
   Weight kind;
   int n, k;
   const uint8_t* data;
+
+  int blocks() const { return (n + kRows - 1) / kRows; }
+  int groups() const { return k / kGroup; }
 };
 
 // Rows of activations in the form that a matrix kind multiplies.
@@ -62,10 +71,10 @@ struct Look {
   float scale;
 };
 
-// Unnormalised result of one row over one split: largest score, sum of exponentials, weighted values.
+// Unnormalised result of one row over one split: weighted values, largest score, sum of exponentials.
 struct Partial {
+  alignas(64) float out[kMaxDim];
   float most, sum;
-  float out[kMaxDim];
 };
 
 struct Kernels {

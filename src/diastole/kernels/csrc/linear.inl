@@ -1,65 +1,79 @@
 // Matrix kernels. Included by isa.inl; see kernels.hpp for the layouts.
 //
-// Whatever the number of rows that share a pass over the weights, a row's sums are made of the same operations in the
-// same order: per half group an exact integer sum, then the same fused multiply-adds into one accumulator, groups
-// ascending.
+// However many rows share a pass over the weights, a row's sums are made of the same operations in the same order: per
+// half group an exact integer sum, then the same fused multiply-adds into one accumulator, groups ascending.
 
-constexpr int kBlock4 = 320, kBlock8 = 512;
+#if defined(__AVX512F__)
+constexpr int kPair = 2;  // row blocks that one tile multiplies, so that what is loaded of x is used twice
+#else
+constexpr int kPair = 1;
+#endif
+constexpr int kAhead = 8;  // blocks of weights fetched ahead where weights are read once
 
-void quantize_row(const float* x, int k, int8_t* q, float* scale, float* offset, int32_t* total) {
-  for (int f = 0; f < k / kFine; f++, x += kFine, q += kFine) {
-    const F v = load(x);
-    const float most = largest(abs(v));
-    const I rounded = round_to_int(v * (most > 0 ? 127.f / most : 0.f));
-    for (int i = 0; i < kFine; i++) q[i] = static_cast<int8_t>(rounded[i]);
-    scale[f] = most / 127.f;
-    total[f] = sum(rounded);
+// ---- activations
+
+void quantize_row(const float* x, int k, int8_t* q, float* scale, int32_t* total, float* offset) {
+  for (int g = 0; g < k / kGroup; g++, scale += 2, total += 2) {
+    for (int half = 0; half < 2; half++, x += kFine, q += kFine) {
+      const Floats v = load(x);
+      const float most = as_float(largest(magnitude(v)));  // NaN if one is, and so is the scale
+      const Ints rounded = round_to_int(v * (most > 0 ? 127.f / most : 0.f));
+      narrow8(rounded, q);
+      scale[half] = most / 127.f;
+      total[half] = sum(rounded);
+    }
+    offset[g] = scale[0] * static_cast<float>(total[0]) + scale[1] * static_cast<float>(total[1]);
   }
-  for (int g = 0; g < k / kGroup; g++)
-    offset[g] = scale[2 * g] * static_cast<float>(total[2 * g]) + scale[2 * g + 1] * static_cast<float>(total[2 * g + 1]);
+}
+
+void to_bf16(const float* x, int k, bf16* h) {
+  int i = 0;
+  for (; i + 16 <= k; i += 16) store_bf16(h + i, load(x + i));
+  if (i < k) {
+    float rest[16] = {};
+    bf16 rounded[16];
+    std::memcpy(rest, x + i, sizeof(float) * static_cast<size_t>(k - i));
+    store_bf16(rounded, load(rest));
+    std::memcpy(h + i, rounded, sizeof(bf16) * static_cast<size_t>(k - i));
+  }
 }
 
 void prepare(Weight kind, const float* x, ptrdiff_t stride, Rows& rows, int t0, int t1) {
-  const int k = rows.k, groups = k / kGroup;
+  const size_t k = static_cast<size_t>(rows.k), groups = k / kGroup;
   for (int t = t0; t < t1; t++) {
     const float* row = x + t * stride;
-    if (kind == Weight::bf16) {
-      for (int i = 0; i < k; i++) rows.h[static_cast<size_t>(t) * k + i] = to_bf16(row[i]);
-    } else if (kind == Weight::q8 || kind == Weight::q4) {
-      const size_t at = static_cast<size_t>(t) * groups;
-      quantize_row(row, k, rows.q + static_cast<size_t>(t) * k, rows.scale + 2 * at, rows.offset + at, rows.total + 2 * at);
-    }
+    const size_t at = static_cast<size_t>(t) * groups;
+    if (kind == Weight::bf16) to_bf16(row, rows.k, rows.h + static_cast<size_t>(t) * k);
+    if (kind == Weight::q8 || kind == Weight::q4)
+      quantize_row(row, rows.k, rows.q + static_cast<size_t>(t) * k, rows.scale + 2 * at, rows.total + 2 * at,
+                   rows.offset + at);
   }
 }
 
-// ---- a tile: NB neighbouring row blocks x MR rows of x, sums left in acc
+// ---- a tile: MR rows of x from t on, times NB row blocks from b on
 
 template <int MR, int NB>
-inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB]) {
-  const int k = w.k, groups = k / kGroup;
+inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
+  const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
   const uint8_t* p[NB];
   for (int j = 0; j < NB; j++) p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock4;
-  const int8_t* q = x.q + static_cast<size_t>(t) * k;
-  const float* scale = x.scale + static_cast<size_t>(t) * 2 * groups;
-  const float* offset = x.offset + static_cast<size_t>(t) * groups;
-  for (int r = 0; r < MR; r++)
-    for (int j = 0; j < NB; j++) acc[r][j] = F{};
-  for (int g = 0; g < groups; g++) {
-    I s[MR][NB], u[MR][NB];  // first and second half of the group
+  for (size_t g = 0; g < groups; g++) {
+    const int8_t* q = x.q + row0 * k + g * kGroup;
+    Ints s[MR][NB], u[MR][NB];  // sums of the first and of the second half of the group
     for (int r = 0; r < MR; r++)
-      for (int j = 0; j < NB; j++) s[r][j] = u[r][j] = I{};
+      for (int j = 0; j < NB; j++) s[r][j] = u[r][j] = splat(0);
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
-      B low[NB], high[NB];
+      Ints low[NB], high[NB];
       for (int j = 0; j < NB; j++) {
-        const B v = load_bytes(p[j] + 64 * c);
-        low[j] = v & 15;
-        high[j] = (B)(((I)v >> 4) & 0x0f0f0f0f);
+        const Ints v = load_words(p[j] + 64 * c);
+        low[j] = v & 0x0f0f0f0f;
+        high[j] = (v >> 4) & 0x0f0f0f0f;
       }
 #pragma GCC unroll 4
       for (int r = 0; r < MR; r++) {
-        const int8_t* row = q + static_cast<size_t>(r) * k + g * kGroup;
-        const int32_t first = quad(row + 4 * c), second = quad(row + 16 + 4 * c);
+        const int32_t first = static_cast<int32_t>(word(q + r * k + 4 * c));
+        const int32_t second = static_cast<int32_t>(word(q + r * k + kFine + 4 * c));
 #pragma GCC unroll 2
         for (int j = 0; j < NB; j++) {
           s[r][j] = dot4_small(s[r][j], low[j], first);
@@ -67,71 +81,70 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB])
         }
       }
     }
-    F d[NB], m[NB];
+    Floats d[NB], m[NB];
     for (int j = 0; j < NB; j++) {
       d[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 256));
       m[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 288));
       if (MR == 1)
-        for (int line = 0; line < 5; line++) prefetch(p[j] + 8 * kBlock4 + 64 * line);
+        for (int line = 0; line < kBlock4; line += 64) prefetch(p[j] + kAhead * kBlock4 + line);
       p[j] += kBlock4;
     }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {
-      const float* dx = scale + (static_cast<size_t>(r) * groups + g) * 2;
-      const F first = splat(dx[0]), second = splat(dx[1]), sx = splat(offset[static_cast<size_t>(r) * groups + g]);
+      const size_t at = (row0 + r) * groups + g;
+      const Floats first = splat(x.scale[2 * at]), second = splat(x.scale[2 * at + 1]), offset = splat(x.offset[at]);
 #pragma GCC unroll 2
       for (int j = 0; j < NB; j++) {
-        const F both = fma(to_float(u[r][j]), second, to_float(s[r][j]) * first);
-        acc[r][j] = fma(m[j], sx, fma(both, d[j], acc[r][j]));
+        const Floats both = fma(to_float(u[r][j]), second, to_float(s[r][j]) * first);
+        acc[r][j] = fma(m[j], offset, fma(both, d[j], acc[r][j]));
       }
     }
   }
 }
 
 template <int MR, int NB>
-inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB]) {
-  const int k = w.k, groups = k / kGroup;
-  const size_t blocks = static_cast<size_t>((w.n + kRows - 1) / kRows) * groups;
-  const f16* scales = reinterpret_cast<const f16*>(w.data + blocks * kBlock8);
+inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
+  const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
+  const uint8_t* scales = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8;
   const uint8_t* p[NB];
   const f16* d[NB];
   for (int j = 0; j < NB; j++) {
     p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock8;
-    d[j] = scales + static_cast<size_t>(b + j) * groups * kRows;
+    d[j] = reinterpret_cast<const f16*>(scales) + static_cast<size_t>(b + j) * groups * kRows;
   }
-  const int8_t* q = x.q + static_cast<size_t>(t) * k;
-  const float* scale = x.scale + static_cast<size_t>(t) * 2 * groups;
-  const int32_t* total = x.total + static_cast<size_t>(t) * 2 * groups;
-  for (int r = 0; r < MR; r++)
-    for (int j = 0; j < NB; j++) acc[r][j] = F{};
-  for (int g = 0; g < groups; g++) {
-    F both[MR][NB];
+  for (size_t g = 0; g < groups; g++) {
+    const int8_t* q = x.q + row0 * k + g * kGroup;
+    Floats both[MR][NB];
+    for (int r = 0; r < MR; r++)
+      for (int j = 0; j < NB; j++) both[r][j] = splat(0.f);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
-      I s[MR][NB];
+      Ints s[MR][NB];
       for (int r = 0; r < MR; r++)
-        for (int j = 0; j < NB; j++) s[r][j] = signed_start(total[(static_cast<size_t>(r) * groups + g) * 2 + half]);
+        for (int j = 0; j < NB; j++) s[r][j] = splat(signed_start(x.total[((row0 + r) * groups + g) * 2 + half]));
 #pragma GCC unroll 4
       for (int c = 4 * half; c < 4 * half + 4; c++) {
-        B v[NB];
-        for (int j = 0; j < NB; j++) v[j] = load_bytes(p[j] + 64 * c);
+        Ints v[NB];
+        for (int j = 0; j < NB; j++) v[j] = load_words(p[j] + 64 * c);
 #pragma GCC unroll 4
         for (int r = 0; r < MR; r++) {
-          const int32_t b4 = quad(q + static_cast<size_t>(r) * k + g * kGroup + 4 * c);
+          const int32_t four = static_cast<int32_t>(word(q + r * k + 4 * c));
 #pragma GCC unroll 2
-          for (int j = 0; j < NB; j++) s[r][j] = dot4_signed(s[r][j], v[j], b4);
+          for (int j = 0; j < NB; j++) s[r][j] = dot4_signed(s[r][j], v[j], four);
         }
       }
+#pragma GCC unroll 4
       for (int r = 0; r < MR; r++) {
-        const F dx = splat(scale[(static_cast<size_t>(r) * groups + g) * 2 + half]);
-        for (int j = 0; j < NB; j++) both[r][j] = half ? fma(to_float(s[r][j]), dx, both[r][j]) : to_float(s[r][j]) * dx;
+        const Floats dx = splat(x.scale[((row0 + r) * groups + g) * 2 + half]);
+#pragma GCC unroll 2
+        for (int j = 0; j < NB; j++) both[r][j] = fma(to_float(s[r][j]), dx, both[r][j]);
       }
     }
     for (int j = 0; j < NB; j++) {
-      const F dj = load_f16(d[j]);
-      for (int r = 0; r < MR; r++) acc[r][j] = fma(both[r][j], dj, acc[r][j]);
+      const Floats scale = load_f16(d[j]);
+      for (int r = 0; r < MR; r++) acc[r][j] = fma(both[r][j], scale, acc[r][j]);
       if (MR == 1)
-        for (int line = 0; line < 8; line++) prefetch(p[j] + 8 * kBlock8 + 64 * line);
+        for (int line = 0; line < kBlock8; line += 64) prefetch(p[j] + kAhead * kBlock8 + line);
       p[j] += kBlock8;
       d[j] += kRows;
     }
@@ -139,21 +152,20 @@ inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB])
 }
 
 template <int MR, int NB>
-inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB]) {
-  const int k = w.k;
+inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
+  const size_t k = static_cast<size_t>(w.k);
+  const bf16* h = x.h + static_cast<size_t>(t) * k;
   const uint8_t* p[NB];
   for (int j = 0; j < NB; j++) p[j] = w.data + static_cast<size_t>(b + j) * k * 2 * kRows;
-  for (int r = 0; r < MR; r++)
-    for (int j = 0; j < NB; j++) acc[r][j] = F{};
-  for (int i = 0; i < k; i += 2) {
-    B v[NB];
+  for (size_t i = 0; i < k; i += 2) {
+    Ints v[NB];
     for (int j = 0; j < NB; j++) {
-      v[j] = load_bytes(p[j] + static_cast<size_t>(i) * 2 * kRows);
-      if (MR == 1) prefetch(p[j] + static_cast<size_t>(i) * 2 * kRows + 2048);
+      v[j] = load_words(p[j] + i * 2 * kRows);
+      if (MR == 1) prefetch(p[j] + i * 2 * kRows + kAhead * 256);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {
-      const uint32_t two = pair(x.h + static_cast<size_t>(t + r) * k + i);
+      const uint32_t two = word(h + r * k + i);
 #pragma GCC unroll 2
       for (int j = 0; j < NB; j++) acc[r][j] = dot2(acc[r][j], v[j], two);
     }
@@ -161,41 +173,47 @@ inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB
 }
 
 template <int MR, int NB>
-inline void tile_f32(const Matrix& w, int b, const Rows& x, int t, F acc[MR][NB]) {
-  const int k = w.k;
+inline void tile_f32(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
+  const size_t k = static_cast<size_t>(w.k);
   const float* p[NB];
   for (int j = 0; j < NB; j++) p[j] = reinterpret_cast<const float*>(w.data) + static_cast<size_t>(b + j) * k * kRows;
-  for (int r = 0; r < MR; r++)
-    for (int j = 0; j < NB; j++) acc[r][j] = F{};
-  for (int i = 0; i < k; i++) {
-    F v[NB];
-    for (int j = 0; j < NB; j++) v[j] = load(p[j] + static_cast<size_t>(i) * kRows);
+  for (size_t i = 0; i < k; i++) {
+    Floats v[NB];
+    for (int j = 0; j < NB; j++) {
+      v[j] = load(p[j] + i * kRows);
+      if (MR == 1) prefetch(p[j] + i * kRows + kAhead * 64);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {
-      const F xi = splat(x.f[(t + r) * x.stride + i]);
+      const Floats xi = splat(x.f[(t + r) * x.stride + static_cast<ptrdiff_t>(i)]);
 #pragma GCC unroll 2
       for (int j = 0; j < NB; j++) acc[r][j] = fma(v[j], xi, acc[r][j]);
     }
   }
 }
 
-inline void put(const Matrix& w, const Out& out, int b, int t, F v) {
+// Sixteen outputs of one row, fewer at the end of a matrix whose n is no multiple of 16.
+inline void put(const Matrix& w, const Out& out, int b, int t, Floats v) {
   const int first = b * kRows, lanes = w.n - first < kRows ? w.n - first : kRows;
   float* y = out.y + t * out.stride + first;
   if (lanes == kRows) {
-    if (out.bias) v += load(out.bias + first);
+    if (out.bias) v = v + load(out.bias + first);
     store(y, out.add ? load(y) + v : v);
     return;
   }
+  float value[kRows];
+  store(value, v);
   for (int i = 0; i < lanes; i++) {
-    const float value = v[i] + (out.bias ? out.bias[first + i] : 0.f);
-    y[i] = out.add ? y[i] + value : value;
+    if (out.bias) value[i] += out.bias[first + i];
+    y[i] = out.add ? y[i] + value[i] : value[i];
   }
 }
 
 template <Weight KIND, int MR, int NB>
 inline void tile(const Matrix& w, const Rows& x, const Out& out, int b, int t) {
-  F acc[MR][NB];
+  Floats acc[MR][NB];
+  for (int r = 0; r < MR; r++)
+    for (int j = 0; j < NB; j++) acc[r][j] = splat(0.f);
   if constexpr (KIND == Weight::q4) tile_q4<MR, NB>(w, b, x, t, acc);
   if constexpr (KIND == Weight::q8) tile_q8<MR, NB>(w, b, x, t, acc);
   if constexpr (KIND == Weight::bf16) tile_bf16<MR, NB>(w, b, x, t, acc);
@@ -204,6 +222,7 @@ inline void tile(const Matrix& w, const Rows& x, const Out& out, int b, int t) {
     for (int j = 0; j < NB; j++) put(w, out, b + j, t + r, acc[r][j]);
 }
 
+// All rows t0..t1 against NB row blocks, which stay in the nearest cache meanwhile.
 template <Weight KIND, int NB>
 inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1) {
   int t = t0;
@@ -212,15 +231,15 @@ inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0
     case 3: tile<KIND, 3, NB>(w, x, out, b, t); break;
     case 2: tile<KIND, 2, NB>(w, x, out, b, t); break;
     case 1: tile<KIND, 1, NB>(w, x, out, b, t); break;
+    default: break;
   }
 }
 
 template <Weight KIND>
 void multiply_kind(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1) {
   int b = b0;
-  // Two blocks at a time reuse what is loaded of x; a single row is bound by the weights, one stream is enough.
-  if (t1 - t0 > 1)
-    for (; b + 2 <= b1; b += 2) column<KIND, 2>(w, x, out, b, t0, t1);
+  if (t1 - t0 > 1)  // a single row is bound by reading the weights: one stream is enough
+    for (; b + kPair <= b1; b += kPair) column<KIND, kPair>(w, x, out, b, t0, t1);
   for (; b < b1; b++) column<KIND, 1>(w, x, out, b, t0, t1);
 }
 
@@ -233,49 +252,42 @@ void multiply(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, in
   }
 }
 
-// ---- single rows of a packed matrix
+// ---- one row of a packed matrix
 
-inline float half(const f16* p) {  // one f16, by way of a vector of them
-  f16 lanes[kRows] = {*p};
-  return load_f16(lanes)[0];
+inline float widen(const uint8_t* p) {  // one f16, by way of a vector of them
+  f16 half[kRows] = {};
+  float lanes[kRows];
+  std::memcpy(half, p, sizeof(f16));
+  store(lanes, load_f16(half));
+  return lanes[0];
 }
 
 void embed_row(const Matrix& w, int id, float* out) {
-  const int b = id / kRows, r = id % kRows, groups = w.k / kGroup;
-  const size_t first = static_cast<size_t>(b) * groups;
-  switch (w.kind) {
-    case Weight::q4:
-      for (int g = 0; g < groups; g++) {
-        const uint8_t* p = w.data + (first + g) * kBlock4;
-        const float d = half(reinterpret_cast<const f16*>(p + 256) + r), m = half(reinterpret_cast<const f16*>(p + 288) + r);
-        for (int i = 0; i < 16; i++) {
-          const uint8_t v = p[(i / 4) * 64 + r * 4 + i % 4];
-          out[g * kGroup + i] = d * static_cast<float>(v & 15) + m;
-          out[g * kGroup + 16 + i] = d * static_cast<float>(v >> 4) + m;
-        }
+  const size_t r = static_cast<size_t>(id % kRows), groups = static_cast<size_t>(w.groups());
+  const size_t b = static_cast<size_t>(id / kRows), k = static_cast<size_t>(w.k);
+  if (w.kind == Weight::q4) {
+    for (size_t g = 0; g < groups; g++, out += kGroup) {
+      const uint8_t* p = w.data + (b * groups + g) * kBlock4;
+      const float d = widen(p + 256 + r * 2), m = widen(p + 288 + r * 2);
+      for (size_t i = 0; i < 16; i++) {
+        const uint8_t both = p[(i / 4) * 64 + r * 4 + i % 4];
+        out[i] = d * static_cast<float>(both & 15) + m;
+        out[16 + i] = d * static_cast<float>(both >> 4) + m;
       }
-      return;
-    case Weight::q8: {
-      const size_t blocks = static_cast<size_t>((w.n + kRows - 1) / kRows) * groups;
-      const f16* scales = reinterpret_cast<const f16*>(w.data + blocks * kBlock8);
-      for (int g = 0; g < groups; g++) {
-        const uint8_t* p = w.data + (first + g) * kBlock8;
-        const float d = half(scales + (first + g) * kRows + r);
-        for (int i = 0; i < kGroup; i++)
-          out[g * kGroup + i] = d * static_cast<float>(static_cast<int8_t>(p[(i / 4) * 64 + r * 4 + i % 4]));
-      }
-      return;
     }
-    case Weight::bf16: {
-      const bf16* p = reinterpret_cast<const bf16*>(w.data) + static_cast<size_t>(b) * w.k * kRows;
-      for (int i = 0; i < w.k; i++) out[i] = from_bf16(p[(i / 2) * 32 + r * 2 + i % 2]);
-      return;
+  } else if (w.kind == Weight::q8) {
+    const uint8_t* scales = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8;
+    for (size_t g = 0; g < groups; g++, out += kGroup) {
+      const int8_t* p = reinterpret_cast<const int8_t*>(w.data + (b * groups + g) * kBlock8);
+      const float d = widen(scales + ((b * groups + g) * kRows + r) * 2);
+      for (size_t i = 0; i < kGroup; i++) out[i] = d * static_cast<float>(p[(i / 4) * 64 + r * 4 + i % 4]);
     }
-    case Weight::f32: {
-      const float* p = reinterpret_cast<const float*>(w.data) + static_cast<size_t>(b) * w.k * kRows;
-      for (int i = 0; i < w.k; i++) out[i] = p[i * kRows + r];
-      return;
-    }
+  } else if (w.kind == Weight::bf16) {
+    const bf16* p = reinterpret_cast<const bf16*>(w.data) + b * static_cast<size_t>(w.k) * kRows;
+    for (size_t i = 0; i < k; i++) out[i] = from_bf16(p[(i / 2) * 2 * kRows + r * 2 + i % 2]);
+  } else {
+    const float* p = reinterpret_cast<const float*>(w.data) + b * k * kRows;
+    for (size_t i = 0; i < k; i++) out[i] = p[i * kRows + r];
   }
 }
 

@@ -1,4 +1,6 @@
 // The Python face: checks shapes and indices, lets go of the interpreter lock, calls the operators.
+#include <nanobind/ndarray.h>
+
 #include <cstdlib>
 #include <cstring>
 
@@ -18,7 +20,7 @@ void bind_fused(nb::module_& m);
 
 namespace {
 
-void linear_(InOut<float, 2> x, const std::string& kind, int n, int k, Bytes data, InOut<float, 2> out,
+void linear_(In<float, 2> x, const std::string& kind, int n, int k, Bytes data, InOut<float, 2> out,
              std::optional<In<float, 1>> bias, bool accumulate) {
   const Matrix w = matrix(kind, n, k, data);
   expect_rows(x, "x");
@@ -30,7 +32,7 @@ void linear_(InOut<float, 2> x, const std::string& kind, int n, int k, Bytes dat
     expect(static_cast<int>(bias->size()) == n, "bias must be (n,)");
   }
   const Out to{out.data(), out.stride(0), bias ? bias->data() : nullptr, accumulate};
-  nb::gil_scoped_release release;
+  const Unlocked unlocked(static_cast<double>(x.size()) * n);
   linear(isa(), w, x.data(), x.stride(0), static_cast<int>(x.shape(0)), to);
 }
 
@@ -40,7 +42,7 @@ void embed_(const std::string& kind, int n, int k, Bytes data, In<int32_t, 1> id
   expect_rows(out, "out");
   expect(out.shape(0) == ids.size() && static_cast<int>(out.shape(1)) == k, "out must be (ids, weight's k)");
   for (size_t i = 0; i < ids.size(); i++) expect(ids.data()[i] >= 0 && ids.data()[i] < n, "ids: an id is out of range");
-  nb::gil_scoped_release release;
+  const Unlocked unlocked(static_cast<double>(out.size()));
   embed(isa(), w, ids.data(), static_cast<int>(ids.size()), out.data(), out.stride(0));
 }
 
@@ -50,8 +52,9 @@ size_t inner(const A& a) {
   return a.ndim() == 3 ? a.shape(1) : 1;
 }
 
-void rmsnorm_(nb::ndarray<float, nb::device::cpu> x, In<float, 1> weight, float eps,
-              nb::ndarray<float, nb::device::cpu> out) {
+void rmsnorm_(In<float, -1> x, In<float, 1> weight, float eps, InOut<float, -1> out) {
+  x.named("x");
+  out.named("out");
   expect(x.ndim() == 2 || x.ndim() == 3, "x must have two or three axes");
   expect(out.ndim() == x.ndim(), "out must have the shape of x");
   for (size_t i = 0; i < x.ndim(); i++) expect(out.shape(i) == x.shape(i), "out must have the shape of x");
@@ -60,7 +63,7 @@ void rmsnorm_(nb::ndarray<float, nb::device::cpu> x, In<float, 1> weight, float 
   expect_whole(weight, "weight");
   const int k = static_cast<int>(weight.size()), heads = static_cast<int>(inner(x));
   expect(static_cast<int>(x.shape(x.ndim() - 1)) == k, "weight must have the size of the last axis of x");
-  nb::gil_scoped_release release;
+  const Unlocked unlocked(static_cast<double>(x.size()));
   rmsnorm(isa(), x.data(), x.stride(0), weight.data(), eps, out.data(), out.stride(0), static_cast<int>(x.shape(0)), heads, k);
 }
 
@@ -75,7 +78,7 @@ void rope_(InOut<float, 3> x, In<int32_t, 1> pos, In<float, 2> table) {
   const int32_t positions = static_cast<int32_t>(table.shape(0));
   for (size_t t = 0; t < pos.size(); t++)
     expect(pos.data()[t] >= 0 && pos.data()[t] < positions, "pos: a position is outside the table");
-  nb::gil_scoped_release release;
+  const Unlocked unlocked(static_cast<double>(x.size()));
   rope(isa(), x.data(), x.stride(0), pos.data(), table.data(), static_cast<int>(pos.size()), heads, dim, rotated);
 }
 
@@ -85,41 +88,41 @@ void gated_(In<float, 2> gu, const std::string& kind, InOut<float, 2> out) {
   expect(kind == "silu" || kind == "gelu_tanh", "kind must be silu or gelu_tanh");
   expect(out.shape(0) == gu.shape(0) && 2 * out.shape(1) == gu.shape(1), "out must be half as wide as gu");
   const int n = static_cast<int>(out.shape(1)), rows = static_cast<int>(out.shape(0));
-  nb::gil_scoped_release release;
+  const Unlocked unlocked(static_cast<double>(gu.size()) * 4);
   gated(isa(), gu.data(), gu.stride(0), kind == "gelu_tanh", out.data(), out.stride(0), rows, n);
 }
 
 // ---- keys and values
 
-void expect_kv(const Cache& buf, KV kind, const In<int64_t, 1>& rows, const nb::ndarray<nb::device::cpu>& k,
-               const nb::ndarray<nb::device::cpu>& v) {
-  expect(k.ndim() == 3 && v.ndim() == 3, "k and v must have three axes");
-  for (int i = 0; i < 3; i++) expect(k.shape(i) == v.shape(i), "k and v must have the same shape");
-  expect(k.shape(0) == rows.size() && k.shape(1) == buf.shape(1), "k and v must be (rows, kv heads, dim)");
-  expect_cache(buf, kind, k.shape(2));
+template <class Buffer, class KeysOrValues>
+void expect_kv(const Buffer& buf, KV kind, const In<int64_t, 1>& rows, const KeysOrValues& k, const KeysOrValues& v) {
   expect_rows(k, "k");
   expect_rows(v, "v");
   expect_whole(rows, "rows");
+  expect_whole(buf, "buf");
+  for (int i = 0; i < 3; i++) expect(k.shape(i) == v.shape(i), "k and v must have the same shape");
+  expect(k.shape(0) == rows.size() && k.shape(1) == buf.shape(1), "k and v must be (rows, kv heads, dim)");
+  expect_cache(buf, kind, k.shape(2));
   const int64_t limit = static_cast<int64_t>(buf.shape(0)) * kPage;
   for (size_t i = 0; i < rows.size(); i++)
     expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
 }
 
-void kv_write_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, InOut<float, 3> k, InOut<float, 3> v) {
+void kv_write_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, In<float, 3> k, In<float, 3> v) {
   const KV kind = kv_kind(fmt);
-  expect_kv(buf, kind, rows, nb::ndarray<nb::device::cpu>(k), nb::ndarray<nb::device::cpu>(v));
+  expect_kv(buf, kind, rows, k, v);
   const Pages pages{buf.data(), kind, static_cast<int>(buf.shape(1)), static_cast<int>(k.shape(2)), buf.shape(2)};
-  nb::gil_scoped_release release;
+  const Unlocked unlocked(static_cast<double>(k.size()) * 2);
   kv_write(isa(), pages, rows.data(), static_cast<int>(rows.size()), k.data(), k.stride(0), v.data(), v.stride(0));
 }
 
 void kv_read_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, InOut<float, 3> k, InOut<float, 3> v) {
   const KV kind = kv_kind(fmt);
-  expect_kv(buf, kind, rows, nb::ndarray<nb::device::cpu>(k), nb::ndarray<nb::device::cpu>(v));
+  expect_kv(buf, kind, rows, k, v);
   const int dim = static_cast<int>(k.shape(2)), heads = static_cast<int>(k.shape(1));
   const Kernels& kernels = isa();
   const Pages pages{buf.data(), kind, heads, dim, buf.shape(2)};
-  nb::gil_scoped_release release;
+  const Unlocked unlocked(static_cast<double>(k.size()) * 2);
   for (size_t t = 0; t < rows.size(); t++)
     for (int h = 0; h < heads; h++) {
       const int64_t row = rows.data()[t];
@@ -128,13 +131,15 @@ void kv_read_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, InOut<floa
     }
 }
 
-void attend_(InOut<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, 2> tables, In<int32_t, 1> starts,
+void attend_(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, 2> tables, In<int32_t, 1> starts,
              In<int32_t, 1> lo, In<int32_t, 1> hi, float scale, InOut<float, 3> out, std::optional<InOut<float, 2>> lse) {
   const KV kind = kv_kind(fmt);
+  expect_rows(q, "q");
+  expect_whole(buf, "buf");
+  expect_whole(out, "out");
   const size_t t = q.shape(0), heads = q.shape(1), dim = q.shape(2), kv_heads = buf.shape(1);
   expect_cache(buf, kind, dim);
-  expect_rows(q, "q");
-  expect_whole(out, "out");
+  expect(t * heads <= INT32_MAX, "q has too many rows");
   expect(kv_heads > 0 && heads % kv_heads == 0, "q: heads must be a multiple of the key/value heads");
   expect(heads / kv_heads <= kTile, "q: more than 48 query heads share one key/value head");
   expect(out.shape(0) == t && out.shape(1) == heads && out.shape(2) == dim, "out must have the shape of q");
@@ -145,7 +150,9 @@ void attend_(InOut<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, 2
   const std::vector<Span> streams = open_batch(t, buf.shape(0), tables, starts, lo, hi);
   Look look{q.data(), q.stride(0), buf.data(), kind, static_cast<int>(dim), static_cast<int>(kv_heads),
             static_cast<int>(heads / kv_heads), buf.shape(2), nullptr, lo.data(), hi.data(), scale};
-  nb::gil_scoped_release release;
+  double seen = 0;
+  for (size_t i = 0; i < t; i++) seen += std::max(0, hi.data()[i] - lo.data()[i]);
+  const Unlocked unlocked(seen * static_cast<double>(heads * dim));
   attend(isa(), look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), out.data(), lse ? lse->data() : nullptr);
 }
 
@@ -154,7 +161,10 @@ void attend_(InOut<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, 2
 using Whole = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
 // Zeroed, 2 MiB aligned where it is that large, taken from the system only as it is touched.
-Whole alloc(size_t size) {
+Whole alloc(int64_t bytes) {
+  expect(bytes >= 0, "size must not be negative");
+  expect(bytes <= int64_t{1} << 46, "size is more than any machine has");
+  const size_t size = static_cast<size_t>(bytes);
   constexpr size_t huge = size_t{2} << 20;
   const size_t align = size >= huge ? huge : 64, room = (std::max(size, size_t{1}) + align - 1) / align * align;
 #if defined(__linux__)
@@ -179,43 +189,56 @@ Whole alloc(size_t size) {
   return Whole(p, {size}, owner);
 }
 
+template <class F>
+bool unlocked(const F& f) {
+  const Unlocked others_run;
+  return f();
+}
+
 template <class T>
 void expect_matrix(const In<T, 2>& a, const char* name, size_t n, size_t k) {
   expect_whole(a, name);
+  expect(n > 0 && k > 0, "a matrix must not be empty");
   if (a.shape(0) != n || a.shape(1) != k) fail(std::string(name) + " has the wrong shape");
 }
 
 Whole pack_q4_(In<uint8_t, 2> q, In<float, 2> d, In<float, 2> m) {
+  q.named("q");
   const size_t n = q.shape(0), k = q.shape(1);
   expect(k % kGroup == 0, "q: columns must be a multiple of 32 for integer formats");
   expect_matrix(q, "q", n, k);
   expect_matrix(d, "d", n, k / kGroup);
   expect_matrix(m, "m", n, k / kGroup);
   Whole out = alloc(packed_bytes(Weight::q4, static_cast<int>(n), static_cast<int>(k)));
-  nb::gil_scoped_release release;
-  pack_q4(q.data(), d.data(), m.data(), static_cast<int>(n), static_cast<int>(k), out.data());
+  const int rows = static_cast<int>(n), columns = static_cast<int>(k);
+  expect(unlocked([&] { return pack_q4(q.data(), d.data(), m.data(), rows, columns, out.data()); }),
+         "q must hold 0..15, and d and m must be finite and below 65520");
   return out;
 }
 
 Whole pack_q8_(In<int8_t, 2> q, In<float, 2> d) {
+  q.named("q");
   const size_t n = q.shape(0), k = q.shape(1);
   expect(k % kGroup == 0, "q: columns must be a multiple of 32 for integer formats");
   expect_matrix(q, "q", n, k);
   expect_matrix(d, "d", n, k / kGroup);
   Whole out = alloc(packed_bytes(Weight::q8, static_cast<int>(n), static_cast<int>(k)));
-  nb::gil_scoped_release release;
-  pack_q8(q.data(), d.data(), static_cast<int>(n), static_cast<int>(k), out.data());
+  const int rows = static_cast<int>(n), columns = static_cast<int>(k);
+  expect(unlocked([&] { return pack_q8(q.data(), d.data(), rows, columns, out.data()); }),
+         "d must be finite and below 65520");
   return out;
 }
 
 Whole pack_float_(In<float, 2> w, const std::string& kind) {
   const Weight to = weight_kind(kind);
   expect(to == Weight::bf16 || to == Weight::f32, "kind must be bf16 or f32");
+  w.named("w");
   const int n = static_cast<int>(w.shape(0)), k = static_cast<int>(w.shape(1));
   expect(k % 2 == 0 || to == Weight::f32, "w: columns must be even for bf16");
   expect_whole(w, "w");
+  expect(n > 0 && k > 0, "w must not be empty");
   Whole out = alloc(packed_bytes(to, n, k));
-  nb::gil_scoped_release release;
+  const Unlocked unlocked;
   (to == Weight::bf16 ? pack_bf16 : pack_f32)(w.data(), n, k, out.data());
   return out;
 }
@@ -234,7 +257,10 @@ NB_MODULE(_native, m) {
   m.def("kv_read", kv_read_);
   m.def("attend", attend_, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("tables"), nb::arg("starts"),
         nb::arg("lo"), nb::arg("hi"), nb::arg("scale"), nb::arg("out"), nb::arg("lse").none() = nb::none());
-  m.def("kv_page_bytes", [](const std::string& fmt, int dim) { return kv_page_bytes(kv_kind(fmt), dim); });
+  m.def("kv_page_bytes", [](const std::string& fmt, int64_t dim) {
+    expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim, "the head's dimension must be a multiple of 16 up to 256");
+    return kv_page_bytes(kv_kind(fmt), static_cast<int>(dim));
+  });
   m.def("alloc", alloc);
   m.def("pack_q4", pack_q4_);
   m.def("pack_q8", pack_q8_);
@@ -244,7 +270,7 @@ NB_MODULE(_native, m) {
     expect(scores.size() > 0, "scores must not be empty");
     if (ids) expect_whole(*ids, "ids");
     if (ids) expect(ids->size() == scores.size(), "ids must have one entry per score");
-    nb::gil_scoped_release release;
+    const Unlocked unlocked(static_cast<double>(scores.size()));
     return draw(scores.data(), ids ? ids->data() : nullptr, static_cast<int>(scores.size()), key);
   }, nb::arg("scores"), nb::arg("ids").none(), nb::arg("key"));
   m.def("isa", [] { return std::string(isa().name); });
@@ -263,7 +289,12 @@ NB_MODULE(_native, m) {
   m.def("threads", [] { return Pool::get().threads(); });
   m.def("set_threads", [](int n) {
     expect(n >= 1 && n <= 1024, "threads must be between 1 and 1024");
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;  // a loop that runs must end first, and its caller may want the lock
     Pool::get().set_threads(n);
   });
+  // Threads are joined while the interpreter still stands.
+  nb::module_::import_("atexit").attr("register")(nb::cpp_function([] {
+    const Unlocked unlocked;
+    Pool::get().set_threads(1);
+  }));
 }

@@ -1,6 +1,7 @@
 #include "ops.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -12,6 +13,7 @@ namespace {
 
 constexpr double kAlone = 40e3;  // multiply-adds below which waking others costs more than it brings
 constexpr int kTokenBlock = 128;  // rows of x that stay in a core's cache while weights pass
+constexpr size_t kMostPartials = (size_t{32} << 20) / sizeof(Partial);
 constexpr int kRowBlocks = 8;     // blocks of weight rows that stay there too
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -158,7 +160,7 @@ std::vector<Tile> tiles_of(const Look& look, const std::vector<Span>& streams, c
 }
 
 void clear(Partial& p, int dim) {
-  p.most = -1e30f;
+  p.most = kUnseen;
   p.sum = 0;
   std::memset(p.out, 0, sizeof(float) * dim);
 }
@@ -168,9 +170,9 @@ void finish(const Partial* whole, const Look& look, const Tile& tile, int g, flo
   for (int i = 0; i < (tile.t1 - tile.t0) * look.group; i++) {
     const Partial& p = whole[i];
     const size_t row = static_cast<size_t>(tile.t0 + i / look.group) * heads + g * look.group + i % look.group;
-    const float inverse = p.sum > 0 ? 1.f / p.sum : 0.f;
-    for (int d = 0; d < look.dim; d++) out[row * look.dim + d] = p.out[d] * inverse;
-    if (lse != nullptr) lse[row] = p.sum > 0 ? p.most + std::log(p.sum) : -INFINITY;
+    const float inverse = p.sum == 0.f ? 0.f : 1.f / p.sum;  // NaN stays NaN
+    for (int d = 0; d < look.dim; d++) out[row * look.dim + d] = p.out[d] * inverse + 0.f;  // never a negative zero
+    if (lse != nullptr) lse[row] = p.sum == 0.f ? -INFINITY : p.most + std::log(p.sum);
   }
 }
 
@@ -188,9 +190,18 @@ void attend(const Kernels& isa, const Look& look, const std::vector<Span>& strea
   Pool& pool = Pool::get();
   const int heads = look.kv_heads, whole = static_cast<int>(tiles.size()) * heads;
   int splits = 0;
-  for (const Tile& tile : tiles) splits = std::max(splits, tile.s1 - tile.s0);
+  size_t room = 0;  // partials, if every split is a task
+  double work = 0;
+  for (const Tile& tile : tiles) {
+    const int rows = (tile.t1 - tile.t0) * look.group, own = tile.s1 - tile.s0;
+    splits = std::max(splits, own);
+    room += static_cast<size_t>(rows) * static_cast<size_t>(own) * static_cast<size_t>(heads);
+    for (int t = tile.t0; t < tile.t1; t++)
+      work += static_cast<double>(std::max(0, look.hi[t] - look.lo[t])) * look.group * heads * look.dim;
+  }
 
-  if (whole >= 4 * pool.threads() || splits <= 1) {  // enough tiles: each walks all its splits
+  // Enough tiles, or too much to keep: each walks all its splits.
+  if (whole >= 4 * pool.threads() || splits <= 1 || pool.threads() == 1 || room > kMostPartials) {
     pool.each(whole, [&](int i) {
       static thread_local std::unique_ptr<Partial[]> sums(new Partial[kTile]), part(new Partial[kTile]);
       const Tile& tile = tiles[i / heads];
@@ -202,7 +213,7 @@ void attend(const Kernels& isa, const Look& look, const std::vector<Span>& strea
         for (int r = 0; r < n; r++) isa.merge(sums[r], part[r], look.dim);
       }
       finish(sums.get(), look, tile, g, out, lse);
-    });
+    }, work >= kAlone);
     return;
   }
 
@@ -212,18 +223,23 @@ void attend(const Kernels& isa, const Look& look, const std::vector<Span>& strea
     size_t at;
   };
   std::vector<Task> tasks;
-  size_t room = 0;
+  size_t next_part = 0;
   for (int i = 0; i < static_cast<int>(tiles.size()); i++) {
     const size_t n = static_cast<size_t>(tiles[i].t1 - tiles[i].t0) * look.group;
     for (int g = 0; g < heads; g++)
-      for (int s = tiles[i].s0; s < tiles[i].s1; s++, room += n) tasks.push_back({i, g, s, room});
+      for (int s = tiles[i].s0; s < tiles[i].s1; s++, next_part += n) tasks.push_back({i, g, s, next_part});
   }
-  std::unique_ptr<Partial[]> parts(new Partial[room + kTile]);
-  Partial* sums = parts.get() + room;
+  static thread_local std::unique_ptr<Partial[]> kept;
+  static thread_local size_t kept_size = 0;
+  if (kept_size < room + kTile) {
+    kept.reset(new Partial[room + kTile]);
+    kept_size = room + kTile;
+  }
+  Partial *parts = kept.get(), *sums = parts + room;
   pool.each(static_cast<int>(tasks.size()), [&](int i) {
     const Task& task = tasks[i];
     const Tile& tile = tiles[task.tile];
-    isa.attend(with_table(look, tile), task.g, tile.t0, tile.t1, task.split, parts.get() + task.at);
+    isa.attend(with_table(look, tile), task.g, tile.t0, tile.t1, task.split, parts + task.at);
   });
   size_t next = 0;
   for (const Tile& tile : tiles) {
@@ -259,9 +275,12 @@ uint16_t to_f16(float x) {  // round half to even; too large becomes infinite
   return sign | static_cast<uint16_t>(u >> 13);
 }
 
+bool finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
+
 uint16_t to_bf16(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);  // NaN stays NaN
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
@@ -278,8 +297,9 @@ size_t packed_bytes(Weight kind, int n, int k) {
   return 0;
 }
 
-void pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out) {
+bool pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out) {
   const int groups = k / kGroup;
+  std::atomic<bool> fits{true};
   Pool::get().each(ceil_div(n, kRows), [&](int b) {
     for (int g = 0; g < groups; g++) {
       uint8_t* p = out + (static_cast<size_t>(b) * groups + g) * 320;
@@ -287,17 +307,23 @@ void pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uin
       for (int r = 0; r < kRows && b * kRows + r < n; r++) {
         const size_t row = static_cast<size_t>(b) * kRows + r;
         const uint8_t* s = q + row * k + g * kGroup;
-        for (int i = 0; i < 16; i++)
-          p[(i / 4) * 64 + r * 4 + i % 4] = static_cast<uint8_t>((s[i] & 15) | (s[16 + i] << 4));
+        uint8_t any = 0;
+        for (int i = 0; i < 16; i++) {
+          any |= s[i] | s[16 + i];
+          p[(i / 4) * 64 + r * 4 + i % 4] = static_cast<uint8_t>(s[i] | (s[16 + i] << 4));
+        }
         const uint16_t dh = to_f16(d[row * groups + g]), mh = to_f16(m[row * groups + g]);
+        if (any > 15 || !finite(dh) || !finite(mh)) fits.store(false, std::memory_order_relaxed);
         std::memcpy(p + 256 + 2 * r, &dh, 2);
         std::memcpy(p + 288 + 2 * r, &mh, 2);
       }
     }
   });
+  return fits.load();
 }
 
-void pack_q8(const int8_t* q, const float* d, int n, int k, uint8_t* out) {
+bool pack_q8(const int8_t* q, const float* d, int n, int k, uint8_t* out) {
+  std::atomic<bool> fits{true};
   const int groups = k / kGroup, blocks = ceil_div(n, kRows);
   uint8_t* scales = out + static_cast<size_t>(blocks) * groups * 512;
   Pool::get().each(blocks, [&](int b) {
@@ -311,10 +337,12 @@ void pack_q8(const int8_t* q, const float* d, int n, int k, uint8_t* out) {
         for (int i = 0; i < kGroup; i++)
           p[(i / 4) * 64 + r * 4 + i % 4] = static_cast<uint8_t>(q[row * k + g * kGroup + i]);
         const uint16_t dh = to_f16(d[row * groups + g]);
+        if (!finite(dh)) fits.store(false, std::memory_order_relaxed);
         std::memcpy(scales + at * 32 + 2 * r, &dh, 2);
       }
     }
   });
+  return fits.load();
 }
 
 void pack_bf16(const float* w, int n, int k, uint8_t* out) {

@@ -36,8 +36,9 @@ void embed(const Kernels& isa, const Matrix& w, const int32_t* ids, int t, float
 void attend(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables,
             ptrdiff_t table_stride, float* out, float* lse);
 
-void pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out);
-void pack_q8(const int8_t* q, const float* d, int n, int k, uint8_t* out);
+// False: a value does not fit its format.
+bool pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out);
+bool pack_q8(const int8_t* q, const float* d, int n, int k, uint8_t* out);
 void pack_bf16(const float* w, int n, int k, uint8_t* out);
 void pack_f32(const float* w, int n, int k, uint8_t* out);
 size_t packed_bytes(Weight kind, int n, int k);

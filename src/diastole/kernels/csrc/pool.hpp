@@ -13,42 +13,49 @@ namespace diastole {
 
 class Pool {
  public:
-  static Pool& get();  // a child of fork() gets a new one
+  static Pool& get();  // a child of fork() gets a new one with as many threads
 
-  int threads() const { return threads_; }
-  void set_threads(int n);  // 1 or more, the caller's included
+  int threads() const { return threads_.load(std::memory_order_relaxed); }
+  void set_threads(int n);  // 1 or more, the caller's included; waits for loops that run
 
-  // Calls f(i) for every i in [0, n), on any thread, in any order; returns when all are done.
+  // Calls f(i) for every i in [0, n), on any thread, in any order; returns when all are done. f must not throw.
+  // share = false: all on the caller's thread, for loops that are not worth waking anybody.
   template <class F>
-  void each(int n, const F& f) {
-    if (n <= 0) return;
-    if (n == 1 || threads_ == 1) {
+  void each(int n, const F& f, bool share = true) {
+    if (share && n > 1 && threads() > 1) {
+      run(n, [](const void* context, int i) { (*static_cast<const F*>(context))(i); }, &f);
+    } else {
       for (int i = 0; i < n; i++) f(i);
-      return;
     }
-    run(n, [](const void* context, int i) { (*static_cast<const F*>(context))(i); }, &f);
   }
-
-  ~Pool();
 
  private:
   using Call = void (*)(const void*, int);
+  // A word that threads wait on, and how many of them sleep: nobody sleeps, nobody is woken.
+  struct alignas(64) Bell {
+    std::atomic<uint32_t> word{0};
+    std::atomic<uint32_t> sleepers{0};
+    void wait_change(uint32_t value);  // until the word is another
+    void ring();                       // after the word has changed
+  };
+
+  explicit Pool(int threads) : threads_(threads) {}
   void run(int n, Call call, const void* context);
   void work(uint32_t seen);
   void take();
   void start();
   void stop();
 
-  int threads_ = 1;
+  std::atomic<int> threads_;
   std::vector<std::thread> workers_;
   std::mutex turn_;  // one loop at a time
-  // Written before the ticket that makes them visible; a thread reads them only while it holds an unfinished task.
+  // Written before the tickets that make them visible; read only by who holds a task that is not done.
   Call call_ = nullptr;
   const void* context_ = nullptr;
   std::atomic<bool> stopping_{false};
-  alignas(64) std::atomic<uint32_t> epoch_{0};   // a new number: there may be work
-  alignas(64) std::atomic<uint64_t> ticket_{0};  // tasks of this loop (high half), next task (low half)
-  alignas(64) std::atomic<uint32_t> open_{0};    // tasks that are not done
+  Bell epoch_;                                    // a new number: there may be work
+  Bell open_;                                     // tasks that are not done
+  alignas(64) std::atomic<uint64_t> tickets_{0};  // tasks of this loop (high half), next task (low half)
 };
 
 }  // namespace diastole
