@@ -107,6 +107,20 @@ def test_fused_and_open_give_the_same_bits(tmp_path: Path, family: str, fmt: str
     np.testing.assert_array_equal(logits_of(model, ops, IDS, kv, chunks=(3, 100, 1, 46)), opened)
 
 
+def test_a_bias_on_one_of_stacked_matrices_is_kept(tmp_path: Path) -> None:
+    """Only k has a bias: q's and v's count as zero."""
+    path, _ = directory(tmp_path, "qwen2")
+    checkpoint = open_checkpoint(path)
+    names = [n for n in checkpoint.names() if ".q_proj.bias" not in n and ".v_proj.bias" not in n]
+    checkpoint.names = lambda: names  # type: ignore[method-assign]
+    at = "model.layers.0.self_attn"
+    linear = Loader(load(), checkpoint, "f32").linear(*(f"{at}.{n}_proj" for n in "qkv"))
+    assert linear.bias is not None
+    np.testing.assert_array_equal(linear.bias[:64], 0)
+    np.testing.assert_array_equal(linear.bias[64:96], checkpoint.f32(f"{at}.k_proj.bias"))
+    np.testing.assert_array_equal(linear.bias[96:], 0)
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     path, _ = directory(tmp_path, "llama")
     with pytest.raises(UserError, match="context 999"):
@@ -118,6 +132,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         ({"hidden_act": "relu6"}, "hidden_act"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"max_position_embeddings": None}, "max_position_embeddings"),
+        ({"max_position_embeddings": 2**31 - 1}, "context"),
     ):
         with pytest.raises(UserError) as e:
             Shape.read({**config, **change})

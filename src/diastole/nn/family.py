@@ -14,6 +14,7 @@ from diastole.nn.norm import RMSNorm
 from diastole.nn.rope import rope_table
 from diastole.types import Array, UserError
 
+LARGEST_ROPE = 2**27  # numbers in a rotary table, which a file's own claim of its context must not decide alone
 _ACTS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -54,13 +55,20 @@ class Shape:
         own = _positive(config, "max_position_embeddings")
         if context > own:
             raise UserError(f"context {context} is more than the model's own {own}", param="context")
+        head_dim = _positive(config, "head_dim", hidden // heads)
+        if (context or own) * head_dim > LARGEST_ROPE:
+            raise UserError(
+                f"a context of {context or own} tokens needs a rotary table of more than {LARGEST_ROPE} numbers: "
+                f"set context to at most {LARGEST_ROPE // head_dim}",
+                param="context",
+            )
         return cls(
             hidden=hidden,
             inner=_positive(config, "intermediate_size"),
             layers=_positive(config, "num_hidden_layers"),
             heads=heads,
             kv_heads=kv_heads,
-            head_dim=_positive(config, "head_dim", hidden // heads),
+            head_dim=head_dim,
             vocab=_positive(config, "vocab_size"),
             context=context or own,
             eps=float(config.get("rms_norm_eps", 1e-6)),

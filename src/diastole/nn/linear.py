@@ -96,9 +96,15 @@ class Loader:
     def linear(self, *names: str) -> Linear:
         """One Linear from one or several matrices (without ".weight"), stacked along their outputs."""
         weight = pack(self.ops, [self.checkpoint.raw(f"{n}.weight") for n in names], self.fmt)
-        if f"{names[0]}.bias" not in self._names:
+        if not any(f"{n}.bias" in self._names for n in names):
             return Linear(self.ops, weight)
-        return Linear(self.ops, weight, np.concatenate([self.checkpoint.f32(f"{n}.bias") for n in names]))
+        return Linear(self.ops, weight, np.concatenate([self._bias(n) for n in names]))
+
+    def _bias(self, name: str) -> Array:
+        """A matrix's bias, zeros where it has none."""
+        if f"{name}.bias" in self._names:
+            return self.vector(f"{name}.bias")
+        return np.zeros(self.checkpoint.raw(f"{name}.weight").shape[0], np.float32)
 
     def vector(self, name: str) -> Array:
         """A float32 vector."""
