@@ -15,6 +15,7 @@ test: install check  ## everything that CI runs
 	@$(BIN)/python -m pytest
 
 install: $(STAMPS)/package $(STAMPS)/model  ## the set-up alone
+	@:
 
 $(STAMPS)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'

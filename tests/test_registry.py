@@ -109,3 +109,5 @@ def test_architectures_by_model_type() -> None:
     assert registry.model("gemma3_text").__name__.endswith("gemma3")
     with pytest.raises(UserError, match="did you mean 'llama'"):
         registry.model("lama")
+    with pytest.raises(UserError, match="not made from a checkpoint"):
+        registry.model("tinyconv")

@@ -133,13 +133,25 @@ def _value(technique: str, key: str, text: str, kind: Any) -> Any:
         raise UserError(f"{technique}: {key} must be of type {name}, not {text!r:.60}", param="use") from None
 
 
+def architecture(name: str) -> ModuleType:
+    """The module of an architecture, by its file's name.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _import("models", name.replace("-", "_"), "architecture", "model")
+
+
 def model(model_type: str) -> ModuleType:
-    """The module of an architecture, by Hugging Face's model_type.
+    """The module that makes models from checkpoints of Hugging Face's ``model_type``.
 
     Raises:
         UserError: it is not supported.
     """
-    return _import("models", _MODEL_TYPES.get(model_type, model_type).replace("-", "_"), "architecture", "model")
+    module = architecture(_MODEL_TYPES.get(model_type, model_type))
+    if not hasattr(module, "build"):
+        raise UserError(f"a model of type {model_type!r} is not made from a checkpoint", param="model")
+    return module
 
 
 def _import(package: str, name: str, what: str, param: str) -> ModuleType:

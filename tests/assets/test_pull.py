@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import subprocess
 import threading
 import zipfile
@@ -159,6 +160,39 @@ def test_packages_that_hold_something_else(
     with pytest.raises(UserError, match=what):
         pull("tiny")
     assert leftovers() == []
+
+
+def test_debian_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real package, built here, from a stand-in for the archive's client."""
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("dpkg-deb is not installed")
+    tree = tmp_path / "tree"
+    (tree / "DEBIAN").mkdir(parents=True)
+    fields = {"Package": "pkg", "Version": "1", "Architecture": "all", "Maintainer": "x <x@y>", "Description": "x"}
+    (tree / "DEBIAN" / "control").write_text("".join(f"{k}: {v}\n" for k, v in fields.items()))
+    (tree / "usr" / "share").mkdir(parents=True)
+    (tree / "usr" / "share" / "words.txt").write_bytes(CONTENT)
+    package = tmp_path / "pkg.deb"
+    subprocess.run(["dpkg-deb", "--build", str(tree), str(package)], check=True, capture_output=True)
+    real = subprocess.run
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[Any]:
+        if command[0] != "apt-get":
+            return real(command, **options)
+        assert command == ["apt-get", "download", "pkg"]
+        shutil.copy(package, options["cwd"])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setenv("DIASTOLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(subprocess, "run", run)
+    members = (Member("share/words.txt", "words.txt"),)
+    asset = Asset("words", "deb", "pkg", "1", hashlib.sha256(package.read_bytes()).hexdigest(), members, "MIT", "x", 1)
+    monkeypatch.setitem(catalog.ASSETS, "words", asset)
+    assert pull("words").read_bytes() == CONTENT
+    package.write_bytes(package.read_bytes()[:-20])
+    pull("words").unlink()
+    with pytest.raises(UserError, match="not what it should be"):
+        pull("words")
 
 
 def test_two_at_once_fetch_once(client: Client) -> None:

@@ -191,9 +191,6 @@ class FakeBackend:
     def ready(self) -> bool:
         return self.alive()
 
-    def in_flight(self) -> int:
-        return sum(len(s.running) for s in self.all)
-
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         if self.deaf:
             raise RuntimeError("deaf")

@@ -21,7 +21,7 @@ def check(
     print(f"kernels: {ops.name}")
     wrong = 0
     for info in registry.models():
-        wrong += _tried(f"architecture {info.name}", lambda name=info.name: registry.model(name))
+        wrong += _tried(f"architecture {info.name}", lambda name=info.name: registry.architecture(name))
     for info in registry.techniques():
         wrong += _tried(f"technique {info.name}", lambda name=info.name: registry.load(registry.Spec.parse(name)))
     defaults: dict[str, Any] = {"kv": PagedKV(), "compose": Mixed(512)}

@@ -61,11 +61,9 @@ def slos(config: Config) -> dict[str, SLO]:
 
 
 def available_memory() -> int:
-    """Bytes that could be taken without swapping, as the kernel estimates it."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: take the physical size below
+    """Bytes that could be taken without swapping, as the kernel estimates it; where it does not, all there are."""
+    estimates = Path("/proc/meminfo")
+    for line in estimates.read_text().splitlines() if estimates.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

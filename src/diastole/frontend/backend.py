@@ -14,7 +14,7 @@ from diastole.frontend.assembly import service_name
 from diastole.frontend.client import EngineClient
 from diastole.frontend.link import Link, Process
 from diastole.frontend.textservice import TextService
-from diastole.frontend.voice import voice_of
+from diastole.frontend.voice import Voice, voice_of
 from diastole.types import UserError
 
 
@@ -25,6 +25,7 @@ class Backend:
         self.config = config
         self.services: dict[str, TextService] = {}
         self.kernels = ""
+        self._voices: list[Voice] = []
         self._client = EngineClient(link or Process(config))
 
     async def start(self) -> None:
@@ -34,11 +35,11 @@ class Backend:
             UserError: a setting or a model file is wrong.
         """
         paths = {k: resolve(s.model) for k, s in self.config.service.items()}
-        voices = asyncio.gather(*(asyncio.to_thread(voice_of, p) for p in paths.values()))
+        voices = asyncio.gather(*(asyncio.to_thread(_warm_voice, p) for p in paths.values()))
         try:
             ready = await self._client.start()
         finally:
-            loaded = await voices
+            self._voices = loaded = await voices
         self.kernels = ready.kernels
         cards = {c.name: c for c in ready.cards}
         for (key, config), voice in zip(self.config.service.items(), loaded, strict=True):
@@ -55,6 +56,8 @@ class Backend:
         while len(self._client) and self._client.alive and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         await self._client.stop(now=True)
+        for voice in self._voices:
+            voice.close()
 
     def alive(self) -> bool:
         return self._client.alive
@@ -62,10 +65,13 @@ class Backend:
     def ready(self) -> bool:
         return bool(self.services) and self._client.alive
 
-    def in_flight(self) -> int:
-        """Requests that have not ended."""
-        return len(self._client)
-
     async def stats(self) -> Mapping[str, Any]:
         """Snapshots of the meters by service."""
         return await self._client.stats()
+
+
+def _warm_voice(path: Path) -> Voice:
+    """The text side of a model, ready to speak: done while the engine loads its weights, so it costs no time."""
+    voice = voice_of(path)
+    voice.warm()
+    return voice

@@ -85,7 +85,7 @@ class EngineClient:
             raise EngineLost("the engine process has ended")
         answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
-        self._link.put(wire.Ask())
+        self._link.put(wire.Measure())
         return await answer
 
     def _reply(self, reply: wire.Reply) -> None:

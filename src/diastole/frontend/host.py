@@ -56,7 +56,7 @@ class EngineHost:
                 self._add(command)
             case wire.Abort():
                 self.engine.abort(command.id, command.reason, command.choice)
-            case wire.Ask():
+            case wire.Measure():
                 for service in self.engine.services:
                     service.gauges()
                 self.send(wire.Stats({s.name: s.meter.snapshot() for s in self.engine.services}))

@@ -33,12 +33,17 @@ class Voice:
             raise UserError(
                 "this model has no chat template: use plain completions", param="messages", code="template_missing"
             )
-        text = self.template.render(list(messages), tools=tools, **{"now": time.time(), **options})
+        text = self.template.render(list(messages), tools=tools, now=time.time(), **options)
         return self.tokenizer.encode(text, special=True)
 
     def prompt(self, text: str) -> list[int]:
         """A plain prompt as ids."""
         return self.tokenizer.encode(text, special=False)
+
+    def warm(self) -> None:
+        """Start the template's worker process before it is needed."""
+        if self.template is not None:
+            self.template.warm()
 
     def close(self) -> None:
         """End the template's worker process."""

@@ -32,7 +32,7 @@ class Abort(msgspec.Struct, tag="abort"):
     choice: int | None = None
 
 
-class Ask(msgspec.Struct, tag="ask"):
+class Measure(msgspec.Struct, tag="measure"):
     """Send the meters' snapshots."""
 
 
@@ -42,7 +42,7 @@ class Quit(msgspec.Struct, tag="quit"):
     now: bool = False
 
 
-Command = Add | Abort | Ask | Quit
+Command = Add | Abort | Measure | Quit
 
 
 class Card(msgspec.Struct):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +70,7 @@ async def chat_prompt(service: TextService, messages: list[dict[str, Any]]) -> l
         ApiError: the model's template refuses it.
     """
     try:
-        return await service.chat_ids(messages, None, {"now": time.time()})
+        return await service.chat_ids(messages, None, {})
     except UserError as e:
         raise of_user_error(e) from None
 

@@ -105,10 +105,6 @@ class Backend(Protocol):
 
     def ready(self) -> bool: ...
 
-    def in_flight(self) -> int:
-        """Requests that have not ended."""
-        ...
-
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         """By service, what ``diastole.metrics.Meter.snapshot`` returns."""
         ...
