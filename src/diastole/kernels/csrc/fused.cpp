@@ -1,4 +1,5 @@
 // A decoder's whole step in one call: the operators that Python otherwise calls one by one, without coming back between.
+#include <chrono>
 #include <cmath>
 #include <tuple>
 
@@ -52,6 +53,27 @@ const float* vector(const Vector& v, int size, const char* name) {
   return v.data();
 }
 const float* vector(const Maybe& v, int size, const char* name) { return v ? vector(*v, size, name) : nullptr; }
+
+// Where the time of a step goes. Reading the clock some hundred times costs a step about 10 us.
+class Stopwatch {
+ public:
+  enum Phase { embed, norm, qkv, rope, store, attend, o, gate_up, gated, down, head, phases };
+  static constexpr const char* names[phases] = {"embed", "norm", "qkv", "rope", "store", "attend", "o", "gate_up", "gated", "down", "head"};
+
+  void start() { last_ = Clock::now(); }
+  void lap(Phase phase) {
+    const auto now = Clock::now();
+    seconds_[phase] += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+  double seconds(int phase) const { return seconds_[phase]; }
+  void clear() { std::fill(seconds_, seconds_ + phases, 0.0); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point last_;
+  double seconds_[phases] = {};
+};
 
 struct Layer {
   const float *attn_norm, *mlp_norm, *attn_post, *mlp_post, *q_norm, *k_norm;
@@ -119,12 +141,20 @@ class Fused {
     run(caches, kind, t, ids.data(), pos.data(), rows.data(), streams, tables, lo.data(), hi.data(), w, want.data(), logits.data());
   }
 
+  nb::dict laps() {
+    nb::dict all;
+    for (int i = 0; i < Stopwatch::phases; i++) all[Stopwatch::names[i]] = watch_.seconds(i);
+    watch_.clear();
+    return all;
+  }
+
  private:
   void run(const std::vector<Cache>& caches, KV kind, int t, const int32_t* ids, const int32_t* pos, const int64_t* rows,
            const std::vector<Span>& streams, const In<int32_t, 2>& tables, const int32_t* lo, const int32_t* hi, int w,
            const int32_t* want, float* logits) {
     const Kernels& k = isa();
     const int d = hidden_, width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
+    watch_.start();
     float* x = room(x_, static_cast<size_t>(t) * d);
     embed(k, embed_, ids, t, x, d);
     if (embed_scale_ != 1.f)
@@ -133,18 +163,23 @@ class Fused {
     float* qkv = room(qkv_, static_cast<size_t>(t) * width);
     float* seen = room(seen_, static_cast<size_t>(t) * inside);
     std::vector<int32_t> windowed(t);
+    watch_.lap(Stopwatch::embed);
     for (size_t l = 0; l < layers_.size(); l++) {
       const Layer& layer = layers_[l];
       rmsnorm(k, x, d, layer.attn_norm, layer.eps, normed, d, t, 1, d);
+      watch_.lap(Stopwatch::norm);
       layer.qkv.times(k, normed, t, qkv, false);
+      watch_.lap(Stopwatch::qkv);
       if (layer.q_norm) {
         rmsnorm(k, qkv, width, layer.q_norm, layer.eps, qkv, width, t, heads_, dim_);
         rmsnorm(k, qkv + inside, width, layer.k_norm, layer.eps, qkv + inside, width, t, kv_heads_, dim_);
       }
       rope(k, qkv, width, pos, layer.rope, t, heads_ + kv_heads_, dim_, layer.rotated);
+      watch_.lap(Stopwatch::rope);
       const Pages pages{caches[l].data(), kind, kv_heads_, dim_, caches[l].shape(2)};
       const float* keys = qkv + inside;
       kv_write(k, pages, rows, t, keys, width, keys + kv_heads_ * dim_, width);
+      watch_.lap(Stopwatch::store);
       const int32_t* from = lo;
       if (layer.window > 0) {
         for (int i = 0; i < t; i++) windowed[i] = std::max(lo[i], pos[i] - (layer.window - 1));
@@ -152,18 +187,25 @@ class Fused {
       }
       const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, from, hi, layer.scale};
       attend(k, look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), seen, nullptr);
+      watch_.lap(Stopwatch::attend);
       join(k, layer.o, seen, layer.attn_post, layer.eps, x, t);
+      watch_.lap(Stopwatch::o);
 
       rmsnorm(k, x, d, layer.mlp_norm, layer.eps, normed, d, t, 1, d);
+      watch_.lap(Stopwatch::norm);
       const int inner = layer.down.k();
       float* both = room(both_, static_cast<size_t>(t) * 2 * inner);
       layer.gate_up.times(k, normed, t, both, false);
+      watch_.lap(Stopwatch::gate_up);
       float* act = room(act_, static_cast<size_t>(t) * inner);
       gated(k, both, 2 * inner, gelu_, act, inner, t, inner);
+      watch_.lap(Stopwatch::gated);
       join(k, layer.down, act, layer.mlp_post, layer.eps, x, t);
+      watch_.lap(Stopwatch::down);
     }
     for (int i = 0; i < w; i++) k.rmsnorm(x + static_cast<size_t>(want[i]) * d, norm_, eps_, normed + static_cast<size_t>(i) * d, d);
     if (w) head_.times(k, normed, w, logits, false);
+    watch_.lap(Stopwatch::head);
   }
 
   // x += last(inner), normed on its way where the family does so.
@@ -188,6 +230,7 @@ class Fused {
   Stack head_;
   const float* norm_;
   std::vector<Layer> layers_;
+  Stopwatch watch_;
   std::vector<float> x_, normed_, qkv_, seen_, both_, act_, added_;
 };
 
@@ -201,7 +244,8 @@ void bind_fused(nb::module_& m) {
            nb::arg("gate_up"), nb::arg("down"), nb::arg("attn_norm"), nb::arg("mlp_norm"), nb::arg("attn_post").none(),
            nb::arg("mlp_post").none(), nb::arg("q_norm").none(), nb::arg("k_norm").none(), nb::arg("rope"),
            nb::arg("window"), nb::arg("scale"), nb::arg("eps"))
-      .def("step", &Fused::step);
+      .def("step", &Fused::step)
+      .def("laps", &Fused::laps, "Seconds in each phase since the last call.");
 }
 
 }  // namespace diastole

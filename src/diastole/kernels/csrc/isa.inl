@@ -9,9 +9,10 @@ namespace {
 #include "attention.inl"
 #include "elementwise.inl"
 #include "linear.inl"
+#include "probe.inl"
 }  // namespace
 
 extern const Kernels ISA_TABLE;
-const Kernels ISA_TABLE = {ISA_NAME, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, merge};
+const Kernels ISA_TABLE = {ISA_NAME, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, merge, peak, sweep};
 
 }  // namespace diastole

@@ -92,6 +92,10 @@ struct Kernels {
   void (*attend)(const Look& look, int g, int t0, int t1, int split, Partial* partials);
   // Adds a split's partial to what the earlier splits gave.
   void (*merge)(Partial& whole, const Partial& part, int dim);
+  // Does nothing but the multiply-add of a weight kind for so many rounds; returns how many it did.
+  double (*peak)(Weight kind, int64_t rounds);
+  // Reads memory and adds its words up.
+  int32_t (*sweep)(const uint8_t* p, size_t size);
 };
 
 size_t kv_page_bytes(KV kind, int dim);

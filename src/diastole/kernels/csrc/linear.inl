@@ -8,7 +8,8 @@ constexpr int kPair = 2;  // row blocks that one tile multiplies, so that what i
 #else
 constexpr int kPair = 1;
 #endif
-constexpr int kAhead = 8;  // blocks of weights fetched ahead where weights are read once
+constexpr int kAhead = 16;              // blocks of weights fetched ahead where weights are read once
+constexpr size_t kNear = 32 << 10;     // bytes that the nearest cache holds
 
 // ---- activations
 
@@ -51,12 +52,16 @@ void prepare(Weight kind, const float* x, ptrdiff_t stride, Rows& rows, int t0, 
 }
 
 // ---- a tile: MR rows of x from t on, times NB row blocks from b on
+//
+// FIRST: nobody has touched these weights in this pass, so the tile fetches what comes after them.
 
-template <int MR, int NB>
+template <int MR, int NB, bool FIRST>
 inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
   const uint8_t* p[NB];
   for (int j = 0; j < NB; j++) p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock4;
+  // Several rows of blocks: the same place in those that come next, if they fit beside these.
+  const size_t own = NB * groups * kBlock4, ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
   for (size_t g = 0; g < groups; g++) {
     const int8_t* q = x.q + row0 * k + g * kGroup;
     Ints s[MR][NB], u[MR][NB];  // sums of the first and of the second half of the group
@@ -85,8 +90,8 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     for (int j = 0; j < NB; j++) {
       d[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 256));
       m[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 288));
-      if (MR == 1)
-        for (int line = 0; line < kBlock4; line += 64) prefetch(p[j] + kAhead * kBlock4 + line);
+      if (FIRST)
+        for (int line = 0; line < kBlock4; line += 64) prefetch(p[j] + ahead + line);
       p[j] += kBlock4;
     }
 #pragma GCC unroll 4
@@ -102,7 +107,7 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
   }
 }
 
-template <int MR, int NB>
+template <int MR, int NB, bool FIRST>
 inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
   const uint8_t* scales = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8;
@@ -143,7 +148,7 @@ inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     for (int j = 0; j < NB; j++) {
       const Floats scale = load_f16(d[j]);
       for (int r = 0; r < MR; r++) acc[r][j] = fma(both[r][j], scale, acc[r][j]);
-      if (MR == 1)
+      if (FIRST)
         for (int line = 0; line < kBlock8; line += 64) prefetch(p[j] + kAhead * kBlock8 + line);
       p[j] += kBlock8;
       d[j] += kRows;
@@ -151,7 +156,7 @@ inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
   }
 }
 
-template <int MR, int NB>
+template <int MR, int NB, bool FIRST>
 inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k);
   const bf16* h = x.h + static_cast<size_t>(t) * k;
@@ -161,7 +166,7 @@ inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, Floats (&acc
     Ints v[NB];
     for (int j = 0; j < NB; j++) {
       v[j] = load_words(p[j] + i * 2 * kRows);
-      if (MR == 1) prefetch(p[j] + i * 2 * kRows + kAhead * 256);
+      if (FIRST) prefetch(p[j] + i * 2 * kRows + kAhead * 256);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {
@@ -172,7 +177,7 @@ inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, Floats (&acc
   }
 }
 
-template <int MR, int NB>
+template <int MR, int NB, bool FIRST>
 inline void tile_f32(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k);
   const float* p[NB];
@@ -181,7 +186,7 @@ inline void tile_f32(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)
     Floats v[NB];
     for (int j = 0; j < NB; j++) {
       v[j] = load(p[j] + i * kRows);
-      if (MR == 1) prefetch(p[j] + i * kRows + kAhead * 64);
+      if (FIRST) prefetch(p[j] + i * kRows + kAhead * 64);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {
@@ -209,28 +214,30 @@ inline void put(const Matrix& w, const Out& out, int b, int t, Floats v) {
   }
 }
 
-template <Weight KIND, int MR, int NB>
+template <Weight KIND, int MR, int NB, bool FIRST>
 inline void tile(const Matrix& w, const Rows& x, const Out& out, int b, int t) {
   Floats acc[MR][NB];
   for (int r = 0; r < MR; r++)
     for (int j = 0; j < NB; j++) acc[r][j] = splat(0.f);
-  if constexpr (KIND == Weight::q4) tile_q4<MR, NB>(w, b, x, t, acc);
-  if constexpr (KIND == Weight::q8) tile_q8<MR, NB>(w, b, x, t, acc);
-  if constexpr (KIND == Weight::bf16) tile_bf16<MR, NB>(w, b, x, t, acc);
-  if constexpr (KIND == Weight::f32) tile_f32<MR, NB>(w, b, x, t, acc);
+  if constexpr (KIND == Weight::q4) tile_q4<MR, NB, FIRST>(w, b, x, t, acc);
+  if constexpr (KIND == Weight::q8) tile_q8<MR, NB, FIRST>(w, b, x, t, acc);
+  if constexpr (KIND == Weight::bf16) tile_bf16<MR, NB, FIRST>(w, b, x, t, acc);
+  if constexpr (KIND == Weight::f32) tile_f32<MR, NB, FIRST>(w, b, x, t, acc);
   for (int r = 0; r < MR; r++)
     for (int j = 0; j < NB; j++) put(w, out, b + j, t + r, acc[r][j]);
 }
 
-// All rows t0..t1 against NB row blocks, which stay in the nearest cache meanwhile.
+// All rows t0..t1 against NB row blocks, which stay in the nearest cache meanwhile. Several rows take long enough over
+// eight or more bits per weight for the processor to fetch ahead by itself: there, telling it costs more than it brings.
 template <Weight KIND, int NB>
 inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1) {
   int t = t0;
-  for (; t + 4 <= t1; t += 4) tile<KIND, 4, NB>(w, x, out, b, t);
+  if (t + 4 <= t1) tile<KIND, 4, NB, KIND == Weight::q4>(w, x, out, b, t), t += 4;
+  for (; t + 4 <= t1; t += 4) tile<KIND, 4, NB, false>(w, x, out, b, t);
   switch (t1 - t) {
-    case 3: tile<KIND, 3, NB>(w, x, out, b, t); break;
-    case 2: tile<KIND, 2, NB>(w, x, out, b, t); break;
-    case 1: tile<KIND, 1, NB>(w, x, out, b, t); break;
+    case 3: tile<KIND, 3, NB, false>(w, x, out, b, t); break;
+    case 2: tile<KIND, 2, NB, false>(w, x, out, b, t); break;
+    case 1: tile<KIND, 1, NB, NB == 1>(w, x, out, b, t); break;
     default: break;
   }
 }

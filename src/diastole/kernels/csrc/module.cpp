@@ -6,11 +6,8 @@
 
 #include "check.hpp"
 #include "draw.hpp"
+#include "memory.hpp"
 #include "pool.hpp"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 using namespace diastole;
 
@@ -160,33 +157,43 @@ void attend_(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, 2> t
 
 using Whole = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
-// Zeroed, 2 MiB aligned where it is that large, taken from the system only as it is touched.
+// Zeroed, on huge pages where that helps, taken from the system only as it is touched.
 Whole alloc(int64_t bytes) {
   expect(bytes >= 0, "size must not be negative");
   expect(bytes <= int64_t{1} << 46, "size is more than any machine has");
   const size_t size = static_cast<size_t>(bytes);
-  constexpr size_t huge = size_t{2} << 20;
-  const size_t align = size >= huge ? huge : 64, room = (std::max(size, size_t{1}) + align - 1) / align * align;
-#if defined(__linux__)
-  void* base = mmap(nullptr, room + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base == MAP_FAILED) throw std::bad_alloc();
-  uint8_t* p = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(base) + align - 1) / align * align);
-  if (size >= huge) madvise(p, room, MADV_HUGEPAGE);
-  struct Block {
-    void* base;
-    size_t size;
-  };
-  nb::capsule owner(new Block{base, room + align}, [](void* b) noexcept {
-    munmap(static_cast<Block*>(b)->base, static_cast<Block*>(b)->size);
-    delete static_cast<Block*>(b);
-  });
-#else
-  uint8_t* p = static_cast<uint8_t*>(std::aligned_alloc(align, room));
-  if (p == nullptr) throw std::bad_alloc();
-  std::memset(p, 0, room);
-  nb::capsule owner(p, [](void* b) noexcept { std::free(b); });
-#endif
-  return Whole(p, {size}, owner);
+  auto* piece = new Piece(take(size));
+  nb::capsule owner(piece, [](void* p) noexcept { delete static_cast<Piece*>(p); });
+  return Whole(piece->data, {size}, owner);
+}
+
+// ---- what the machine could do
+
+// Multiply-adds done by all threads together, each `rounds` rounds of a weight kind's instruction.
+double probe_peak(const std::string& kind, int64_t rounds) {
+  expect(rounds > 0 && rounds < int64_t{1} << 40, "rounds must be positive and below 2^40");
+  const Weight w = weight_kind(kind);
+  const Unlocked unlocked;
+  const int threads = Pool::get().threads();
+  std::vector<double> done(threads);
+  Pool::get().each(threads, [&](int i) { done[i] = isa().peak(w, rounds); });
+  double sum = 0;
+  for (double d : done) sum += d;
+  return sum;
+}
+
+// Reads all of it once, spread over the threads; the sum of its words, so that nothing can be left out.
+int64_t probe_read(Bytes data) {
+  expect_whole(data, "data");
+  constexpr size_t kPiece = size_t{1} << 20;
+  const size_t pieces = data.size() / kPiece;
+  expect(pieces > 0 && pieces < 1u << 20 && data.size() % kPiece == 0, "data must hold 1 MiB to 1 TiB, in whole MiB");
+  const Unlocked unlocked;
+  std::vector<int32_t> sums(pieces);
+  Pool::get().each(static_cast<int>(pieces), [&](int i) { sums[i] = isa().sweep(data.data() + i * kPiece, kPiece); });
+  int64_t sum = 0;
+  for (int32_t s : sums) sum += s;
+  return sum;
 }
 
 template <class F>
@@ -273,6 +280,8 @@ NB_MODULE(_native, m) {
     const Unlocked unlocked(static_cast<double>(scores.size()));
     return draw(scores.data(), ids ? ids->data() : nullptr, static_cast<int>(scores.size()), key);
   }, nb::arg("scores"), nb::arg("ids").none(), nb::arg("key"));
+  m.def("probe_peak", probe_peak);
+  m.def("probe_read", probe_read);
   m.def("isa", [] { return std::string(isa().name); });
   m.def("set_isa", [](const std::string& name) {
     const Kernels* found = choose(name.c_str());

@@ -14,7 +14,6 @@ namespace {
 constexpr double kAlone = 40e3;  // multiply-adds below which waking others costs more than it brings
 constexpr int kTokenBlock = 128;  // rows of x that stay in a core's cache while weights pass
 constexpr size_t kMostPartials = (size_t{32} << 20) / sizeof(Partial);
-constexpr int kRowBlocks = 8;     // blocks of weight rows that stay there too
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -42,6 +41,26 @@ Rows open_rows(Weight kind, const float* x, ptrdiff_t stride, int t, int k) {
   return rows;
 }
 
+// Blocks of weight rows in shares: a large one per thread, for memory is read fastest in few long streams, and then
+// small ones, which even out that one thread was slower.
+class Shares {
+ public:
+  Shares(int blocks, int threads) : blocks_(blocks), threads_(threads) {
+    large_ = static_cast<int>(kLarge * blocks) / threads / 2 * 2;
+    small_ = std::max(2, ceil_div(blocks - large_ * threads, 2 * threads * 2) * 2);
+  }
+  int count() const { return (large_ > 0 ? threads_ : 0) + ceil_div(blocks_ - large_ * threads_, small_); }
+  Span at(int i) const {
+    if (large_ > 0 && i < threads_) return {i * large_, (i + 1) * large_};
+    const int first = large_ * threads_ + (i - (large_ > 0 ? threads_ : 0)) * small_;
+    return {first, std::min(first + small_, blocks_)};
+  }
+
+ private:
+  static constexpr double kLarge = 0.6;
+  int blocks_, threads_, large_, small_;
+};
+
 }  // namespace
 
 void linear(const Kernels& isa, const Matrix& w, const float* x, ptrdiff_t x_stride, int t, const Out& out) {
@@ -61,13 +80,12 @@ void linear(const Kernels& isa, const Matrix& w, const float* x, ptrdiff_t x_str
       isa.prepare(w.kind, x, x_stride, rows, i * part, std::min((i + 1) * part, t));
     });
   }
-  // Few rows: the weights stream past once, in pieces small enough to share fairly. Many rows: tiles that stay in cache.
-  const int step_b = t < 16 ? std::max(2, ceil_div(blocks, pool.threads() * 8) / 2 * 2) : kRowBlocks;
-  const int step_t = t < 16 ? t : kTokenBlock;
-  const int columns = ceil_div(blocks, step_b);
-  pool.each(columns * ceil_div(t, step_t), [&](int i) {
-    const int b = i % columns * step_b, r = i / columns * step_t;
-    isa.multiply(w, rows, out, b, std::min(b + step_b, blocks), r, std::min(r + step_t, t));
+  const Shares shares(blocks, pool.threads());
+  const int step_t = t <= kTokenBlock ? t : kTokenBlock;
+  pool.each(shares.count() * ceil_div(t, step_t), [&](int i) {
+    const Span share = shares.at(i % shares.count());
+    const int r = i / shares.count() * step_t;
+    isa.multiply(w, rows, out, share.t0, share.t1, r, std::min(r + step_t, t));
   });
 }
 
