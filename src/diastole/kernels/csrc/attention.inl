@@ -40,18 +40,27 @@ inline void open_query(KV kind, const float* q, float scale, int dim, Query& out
   }
 }
 
-// ---- scores of R rows against the 64 tokens of a page: s (R, 64). `ahead` leads to the page that comes next.
+// The page that comes next, fetched while this one is used: a whole page at a time, so only into the second cache.
+struct Ahead {
+  ptrdiff_t way;  // from this page to that one; 0: none
+  int tokens;     // of which so many are looked at
+  ptrdiff_t at(int token) const { return token < tokens ? way : 0; }
+};
+
+// ---- scores of R rows against blocks first..last of a page's 64 tokens: s (R, 64)
+
 
 template <KV KIND, int R>
-inline void scores(const Halves<const uint8_t>& page, int dim, ptrdiff_t ahead, const Seat* seats, float* s) {
-  for (int block = 0; block < 4; block++) {
+inline void scores(const Halves<const uint8_t>& page, int dim, int first, int last, Ahead next, const Seat* seats, float* s) {
+  for (int block = first; block < last; block++) {
+    const ptrdiff_t ahead = next.at(block * 16);
     if constexpr (KIND == KV::int8) {
       const uint8_t* k = page.k + static_cast<size_t>(block) * dim * 16;
       Ints acc[R];
       for (int r = 0; r < R; r++) acc[r] = splat(signed_start(seats[r].query->total));
       for (int i = 0; i < dim; i += 4) {
         const Ints v = load_words(k + i * 16);
-        prefetch(k + i * 16 + ahead);
+        prefetch_far(k + i * 16 + ahead);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) acc[r] = dot4_signed(acc[r], v, static_cast<int32_t>(word(seats[r].query->q + i)));
       }
@@ -64,8 +73,8 @@ inline void scores(const Halves<const uint8_t>& page, int dim, ptrdiff_t ahead, 
       for (int r = 0; r < R; r++) even[r] = odd[r] = splat(0.f);
       for (int i = 0; i < dim; i += 4) {
         const Ints v = load_words(k + i * 32), u = load_words(k + i * 32 + 64);
-        prefetch(k + i * 32 + ahead);
-        prefetch(k + i * 32 + 64 + ahead);
+        prefetch_far(k + i * 32 + ahead);
+        prefetch_far(k + i * 32 + 64 + ahead);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
           even[r] = dot2(even[r], v, word(seats[r].query->h + i));
@@ -79,7 +88,7 @@ inline void scores(const Halves<const uint8_t>& page, int dim, ptrdiff_t ahead, 
       for (int r = 0; r < R; r++) acc[r] = splat(0.f);
       for (int i = 0; i < dim; i++) {
         const Floats v = load(k + i * 16);
-        prefetch(reinterpret_cast<const uint8_t*>(k + i * 16) + ahead);
+        prefetch_far(reinterpret_cast<const uint8_t*>(k + i * 16) + ahead);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) acc[r] = fma(v, splat(seats[r].query->f[i]), acc[r]);
       }
@@ -100,19 +109,23 @@ inline Ints seen_lanes(int block, int lo, int hi) {  // of 16 tokens of the page
 inline void soften(float* s, const Seat& seat, int dim) {
   Partial& p = *seat.partial;
   const bool all = seat.lo == 0 && seat.hi == kPage;
-  Floats v[4], most = splat(p.most);
-  for (int b = 0; b < 4; b++) {
-    v[b] = load(s + b * 16);
-    if (!all) v[b] = select(seen_lanes(b, seat.lo, seat.hi), v[b], splat(kUnseen));
-    most = max(v[b], most);
+  const int from = seat.lo / 16, to = (seat.hi + 15) / 16;  // of the blocks that this row sees
+  Floats most = splat(p.most);
+  for (int b = from; b < to; b++) {
+    Floats v = load(s + b * 16);
+    if (!all) store(s + b * 16, v = select(seen_lanes(b, seat.lo, seat.hi), v, splat(kUnseen)));
+    most = max(v, most);
   }
   const float m = largest(most);
   Floats total = splat(0.f);
   for (int b = 0; b < 4; b++) {
-    Floats e = exp(v[b] - m);
-    if (!all) e = select(seen_lanes(b, seat.lo, seat.hi), e, splat(0.f));
+    Floats e = splat(0.f);
+    if (from <= b && b < to) {
+      e = exp(load(s + b * 16) - m);
+      if (!all) e = select(seen_lanes(b, seat.lo, seat.hi), e, splat(0.f));
+      total = total + e;
+    }
     store(s + b * 16, e);
-    total = total + e;
   }
   if (m != p.most) {
     const Floats shrink = exp(splat(p.most - m));
@@ -161,7 +174,7 @@ inline void open_weights(const Halves<const uint8_t>& page, const float* s, Weig
 
 // Adds the tokens lo..hi of a page, N vectors of 16 dimensions from `first` on, to R rows.
 template <KV KIND, int R, int N>
-inline void add_values(const Halves<const uint8_t>& page, int dim, int first, int lo, int hi, ptrdiff_t ahead,
+inline void add_values(const Halves<const uint8_t>& page, int dim, int first, int lo, int hi, Ahead next,
                        const Weights<KIND, R>& w, const Seat* seats) {
   using Sum = std::conditional_t<KIND == KV::int8, Ints, Floats>;
   Sum acc[R][N];
@@ -174,11 +187,12 @@ inline void add_values(const Halves<const uint8_t>& page, int dim, int first, in
     }
   if constexpr (KIND == KV::f32) {
     for (int t = lo; t < hi; t++) {
+      const ptrdiff_t ahead = next.at(t);
       const float* v = reinterpret_cast<const float*>(page.v) + static_cast<size_t>(t) * dim + first;
       Floats x[N];
       for (int c = 0; c < N; c++) {
         x[c] = load(v + c * 16);
-        prefetch(reinterpret_cast<const uint8_t*>(v + c * 16) + ahead);
+        prefetch_far(reinterpret_cast<const uint8_t*>(v + c * 16) + ahead);
       }
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++)
@@ -186,13 +200,14 @@ inline void add_values(const Halves<const uint8_t>& page, int dim, int first, in
     }
   } else if constexpr (KIND == KV::bf16) {
     for (int t = lo & ~1; t < hi; t += 2) {
+      const ptrdiff_t ahead = next.at(t);
       const uint8_t* v = page.v + (static_cast<size_t>(t) * dim + first * 2) * 2;
       // The other half of a pair at the edge may be anything, also NaN.
       const int32_t keep = static_cast<int32_t>((t < lo ? 0u : 0xffffu) | (t + 1 < hi ? 0xffff0000u : 0u));
       Ints x[N];
       for (int c = 0; c < N; c++) {
         x[c] = load_words(v + c * 64) & keep;
-        prefetch(v + c * 64 + ahead);
+        prefetch_far(v + c * 64 + ahead);
       }
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++)
@@ -200,11 +215,12 @@ inline void add_values(const Halves<const uint8_t>& page, int dim, int first, in
     }
   } else {
     for (int t = lo & ~3; t < hi; t += 4) {
+      const ptrdiff_t ahead = next.at(t);
       const uint8_t* v = page.v + static_cast<size_t>(t) * dim + first * 4;
       Ints x[N];
       for (int c = 0; c < N; c++) {
         x[c] = load_words(v + c * 64);
-        prefetch(v + c * 64 + ahead);
+        prefetch_far(v + c * 64 + ahead);
       }
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++)
@@ -222,37 +238,37 @@ inline void add_values(const Halves<const uint8_t>& page, int dim, int first, in
 }
 
 template <KV KIND, int R, int N>
-inline void add_columns(const Halves<const uint8_t>& page, int dim, int first, int lo, int hi, ptrdiff_t ahead,
+inline void add_columns(const Halves<const uint8_t>& page, int dim, int first, int lo, int hi, Ahead next,
                         const Weights<KIND, R>& w, const Seat* seats) {
-  for (; first + 16 * N <= dim; first += 16 * N) add_values<KIND, R, N>(page, dim, first, lo, hi, ahead, w, seats);
-  if constexpr (N > 1) add_columns<KIND, R, N / 2>(page, dim, first, lo, hi, ahead, w, seats);
+  for (; first + 16 * N <= dim; first += 16 * N) add_values<KIND, R, N>(page, dim, first, lo, hi, next, w, seats);
+  if constexpr (N > 1) add_columns<KIND, R, N / 2>(page, dim, first, lo, hi, next, w, seats);
 }
 
 // ---- rows on a page
 
 template <KV KIND, int R>
-inline void visit(const Halves<const uint8_t>& page, int dim, ptrdiff_t ahead, const Seat* seats) {
+inline void visit(const Halves<const uint8_t>& page, int dim, Ahead next, const Seat* seats) {
   alignas(64) float s[R * kPage];
-  scores<KIND, R>(page, dim, ahead, seats, s);
   int lo = kPage, hi = 0;
   for (int r = 0; r < R; r++) {
-    soften(s + r * kPage, seats[r], dim);
     lo = seats[r].lo < lo ? seats[r].lo : lo;
     hi = seats[r].hi > hi ? seats[r].hi : hi;
   }
+  scores<KIND, R>(page, dim, lo / 16, (hi + 15) / 16, next, seats, s);
+  for (int r = 0; r < R; r++) soften(s + r * kPage, seats[r], dim);
   Weights<KIND, R> w;
   open_weights<KIND, R>(page, s, w);
-  add_columns<KIND, R, kColumns>(page, dim, 0, lo, hi, ahead, w, seats);
+  add_columns<KIND, R, kColumns>(page, dim, 0, lo, hi, next, w, seats);
 }
 
 template <KV KIND, int R>
-void visit_all(const Halves<const uint8_t>& page, int dim, ptrdiff_t ahead, const Seat* seats, int n) {
+void visit_all(const Halves<const uint8_t>& page, int dim, Ahead next, const Seat* seats, int n) {
   for (; n >= R; n -= R, seats += R) {
-    visit<KIND, R>(page, dim, ahead, seats);
-    ahead = 0;  // the first rows have fetched it
+    visit<KIND, R>(page, dim, next, seats);
+    next.way = 0;  // the first rows have fetched it
   }
   if constexpr (R > 1)
-    if (n > 0) visit_all<KIND, R - 1>(page, dim, ahead, seats, n);
+    if (n > 0) visit_all<KIND, R - 1>(page, dim, next, seats, n);
 }
 
 template <KV KIND>
@@ -275,10 +291,7 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
   }
   if (first < 0) first = 0;
   if (last > kSplit) last = kSplit;
-  const auto place = [&](int page) {
-    const size_t id = static_cast<size_t>(look.table[split * (kSplit / kPage) + page]);
-    return look.pages + (id * look.kv_heads + g) * look.page_bytes;
-  };
+  const auto place = [&](int page) { return look.page(split * (kSplit / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
     Seat seats[kTile];
     int seated = 0;
@@ -288,8 +301,10 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
       if (seat.lo < seat.hi) seats[seated++] = seat;
     }
     const uint8_t* at = place(page);
-    const ptrdiff_t ahead = (page + 1) * kPage < last ? place(page + 1) - at : 0;
-    visit_all<KIND, kQueries>(open_page(KIND, at, dim), dim, ahead, seats, seated);
+    const int left = last - (page + 1) * kPage;
+    const uint8_t* after = left > 0 ? place(page + 1) : look.next;
+    const Ahead next = {after != nullptr ? after - at : 0, left > 0 ? left : kPage};
+    visit_all<KIND, kQueries>(open_page(KIND, at, dim), dim, next, seats, seated);
   }
 }
 

@@ -185,7 +185,7 @@ class Fused {
         for (int i = 0; i < t; i++) windowed[i] = std::max(lo[i], pos[i] - (layer.window - 1));
         from = windowed.data();
       }
-      const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, from, hi, layer.scale};
+      const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, from, hi, layer.scale, nullptr};
       attend(k, look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), seen, nullptr);
       watch_.lap(Stopwatch::attend);
       join(k, layer.o, seen, layer.attn_post, layer.eps, x, t);

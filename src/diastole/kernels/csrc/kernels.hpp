@@ -69,6 +69,11 @@ struct Look {
   const int32_t* table;  // page ids of this stream
   const int32_t *lo, *hi;
   float scale;
+  const uint8_t* next;  // the page that this thread probably looks at afterwards, or null
+
+  const uint8_t* page(int place, int g) const {
+    return pages + (static_cast<size_t>(table[place]) * static_cast<size_t>(kv_heads) + static_cast<size_t>(g)) * page_bytes;
+  }
 };
 
 // Unnormalised result of one row over one split: weighted values, largest score, sum of exponentials.

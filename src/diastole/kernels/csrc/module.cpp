@@ -146,7 +146,7 @@ void attend_(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, 2> t
   }
   const std::vector<Span> streams = open_batch(t, buf.shape(0), tables, starts, lo, hi);
   Look look{q.data(), q.stride(0), buf.data(), kind, static_cast<int>(dim), static_cast<int>(kv_heads),
-            static_cast<int>(heads / kv_heads), buf.shape(2), nullptr, lo.data(), hi.data(), scale};
+            static_cast<int>(heads / kv_heads), buf.shape(2), nullptr, lo.data(), hi.data(), scale, nullptr};
   double seen = 0;
   for (size_t i = 0; i < t; i++) seen += std::max(0, hi.data()[i] - lo.data()[i]);
   const Unlocked unlocked(seen * static_cast<double>(heads * dim));

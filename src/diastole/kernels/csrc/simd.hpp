@@ -252,5 +252,6 @@ inline uint32_t word(const void* p) {
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // not into the nearest cache
 
 }  // namespace
