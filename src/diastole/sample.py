@@ -14,11 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diastole.kernels.draw import draw, draw_key
+from diastole.kernels.draw import sample, stream_key
 from diastole.params import SamplingParams
 from diastole.types import Array
-
-_WIDEST = 1024  # candidates looked at first when the nucleus is searched
 
 
 class Chosen(NamedTuple):
@@ -38,15 +36,15 @@ class Sampler:
         index: which choice of the request this is.
     """
 
-    __slots__ = ("_counts", "_index", "_prompt", "params", "plain")
+    __slots__ = ("_counts", "_prompt", "adjusts", "key", "params", "penalised")
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int) -> None:
         self.params = params
-        self._index = index
+        self.key = stream_key(params.seed or 0, index)
         self._prompt = frozenset(prompt) if params.repetition_penalty != 1 else frozenset()
         self._counts: Counter[int] = Counter()
-        penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
-        self.plain = params.temperature == 0 and not penalties and not params.logit_bias and params.logprobs is None
+        self.penalised = bool(params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty)
+        self.adjusts = self.penalised or bool(params.logit_bias)
 
     def fork(self, index: int) -> Sampler:
         """The same request's other choice, before anything was chosen."""
@@ -54,16 +52,8 @@ class Sampler:
         twin._prompt = self._prompt
         return twin
 
-    def choose(self, logits: Array, position: int) -> Chosen:
-        """logits (V,) float32, left as they are -> the token at ``position``."""
-        p = self.params
-        adjusted = self._adjust(logits)
-        token = int(adjusted.argmax()) if p.temperature == 0 else self._draw(adjusted, position)
-        if p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty:
-            self._counts[token] += 1
-        return Chosen(token) if p.logprobs is None else _with_logprobs(logits, token, p.logprobs)
-
-    def _adjust(self, logits: Array) -> Array:
+    def adjust(self, logits: Array) -> Array:
+        """Logit bias and penalties: logits (V,) -> (V,), the same array if nothing applies."""
         p = self.params
         if p.logit_bias:
             logits = logits.copy()
@@ -82,43 +72,11 @@ class Sampler:
             logits[ids] -= np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * times
         return logits
 
-    def _draw(self, logits: Array, position: int) -> int:
-        ids, scores = candidates(logits, self.params)
-        at = draw(scores, ids, draw_key(self.params.seed or 0, self._index, position))
-        return at if ids is None else int(ids[at])
-
-
-def candidates(logits: Array, p: SamplingParams) -> tuple[Array | None, Array]:
-    """The tokens that top-k, top-p and min-p leave: ids (n,) int64 ascending, or None for all of them; and their
-    logits / temperature (n,) float32."""
-    scores = (logits / np.float32(p.temperature)).astype(np.float32, copy=False)
-    ids: Array | None = None
-    if 0 < p.top_k < len(scores):
-        ids = np.sort(np.argpartition(scores, -p.top_k)[-p.top_k :])
-        scores = scores[ids]
-    if p.top_p < 1:
-        keep = _nucleus(scores, p.top_p)
-        ids, scores = keep if ids is None else ids[keep], scores[keep]
-    if p.min_p > 0:
-        likely = np.flatnonzero(scores >= scores.max() + np.log(np.float32(p.min_p)))
-        ids, scores = likely if ids is None else ids[likely], scores[likely]
-    return ids, scores
-
-
-def _nucleus(scores: Array, top_p: float) -> Array:
-    """Indices, in ascending order, of the smallest set of likeliest tokens whose mass reaches ``top_p``."""
-    weights = np.exp((scores - scores.max()).astype(np.float64))
-    total = weights.sum()
-    # All tokens lighter than this weigh, together, less than what may be left out.
-    pool = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
-    width = min(_WIDEST, len(pool))
-    while True:
-        top = pool[np.argpartition(weights[pool], -width)[-width:]] if width < len(pool) else pool
-        top = top[np.lexsort((top, -weights[top]))]  # by weight, ties by id, so that ties never depend on the width
-        mass = np.cumsum(weights[top])
-        if mass[-1] >= top_p * total or width == len(pool):
-            return np.sort(top[: int(np.searchsorted(mass, top_p * total)) + 1])
-        width = min(width * 8, len(pool))
+    def take(self, token: int, logits: Array) -> Chosen:
+        """Note what was chosen; logits (V,): the model's own."""
+        if self.penalised:
+            self._counts[token] += 1
+        return Chosen(token) if self.params.logprobs is None else _with_logprobs(logits, token, self.params.logprobs)
 
 
 def _with_logprobs(logits: Array, token: int, k: int) -> Chosen:
@@ -133,7 +91,18 @@ def _with_logprobs(logits: Array, token: int, k: int) -> Chosen:
 
 
 def choose_all(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[Chosen]:
-    """One token for each row: logits (B, V) float32."""
-    if all(s.plain for s in samplers):
-        return [Chosen(int(i)) for i in logits.argmax(axis=1)]
-    return [s.choose(row, at) for s, row, at in zip(samplers, logits, positions, strict=True)]
+    """One token for each row: logits (B, V) float32, left as they are."""
+    rows = list(logits)
+    wishes = [s.params for s in samplers]
+    out = np.empty(len(samplers), np.int64)
+    sample(
+        [s.adjust(row) if s.adjusts else row for s, row in zip(samplers, rows, strict=True)],
+        np.array([p.temperature for p in wishes], np.float32),
+        np.array([p.top_k for p in wishes], np.int32),
+        np.array([p.top_p for p in wishes], np.float32),
+        np.array([p.min_p for p in wishes], np.float32),
+        np.array([s.key for s in samplers], np.uint64),
+        np.array(positions, np.int64),
+        out,
+    )
+    return [s.take(i, row) for s, i, row in zip(samplers, out.tolist(), rows, strict=True)]

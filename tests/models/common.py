@@ -69,7 +69,8 @@ def logits_of(
     for n in chunks or (len(ids),):
         batch = loop.prepare([Grant(stream, n)])
         batch = replace(batch, want=np.arange(n, dtype=np.int32))
-        out.append(model.forward(batch, {"kv": store}) if fused else model.open_forward(batch, store))
+        logits = model.forward(batch, {"kv": store}) if fused else model.open_forward(batch, store)
+        out.append(logits.copy())  # the next call reuses it
         stream.done += n
     return np.concatenate(out)
 

@@ -16,13 +16,15 @@ import numpy as np
 from diastole.types import Array, Grant
 
 PER_BUCKET = 16  # latest samples kept of each size
-REFIT = 16  # samples between fits
+REFIT = 128  # samples between fits; the first come earlier, after 16, 32 and 64
 
 
 def features(grants: Sequence[Grant]) -> tuple[float, float, float]:
     """(1, units, work in thousands of units)."""
-    units = sum(n for _, n in grants)
-    work = sum(n * (s.done + n / 2) for s, n in grants)
+    units, work = 0, 0.0
+    for stream, n in grants:
+        units += n
+        work += n * (stream.done + n / 2)
     return 1.0, float(units), work / 1000
 
 
@@ -55,9 +57,12 @@ class FittedCost:
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         one, units, work = features(grants)
         bucket = (int(units).bit_length(), int(work).bit_length())
-        self._samples.setdefault(bucket, deque(maxlen=PER_BUCKET)).append((one, units, work, seconds))
+        samples = self._samples.get(bucket)
+        if samples is None:
+            samples = self._samples[bucket] = deque(maxlen=PER_BUCKET)
+        samples.append((one, units, work, seconds))
         self._seen += 1
-        if self._seen % REFIT == 0:
+        if self._seen % REFIT == 0 or self._seen in (16, 32, 64):
             self._fit()
 
     def _fit(self) -> None:

@@ -18,16 +18,21 @@ class LeastSlack:
     """Earliest latest-start first. A service that is late already gives way to one that can still be in time."""
 
     def next(self, services: Sequence[Candidate], now: float) -> tuple[int, Sequence[Ask], float] | None:
-        ready = []
-        reserved = []
+        asking: list[tuple[int, Sequence[Ask]]] = []
+        reserved: list[tuple[float, int]] = []
         for i, service in enumerate(services):
-            asks = service.asks()
-            if asks:
-                ready.append((min(_latest_start(a, service) for a in asks), i, asks))
+            if asks := service.asks():
+                asking.append((i, asks))
             reserved += [(at, i) for at in service.forecasts()]
-        if not ready:
+        if not asking:
             return None
-        ready.sort(key=lambda r: (r[0], r[1]))
+        if len(asking) == 1:  # nobody to compare it with
+            ready = [(-math.inf, *asking[0])]
+        else:
+            ready = sorted(
+                ((min(_latest_start(a, services[i]) for a in asks), i, asks) for i, asks in asking),
+                key=lambda r: (r[0], r[1]),
+            )
         _, index, asks = self._choose(ready, services, now)
         rivals = [at for at, i, _ in ready if i != index] + [at for at, i in reserved if i != index]
         bounds = [*rivals, min(a.due for a in asks)]  # running more than is urgent must not break its own promise

@@ -1,11 +1,11 @@
-"""Noise for sampling: a hash of (seed, choice, position, token), so that a draw depends on nothing else.
+"""Choosing tokens from logits, with noise that is a hash of (seed, choice, position, token) and of nothing else.
 
 Adding standard Gumbel noise to log probabilities and taking the largest draws from them exactly (Gumbel-max).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,14 +18,17 @@ _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133
 _SPREAD = 0xD6E8FEB86659FD93  # keeps neighbouring tokens apart before mixing
 
 
-def draw_key(seed: int, index: int, position: int) -> int:
-    """The key of one draw: seed (any integer), choice index, position of the token that is drawn."""
-    key = _mix_int(seed & _ALL)
-    key = _mix_int(key ^ (index * _GOLDEN & _ALL))
-    return _mix_int((key + position) & _ALL)
+def stream_key(seed: int, index: int) -> int:
+    """The part of a draw's key that a choice keeps: seed (any integer), choice index."""
+    return _mix(_mix(seed & _ALL) ^ (index * _GOLDEN & _ALL))
 
 
-def _mix_int(x: int) -> int:
+def draw_key(stream: int, position: int) -> int:
+    """The key of one draw: of its choice, and the position of the token that is drawn."""
+    return _mix((stream + position) & _ALL)
+
+
+def _mix(x: int) -> int:
     """The finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
     x = (x + _GOLDEN) & _ALL
     x = ((x ^ (x >> 30)) * _FIRST) & _ALL
@@ -44,18 +47,57 @@ def gumbel(key: int, ids: Array) -> Array:
     return (-np.log(-np.log(uniform))).astype(np.float32)
 
 
-def slow_draw(scores: Array, ids: Array | None, key: int) -> int:
-    """The plain twin of ``draw``."""
-    return int((scores + gumbel(key, np.arange(len(scores)) if ids is None else ids)).argmax())
+def candidates(logits: Array, temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[Array, Array]:
+    """The tokens that are left: ids (n,) ascending, and their logits / temperature (n,) float32.
+
+    top_k: the likeliest so many, 0: all; of equals those with smaller ids. top_p: of these the fewest whose mass
+    reaches it. min_p: of these the ones at least so likely as this share of the likeliest.
+    """
+    scores = (logits / np.float32(temperature)).astype(np.float32, copy=False)
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    if top_k > 0:
+        order = order[:top_k]
+    if top_p < 1:
+        mass = np.cumsum(np.exp((scores[order] - scores[order[0]]).astype(np.float64)))
+        order = order[: int(np.searchsorted(mass, top_p * mass[-1])) + 1]
+    if min_p > 0:
+        order = order[scores[order] >= scores[order[0]] + np.log(np.float32(min_p))]
+    ids = np.sort(order)
+    return ids, scores[ids]
 
 
-def _native() -> Callable[[Any, Any, int], int]:
+def slow_sample(
+    logits: Sequence[Array],
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    min_p: Array,
+    keys: Array,
+    positions: Array,
+    out: Array,
+) -> None:
+    """The plain twin of ``sample``."""
+    for i, row in enumerate(logits):
+        with np.errstate(all="ignore"):
+            greedy = temperature[i] == 0 or not np.isfinite(row.max() / temperature[i])
+        if greedy:
+            out[i] = row.argmax()
+            continue
+        ids, scores = candidates(row, temperature[i], top_k[i], top_p[i], min_p[i])
+        out[i] = ids[(scores + gumbel(draw_key(int(keys[i]), int(positions[i])), ids)).argmax()]
+
+
+def _native() -> Callable[..., Any]:
     try:
-        found: Callable[[Any, Any, int], int] = import_module("diastole.kernels._native").draw
+        found: Callable[..., Any] = import_module("diastole.kernels._native").sample
     except ImportError:
-        return slow_draw
+        return slow_sample
     return found
 
 
-draw = _native()
-"""draw(scores, ids, key): index of the largest scores (n,) float32 + noise of ids (n,) int64; ids None: 0..n-1."""
+sample = _native()
+"""sample(logits, temperature, top_k, top_p, min_p, keys, positions, out): one token for each row.
+
+logits: B rows (V,) float32; temperature (B,) float32, 0: the largest logit; top_k (B,) int32; top_p and min_p (B,)
+float32; keys (B,) uint64 of ``stream_key``; positions (B,) int64 -> out (B,) int64. See ``candidates``.
+"""

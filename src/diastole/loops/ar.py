@@ -129,19 +129,22 @@ class AutoRegressive:
         return self._gather(kept, tuple(starved))
 
     def _gather(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
-        spans = [(s, s.done, s.done + n) for s, n in grants]
+        counts = np.fromiter((n for _, n in grants), np.int32, len(grants))
+        done = np.fromiter((s.done for s, _ in grants), np.int32, len(grants))
         starts = np.zeros(len(grants) + 1, np.int32)
-        np.cumsum([n for _, n in grants], out=starts[1:])
-        pos = _join([np.arange(lo, hi, dtype=np.int32) for _, lo, hi in spans], np.int32)
-        last = [i for i, (s, _, hi) in enumerate(spans) if hi == s.known]
+        np.cumsum(counts, out=starts[1:])
+        owner = np.repeat(np.arange(len(grants), dtype=np.int32), counts)
+        pos = np.arange(starts[-1], dtype=np.int32) + (done - starts[:-1])[owner]
+        tables = self.pool.tables([s.leases["kv"] for s, _ in grants])
+        last = [i for i, (s, n) in enumerate(grants) if n == s.left]
         return Batch(
             grants=tuple(grants),
             leases=tuple(s.leases for s, _ in grants),
-            inputs=_join([s.own.ids[lo:hi] for s, lo, hi in spans], np.int32),
+            inputs=_join([s.own.ids[s.done : s.done + n] for s, n in grants], np.int32),
             pos=pos,
             starts=starts,
-            rows=_join([self.pool.rows(s.leases["kv"], lo, hi) for s, lo, hi in spans], np.int64),
-            tables=self.pool.tables([s.leases["kv"] for s, _ in grants]),
+            rows=self.pool.rows(tables, owner, pos),
+            tables=tables,
             lo=np.zeros(len(pos), np.int32),
             hi=pos + 1,
             want=starts[1:][last] - 1,
@@ -154,12 +157,15 @@ class AutoRegressive:
         born: list[Stream] = []
         for stream, n in batch.grants:
             stream.done += n
-            self.pool.publish(stream.leases["kv"], stream.own.key, stream.done)
-            if stream.left == 0:
+            text: Text = stream.own
+            self.pool.publish(stream.leases["kv"], text.key, stream.done)
+            if stream.done == stream.known:
                 row = len(speaking) - len(born)
-                twins = self._fork(stream)
-                born += twins
-                speaking += [(s, row) for s in (stream, *twins)]
+                speaking.append((stream, row))
+                if text.twins:
+                    twins = self._fork(stream)
+                    born += twins
+                    speaking += [(s, row) for s in twins]
         logits = output if not born else output[[row for _, row in speaking]]
         chosen = choose_all([s.own.sampler for s, _ in speaking], logits, [s.known for s, _ in speaking])
         return Outcome([self._emit(s, c, now) for (s, _), c in zip(speaking, chosen, strict=True)], born)

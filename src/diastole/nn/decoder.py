@@ -86,8 +86,8 @@ class Decoder:
         return {"kv": PagedSpec(len(self.blocks), attn.kv_heads, attn.head_dim)}
 
     def forward(self, b: Batch, state: Mapping[str, KVStore]) -> Array:
-        """b.inputs (T,) int32 ids -> logits of the wanted rows (W, V): in one native call where nothing has to act
-        inside the layers, else block by block, with the same bits."""
+        """b.inputs (T,) int32 ids -> logits of the wanted rows (W, V), until the next call: in one native call where
+        nothing has to act inside the layers, else block by block, with the same bits."""
         kv = state["kv"]
         if self._fused is not None and kv.buffers is not None:
             return self._fused.forward(b, kv.buffers, kv.fmt)
@@ -104,5 +104,5 @@ class Decoder:
             block.mix(layer, x, b, kv, arena)
             block.ffn(x, arena)
         last = x[b.want]
-        logits = np.empty((len(last), self.head.n), np.float32)
+        logits = arena.get("logits", len(last), self.head.n)
         return self.head(self.norm(last, last), logits) if len(last) else logits

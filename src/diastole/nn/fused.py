@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from diastole.nn.arena import Arena
 from diastole.types import Array, Batch
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ class FusedDecoder:
     def __init__(self, decoder: Decoder, native: Any) -> None:
         attn, mlp = decoder.blocks[0].attn, decoder.blocks[0].mlp
         (embed,) = _parts(decoder.embed)
-        self._vocab = decoder.head.n
+        self._vocab, self._arena = decoder.head.n, Arena()
         self._native = native(
             embed[2],
             attn.heads,
@@ -43,7 +42,7 @@ class FusedDecoder:
 
     def forward(self, b: Batch, buffers: Sequence[Array], fmt: str) -> Array:
         """See ``Decoder.forward``; buffers: each layer's pages, in the store's number format."""
-        logits = np.empty((len(b.want), self._vocab), np.float32)
+        logits = self._arena.get("logits", len(b.want), self._vocab)
         self._native.step(buffers, fmt, b.inputs, b.pos, b.rows, b.tables, b.starts, b.lo, b.hi, b.want, logits)
         return logits
 

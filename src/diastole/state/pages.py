@@ -83,6 +83,10 @@ class PagePool:
         return len(shared) - returned + missing <= self.free
 
     def grow(self, lease: Lease, units: int) -> bool:
+        places, refs = lease.places, self.refs
+        if units <= len(places) * PAGE and all(refs[p] == 1 for p in places[lease.units // PAGE :]):
+            lease.units = max(lease.units, units)  # the usual case of a decode step
+            return True
         if not self.fits(lease, units):
             return False
         shared, missing = self._demand(lease, units)
@@ -158,14 +162,10 @@ class PagePool:
 
     # ---- for kernels
 
-    def rows(self, lease: Lease, lo: int, hi: int) -> Array:
-        """Physical rows of units lo..hi: (hi - lo,) int64."""
-        if hi - lo == 1:
-            return np.array([lease.places[lo // PAGE] * PAGE + lo % PAGE], np.int64)
-        at = np.arange(lo, hi, dtype=np.int64)
-        first = lo // PAGE
-        pages = np.array(lease.places[first : -(-hi // PAGE)], np.int64)
-        return pages[at // PAGE - first] * PAGE + at % PAGE
+    @staticmethod
+    def rows(tables: Array, owner: Array, unit: Array) -> Array:
+        """Physical rows of units: tables (B, P) of ``tables``, owner (T,) rows of it, unit (T,) int32 -> (T,) int64."""
+        return tables[owner, unit // PAGE].astype(np.int64) * PAGE + unit % PAGE
 
     @staticmethod
     def tables(leases: Sequence[Lease]) -> Array:

@@ -35,6 +35,10 @@ struct Dtype<int32_t> {
   static constexpr const char *name = "int32", *codes = "il";
 };
 template <>
+struct Dtype<uint64_t> {
+  static constexpr const char *name = "uint64", *codes = "LQ";
+};
+template <>
 struct Dtype<int64_t> {
   static constexpr const char *name = "int64", *codes = "lq";
 };

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 namespace diastole {
+namespace {  // also used by code made for one instruction set, which must not be linked into another
 
 // The finaliser of splitmix64 (Steele, Lea and Flood, 2014).
 inline uint64_t mix(uint64_t x) {
@@ -12,7 +13,10 @@ inline uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Index of the largest scores[i] + noise(key, ids[i]), the first of equals; ids null: token i is i.
-int draw(const float* scores, const int64_t* ids, int n, uint64_t key);
+// 53 bits of noise of a token, whose number is spread first to keep neighbours apart.
+inline uint64_t noise_bits(uint64_t key, int64_t id) {
+  return mix(key ^ (static_cast<uint64_t>(id) * 0xD6E8FEB86659FD93ull)) >> 11;
+}
 
+}  // namespace
 }  // namespace diastole

@@ -1,5 +1,6 @@
 // All kernels for one instruction set: the file that includes this sets ISA_NAME and ISA_TABLE and is compiled with the
 // flags of that set.
+#include "draw.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
 
@@ -9,10 +10,12 @@ namespace {
 #include "attention.inl"
 #include "elementwise.inl"
 #include "linear.inl"
+#include "sampling.inl"
 #include "probe.inl"
 }  // namespace
 
 extern const Kernels ISA_TABLE;
-const Kernels ISA_TABLE = {ISA_NAME, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, merge, peak, sweep};
+const Kernels ISA_TABLE = {ISA_NAME, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, merge,
+                           most, weigh, at_least, tops, contenders, peak, sweep};
 
 }  // namespace diastole

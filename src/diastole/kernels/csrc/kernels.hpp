@@ -97,6 +97,12 @@ struct Kernels {
   void (*attend)(const Look& look, int g, int t0, int t1, int split, Partial* partials);
   // Adds a split's partial to what the earlier splits gave.
   void (*merge)(Partial& whole, const Partial& part, int dim);
+  // Passes over a row of scores: see sampling.inl.
+  float (*most)(const float* x, int n);
+  double (*weigh)(const float* x, int n, float t, float top, float* w);
+  int (*at_least)(const float* x, int n, float least, int32_t* places);
+  void (*tops)(const float* x, int n, float* out);
+  int (*contenders)(const float* w, int n, uint64_t key, float reach, int32_t* places);
   // Does nothing but the multiply-add of a weight kind for so many rounds; returns how many it did.
   double (*peak)(Weight kind, int64_t rounds);
   // Reads memory and adds its words up.

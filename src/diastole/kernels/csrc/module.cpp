@@ -1,5 +1,6 @@
 // The Python face: checks shapes and indices, lets go of the interpreter lock, calls the operators.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -8,6 +9,7 @@
 #include "draw.hpp"
 #include "memory.hpp"
 #include "pool.hpp"
+#include "sampler.hpp"
 
 using namespace diastole;
 
@@ -167,6 +169,36 @@ Whole alloc(int64_t bytes) {
   return Whole(piece->data, {size}, owner);
 }
 
+// ---- choosing tokens
+
+// See kernels.draw.
+void sample_(std::vector<In<float, 1>> logits, In<float, 1> temperature, In<int32_t, 1> top_k, In<float, 1> top_p, In<float, 1> min_p,
+             In<uint64_t, 1> keys, In<int64_t, 1> positions, InOut<int64_t, 1> out) {
+  expect_whole(temperature, "temperature");
+  expect_whole(top_k, "top_k");
+  expect_whole(top_p, "top_p");
+  expect_whole(min_p, "min_p");
+  expect_whole(keys, "keys");
+  expect_whole(positions, "positions");
+  expect_whole(out, "out");
+  const size_t rows = logits.size();
+  double work = 0;
+  for (const auto& row : logits) {
+    expect_whole(row, "logits");
+    expect(row.size() > 0 && row.size() <= INT32_MAX, "logits must not be empty");
+    work += static_cast<double>(row.size());
+  }
+  expect(temperature.size() == rows && top_k.size() == rows && top_p.size() == rows && min_p.size() == rows &&
+         keys.size() == rows && positions.size() == rows && out.size() == rows,
+         "logits, settings, keys, positions and out must have the same rows");
+  const Unlocked unlocked(work);
+  Pool::get().each(static_cast<int>(rows), [&](int i) {
+    const Wish wish{temperature.data()[i], top_k.data()[i], top_p.data()[i], min_p.data()[i],
+                    mix(keys.data()[i] + static_cast<uint64_t>(positions.data()[i]))};
+    out.data()[i] = sample(isa(), logits[i].data(), static_cast<int>(logits[i].size()), wish);
+  });
+}
+
 // ---- what the machine could do
 
 // Multiply-adds done by all threads together, each `rounds` rounds of a weight kind's instruction.
@@ -272,14 +304,7 @@ NB_MODULE(_native, m) {
   m.def("pack_q4", pack_q4_);
   m.def("pack_q8", pack_q8_);
   m.def("pack_float", pack_float_);
-  m.def("draw", [](In<float, 1> scores, std::optional<In<int64_t, 1>> ids, uint64_t key) {
-    expect_whole(scores, "scores");
-    expect(scores.size() > 0, "scores must not be empty");
-    if (ids) expect_whole(*ids, "ids");
-    if (ids) expect(ids->size() == scores.size(), "ids must have one entry per score");
-    const Unlocked unlocked(static_cast<double>(scores.size()));
-    return draw(scores.data(), ids ? ids->data() : nullptr, static_cast<int>(scores.size()), key);
-  }, nb::arg("scores"), nb::arg("ids").none(), nb::arg("key"));
+  m.def("sample", sample_);
   m.def("probe_peak", probe_peak);
   m.def("probe_read", probe_read);
   m.def("isa", [] { return std::string(isa().name); });

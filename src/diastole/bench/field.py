@@ -1,0 +1,46 @@
+"""The field: who takes part in a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from diastole.bench.task import Contender, Task
+
+Engine = Literal["diastole", "llama.cpp", "transformers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One engine with one model file and one set of options."""
+
+    name: str
+    engine: Engine
+    path: Path
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def make(self, threads: int, streams: int, context: int) -> Contender:
+        """Load it, in this process."""
+        options = dict(self.options)
+        if self.engine == "diastole":
+            from diastole.bench.ours import Ours
+            from diastole.config import ServiceConfig
+
+            return Ours(str(self.path), threads, streams, context, ServiceConfig(**options))
+        if self.engine == "llama.cpp":
+            from diastole.bench.llama import Llama
+
+            return Llama(self.path, threads, streams, context, **options)
+        from diastole.bench.hf import Transformers
+
+        return Transformers(self.path, threads)
+
+
+def suits(entry: Entry, task: Task) -> bool:
+    """Whether an entry is worth its time in a task: options that only matter for long contexts stay out of others."""
+    return task.prompt >= LONG or entry.name not in ONLY_LONG
+
+
+LONG = 4096
+ONLY_LONG = frozenset({"llama.cpp q4_0, flash off", "llama.cpp bf16, flash off", "diastole, int8 kv"})

@@ -1,0 +1,75 @@
+// Passes over a row of scores. Included by isa.inl.
+
+// The largest, NaN if one is.
+float most(const float* x, int n) {
+  Floats top = splat(-__builtin_inff());
+  Ints strange = splat(0);  // lanes that have seen NaN
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const Floats v = load(x + i);
+    top = max(v, top);
+    strange = strange | less(splat(0x7f800000), magnitude(v));
+  }
+  float result = largest(top);
+  for (; i < n; i++) {
+    if (x[i] != x[i]) return x[i];
+    result = x[i] > result ? x[i] : result;
+  }
+  return sum(strange) != 0 ? __builtin_nanf("") : result;
+}
+
+// w = e^(x / t - top / t), and their sum. x / t is rounded first, as a division of the whole row would.
+double weigh(const float* x, int n, float t, float top, float* w) {
+  double total = 0;
+  int i = 0;
+  for (; i + 16 <= n;) {
+    Floats part = splat(0.f);  // few enough for a float to add up
+    for (int stop = i + 512; i + 16 <= n && i < stop; i += 16) {
+      const Floats e = exp(load(x + i) / splat(t) - splat(top / t));
+      store(w + i, e);
+      part = part + e;
+    }
+    total += static_cast<double>(sum(part));
+  }
+  if (i < n) {
+    float rest[16];
+    for (int j = 0; j < 16; j++) rest[j] = i + j < n ? x[i + j] : -__builtin_inff();
+    store(rest, exp(load(rest) / splat(t) - splat(top / t)));
+    for (int j = 0; i + j < n; j++) total += static_cast<double>(w[i + j] = rest[j]);
+  }
+  return total;
+}
+
+// Places of what is at least `least`, in order; returns how many.
+int at_least(const float* x, int n, float least, int32_t* places) {
+  int count = 0, i = 0;
+  for (; i + 16 <= n; i += 16) {
+    if (sum(less(load(x + i), splat(least))) == -16) continue;  // the usual case: none of sixteen
+    for (int j = i; j < i + 16; j++)
+      if (x[j] >= least) places[count++] = j;
+  }
+  for (; i < n; i++)
+    if (x[i] >= least) places[count++] = i;
+  return count;
+}
+
+// The largest of each sixteen, n / 16 of them.
+void tops(const float* x, int n, float* out) {
+  for (int i = 0; i + 16 <= n; i += 16) *out++ = largest(load(x + i));
+}
+
+// Places whose score plus noise may be the largest, in order. w: weights as above; reach: e^(top - mark), where mark is a
+// sum of score and noise that exists. Noise -log(-log u) is at most -log(1 - u), so whoever has 1 - u > w reach is out,
+// which needs no logarithm.
+int contenders(const float* w, int n, uint64_t key, float reach, int32_t* places) {
+  int count = 0;
+  for (int i = 0; i < n; i += 16) {
+    alignas(64) float rest[16];  // 1 - u
+    for (int j = 0; j < 16; j++)
+      rest[j] = static_cast<float>(static_cast<int64_t>((uint64_t{1} << 53) - noise_bits(key, i + j))) * 0x1p-53f;
+    if (i + 16 <= n && sum(less(load(w + i) * reach, load(rest))) == -16) continue;
+    for (int j = 0; j < 16 && i + j < n; j++)
+      if (!(rest[j] > w[i + j] * reach)) places[count++] = i + j;
+  }
+  return count;
+}
