@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from diastole.kernels.ref import TorchOps
-from diastole.kernels.table import Native, Ops, Packed, _module, load
+from diastole.kernels.table import Native, Ops, Packed, compiled, load
 from diastole.types import Array
 
 PAGE = 64
 FORMATS = ("f32", "bf16", "q8", "q4")
 KV_FORMATS = ("f32", "bf16", "int8")
-ISAS = tuple(_module().isas()) if _module() else ()
+ISAS = tuple(compiled().isas()) if compiled() else ()
 REF = TorchOps()
 
 

@@ -40,7 +40,7 @@ def test_unknown_kernels() -> None:
 
 
 def test_without_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_module", lambda: None)
+    monkeypatch.setattr(table, "compiled", lambda: None)
     with pytest.warns(UserWarning, match="slow"):
         assert table.load().name == "torch"
     for wanted in ("native", "avx2"):
@@ -53,6 +53,6 @@ def test_an_instruction_set_that_is_not_here(monkeypatch: pytest.MonkeyPatch) ->
         def isas(self) -> list[str]:
             return ["scalar"]
 
-    monkeypatch.setattr(table, "_module", Old)
+    monkeypatch.setattr(table, "compiled", Old)
     with pytest.raises(UserError, match="runs scalar"):
         table.load(None, "avx2")

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from diastole.bench.field import Entry
+from diastole.bench.limits import Needs
 from diastole.bench.task import Prompt
 from diastole.types import UserError
 
@@ -46,6 +47,11 @@ class Booth:
 
     def end(self) -> None:
         self._ask("end")
+
+    def needs(self) -> Needs:
+        """Of Diastole only: see ``limits``."""
+        needs: Needs = self._ask("needs")
+        return needs
 
     def _ask(self, what: str, *args: Any) -> Any:
         self._line.send((what, args))

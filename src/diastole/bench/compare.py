@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from diastole.assets import resolve
 from diastole.assets.cache import root
-from diastole.bench.contest import Result, run
-from diastole.bench.field import Entry, suits
+from diastole.bench import shapes
+from diastole.bench.field import Entry
 from diastole.bench.llama import FORMATS, requantised
 from diastole.bench.task import Task
+from diastole.types import UserError
 
 TASKS = (
     Task("prefill-512", 1, 512),
@@ -21,34 +23,58 @@ TASKS = (
     Task("decode-8k", 1, 7900, steps=4),
     Task("decode-1-neighbour", 1, 64, steps=32, neighbour=True),
 )
+PEERS = ("llama.cpp", "transformers")
+
+
+def tasks(names: str) -> list[Task]:
+    """Tasks by name, separated by commas; empty: all.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    known = {t.name: t for t in TASKS}
+    wanted = [n.strip() for n in names.split(",") if n.strip()] or list(known)
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"there is no task {name!r}; there are {', '.join(known)}", param="tasks")
+    return [known[n] for n in wanted]
+
+
+def model_file(model: str) -> Path:
+    """A GGUF file: an asset's, one given by path, or one of ``shapes``, which is made if it is not there.
+
+    Raises:
+        UserError: there is no such file, or it is a directory.
+    """
+    if model in shapes.SHAPES:
+        return shapes.write(model, resolve("smollm2-135m"), root() / "bench" / f"{model}-q4_1.gguf")
+    path = resolve(model)
+    if path.is_dir():
+        raise UserError("a comparison needs a GGUF file, which all engines read, not a directory", param="model")
+    return path
 
 
 def field(model: Path, threads: int, peers: Sequence[str], tell: Callable[[str], None]) -> list[Entry]:
-    """Everybody: Diastole as it comes and with int8 keys and values, llama.cpp in each of its formats, transformers."""
+    """Everybody: Diastole as it comes and with int8 keys and values, llama.cpp in each of its formats, transformers.
+
+    Raises:
+        UserError: a peer is unknown or not installed.
+    """
     entries = [
         Entry("diastole", "diastole", model),
-        Entry("diastole, int8 kv", "diastole", model, (("kv", "int8"),)),
+        Entry("diastole int8 kv", "diastole", model, (("kv", "int8"),)),
     ]
-    if "llama.cpp" in peers:
-        for fmt in FORMATS:
-            tell(f"llama.cpp: making {fmt}")
-            file = requantised(
-                model, fmt, root() / "bench" / f"{model.stem}-{model.stat().st_size}-{fmt}.gguf", threads
-            )
-            entries.append(Entry(f"llama.cpp {fmt}", "llama.cpp", file))
-            if fmt in {"q4_0", "bf16"}:
-                entries.append(Entry(f"llama.cpp {fmt}, flash off", "llama.cpp", file, (("flash", 0),)))
-    if "transformers" in peers:
-        entries.append(Entry("transformers bf16", "transformers", model))
+    for peer in peers:
+        if peer == "llama.cpp":
+            for fmt in FORMATS:
+                tell(f"making the {fmt} file of llama.cpp")
+                kept = root() / "bench" / f"{model.stem}-{model.stat().st_size}-{fmt}.gguf"
+                file = requantised(model, fmt, kept, threads)
+                entries.append(Entry(f"llama.cpp {fmt}", "llama.cpp", file))
+                if fmt in {"q4_0", "bf16"}:
+                    entries.append(Entry(f"llama.cpp {fmt} flash off", "llama.cpp", file, (("flash", 0),)))
+        elif peer == "transformers":
+            entries.append(Entry("transformers bf16", "transformers", model))
+        else:
+            raise UserError(f"unknown peer {peer!r}; there are {', '.join(PEERS)}", param="peers")
     return entries
-
-
-def compare(
-    tasks: Sequence[Task],
-    entries: Sequence[Entry],
-    threads: int,
-    rounds: int,
-    tell: Callable[[str], None],
-) -> list[Result]:
-    """All tasks, one after the other."""
-    return [run(task, [e for e in entries if suits(e, task)], threads, rounds, tell) for task in tasks]

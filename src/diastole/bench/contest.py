@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from diastole.bench.booth import Booth
 from diastole.bench.field import Entry
+from diastole.bench.limits import Needs
 from diastole.bench.neighbour import neighbour
-from diastole.bench.task import Contender, Task
+from diastole.bench.task import Task
 
-NEAR = 0.7  # of the best peer's speed in the first round; whoever is slower is measured once
+NEAR = 0.7  # of the best of its engine in the first round: whoever is slower is measured once
+WARM = 512  # tokens of the prompt that does not count
 
 
 @dataclass(slots=True)
@@ -21,6 +23,7 @@ class Result:
 
     task: Task
     speeds: dict[str, list[float]] = field(default_factory=dict)  # by entry, one per round it took part in
+    needs: Needs | None = None  # of the first entry
 
     def median(self, name: str) -> float:
         return statistics.median(self.speeds[name])
@@ -38,16 +41,12 @@ class Result:
 
 
 def run(
-    task: Task,
-    entries: Sequence[Entry],
-    threads: int,
-    rounds: int,
-    tell: Callable[[str], None],
+    task: Task, entries: Sequence[Entry], threads: int, rounds: int, tell: Callable[[str], None] = lambda what: None
 ) -> Result:
     """Measure one task.
 
-    Every contender first does one turn that does not count. After the first round, peers that are far behind the best
-    peer of their engine drop out; whoever stays is measured ``rounds`` times.
+    Every contender first does one turn that does not count. After the first round, entries that are far behind the best
+    of their engine drop out; whoever stays is measured ``rounds`` times.
 
     Args:
         tell: is told what happens next, for progress.
@@ -57,40 +56,41 @@ def run(
     """
     result = Result(task)
     with contextlib.ExitStack() as stack:
-        booths = []
+        booths: list[Booth] = []
+        vocab = 0
         for entry in entries:  # one after the other: loading takes all cores
-            tell(f"{task.name}: loading {entry.name}")
-            booth = stack.enter_context(Booth(entry, threads, task.streams, task.context))
-            vocab = booth.ready()
-            booths.append(booth)
+            tell(f"loading {entry.name}")
+            booths.append(stack.enter_context(Booth(entry, threads, task.streams, task.context)))
+            vocab = booths[-1].ready()
         prompts = task.prompts(vocab)
         for booth in booths:
-            tell(f"{task.name}: warming {booth.entry.name}")
+            tell(f"warming {booth.entry.name}")
             if task.steps:
                 booth.begin(prompts)
                 booth.decode(2)
             else:
-                booth.prefill(prompts[0][: min(task.prompt, 512)])
+                booth.prefill(prompts[0][:WARM])
+        if entries[0].engine == "diastole":
+            result.needs = booths[0].needs()
         if task.neighbour:
             stack.enter_context(neighbour())
         for turn in range(rounds):
             for booth in list(booths):
-                tell(f"{task.name}: {booth.entry.name}, round {turn + 1} of {rounds}")
-                seconds = _turn(booth, task, vocab, turn)
+                tell(f"round {turn + 1} of {rounds}: {booth.entry.name}")
+                seconds = booth.decode(task.steps) if task.steps else booth.prefill(task.prompts(vocab, turn)[0])
                 result.speeds.setdefault(booth.entry.name, []).append(task.tokens / seconds)
             if turn == 0:
                 booths = list(_near(booths, result))
     return result
 
 
-def _turn(contender: Contender | Booth, task: Task, vocab: int, turn: int) -> float:
-    return contender.decode(task.steps) if task.steps else contender.prefill(task.prompts(vocab, turn)[0])
-
-
 def _near(booths: Sequence[Booth], result: Result) -> Iterator[Booth]:
-    """Those who go on: for each engine, whoever is near its best entry."""
+    """Those who go on: for each engine, whoever is near its best entry, and its first in any case."""
+    seen: dict[str, float] = {}
     for booth in booths:
-        rivals = [b.entry.name for b in booths if b.entry.engine == booth.entry.engine]
-        best = max(result.speeds[name][0] for name in rivals)
-        if booth.entry.engine == "diastole" or result.speeds[booth.entry.name][0] >= NEAR * best:
+        speed = result.speeds[booth.entry.name][0]
+        seen[booth.entry.engine] = max(speed, seen.get(booth.entry.engine, 0))
+    ours = [b for b in booths if b.entry.engine == "diastole"]
+    for booth in booths:
+        if booth in ours or result.speeds[booth.entry.name][0] >= NEAR * seen[booth.entry.engine]:
             yield booth

@@ -37,10 +37,10 @@ class Entry:
         return Transformers(self.path, threads)
 
 
+LONG = 2048  # tokens of a prompt from which on keys and values weigh
+ONLY_LONG = frozenset({"llama.cpp q4_0 flash off", "llama.cpp bf16 flash off", "diastole int8 kv"})
+
+
 def suits(entry: Entry, task: Task) -> bool:
     """Whether an entry is worth its time in a task: options that only matter for long contexts stay out of others."""
     return task.prompt >= LONG or entry.name not in ONLY_LONG
-
-
-LONG = 4096
-ONLY_LONG = frozenset({"llama.cpp q4_0, flash off", "llama.cpp bf16, flash off", "diastole, int8 kv"})

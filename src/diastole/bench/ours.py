@@ -9,11 +9,13 @@ from itertools import count
 
 import numpy as np
 
+from diastole.bench.limits import Needs
 from diastole.bench.task import Prompt
 from diastole.config import Config, EngineConfig, ServiceConfig
 from diastole.frontend.assembly import build_engine
+from diastole.nn.decoder import Decoder
 from diastole.params import SamplingParams
-from diastole.types import SLO, Request
+from diastole.types import SLO, Request, UserError
 
 
 class Ours:
@@ -25,20 +27,51 @@ class Ours:
         streams: most streams at once.
         context: most tokens of a stream.
         service: settings of the service beside these.
+        params: how tokens are chosen; None: greedily.
     """
 
     def __init__(
-        self, model: str, threads: int, streams: int, context: int, service: ServiceConfig | None = None
+        self,
+        model: str,
+        threads: int,
+        streams: int,
+        context: int,
+        service: ServiceConfig | None = None,
+        params: SamplingParams | None = None,
     ) -> None:
         wanted = replace(service or ServiceConfig(), model=model, name="bench", max_streams=streams, prefix_cache=False)
         config = Config(engine=replace(EngineConfig(), threads=threads), service={"bench": wanted})
         self.engine, (card,), self.kernels = build_engine(config)
         if streams * context > card.room:
-            raise MemoryError(f"{streams} streams of {context} tokens do not fit: there is room for {card.room}")
-        self.vocab = card.vocab
+            raise UserError(
+                f"{streams} streams of {context} tokens do not fit: there is room for {card.room}",
+                param="engine.memory",
+            )
+        decoder = self.engine.services[0].model
+        if not isinstance(decoder, Decoder):
+            raise UserError("only decoders are measured", param="model")
+        self.decoder, self.vocab = decoder, card.vocab
         self._context = context
+        self._params = params or SamplingParams(temperature=0, ignore_eos=True)
         self._ids = count()
         self._open: dict[str, int] = {}  # streams and the tokens they have given
+
+    def needs(self) -> Needs:
+        """What this model's steps must at least move and multiply."""
+        model, kv = self.decoder, self.engine.services[0].state["kv"]
+        layers: dict[str, int] = {}
+        inner = [m for b in model.blocks for m in (b.attn.qkv, b.attn.o, b.mlp.gate_up, b.mlp.down)]
+        for part in (p for m in inner for p in m.parts):
+            layers[part.fmt] = layers.get(part.fmt, 0) + part.n * part.k
+        attn, head = model.blocks[0].attn, model.head.parts[0]
+        return Needs(
+            weights=sum(p.nbytes for m in (*inner, model.head) for p in m.parts),
+            kv_token=kv.bytes_per_token,
+            layers=layers,
+            head=(head.fmt, head.n * head.k),
+            attention=2 * len(model.blocks) * attn.heads * attn.head_dim,
+            kernels=self.kernels,
+        )
 
     def prefill(self, prompt: Prompt) -> float:
         id = self._add(prompt, 1)
@@ -56,7 +89,18 @@ class Ours:
             self._step()
 
     def decode(self, steps: int) -> float:
-        goal = {id: given + steps for id, given in self._open.items()}
+        return self._until({id: given + steps for id, given in self._open.items()})
+
+    def finish(self, tokens: int) -> float:
+        """Seconds until every stream has given so many tokens in all."""
+        return self._until(dict.fromkeys(self._open, tokens))
+
+    @property
+    def given(self) -> int:
+        """Tokens of all open streams so far."""
+        return sum(self._open.values())
+
+    def _until(self, goal: dict[str, int]) -> float:
         began = time.perf_counter()
         while any(self._open[id] < wanted for id, wanted in goal.items()):
             self._step()
@@ -69,7 +113,7 @@ class Ours:
 
     def _add(self, prompt: Prompt, tokens: int) -> str:
         id = f"bench-{next(self._ids)}"
-        params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+        params = replace(self._params, max_tokens=tokens)
         self.engine.add(Request(id, "bench", np.asarray(prompt, np.int32), params, SLO(1e9, 1e9)))
         self._open[id] = 0
         return id

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -73,28 +73,175 @@ def _memory(pid: int) -> float:
     return total
 
 
+Model = Annotated[str, typer.Option("--model", "-m", help="asset, GGUF file or directory")]
+Threads = Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")]
+Runs = Annotated[int, typer.Option(min=1, help="runs to take the median of")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
 @app.command()
 def throughput(
-    model: Annotated[str, typer.Option("--model", "-m", help="asset, GGUF file or directory")] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     streams: Annotated[int, typer.Option(min=1, help="requests at once")] = 8,
     tokens: Annotated[int, typer.Option(min=1, help="tokens that each generates")] = 64,
     prompt: Annotated[int, typer.Option(min=1, help="tokens of each prompt")] = 128,
-    threads: Annotated[int, typer.Option(help="compute threads; 0: one per physical core")] = 0,
+    runs: Runs = 3,
+    threads: Threads = 0,
+    json: Json = False,
 ) -> None:
     """Tokens per second of a batch offline: first all prompts, then all tokens (greedy, no reuse of prefixes)."""
-    from diastole.llm import LLM
-    from diastole.params import SamplingParams
+    from diastole.bench.ours import Ours
+    from diastole.bench.task import Task
 
-    with LLM(model, threads=threads, prefix_cache=False, max_streams=streams) as llm:
-        prompts: list[Any] = [[(7 * i + j) % 1000 + 100 for j in range(prompt)] for i in range(streams)]
-        llm.generate(prompts[:1], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))  # touch everything once
-        began = time.monotonic()
-        llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
-        prefill = time.monotonic() - began
-        began = time.monotonic()
-        llm.generate(prompts, SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True))
-        whole = time.monotonic() - began
-    print(f"kernels {llm.kernels}, {streams} streams, prompts of {prompt} tokens")
-    print(f"prefill {streams * prompt / prefill:8.0f} tokens/s")
-    if tokens > 1:
-        print(f"decode  {streams * (tokens - 1) / max(whole - prefill, 1e-9):8.0f} tokens/s")
+    task = Task("throughput", streams, prompt, tokens)
+    ours = Ours(model, threads, streams, prompt + tokens + 2)
+    ours.prefill(task.prompts(ours.vocab)[0])  # touch everything once
+    prefill, decode = [], []
+    for turn in range(runs):
+        began = time.perf_counter()
+        ours.begin(task.prompts(ours.vocab, turn + 1))
+        prefill.append(streams * prompt / (time.perf_counter() - began))
+        left = streams * tokens - ours.given
+        decode.append(left / ours.finish(tokens))
+        ours.end()
+    result = {
+        "kernels": ours.kernels,
+        "streams": streams,
+        "prompt": prompt,
+        "tokens": tokens,
+        "prefill_tokens_per_second": _spread(prefill),
+        "decode_tokens_per_second": _spread(decode),
+    }
+    if json:
+        print(jsonlib.dumps(result))
+        return
+    print(f"kernels {ours.kernels}, {streams} streams, prompts of {prompt} tokens, median of {runs} (range)")
+    for name, speeds in (("prefill", prefill), ("decode", decode)):
+        s = _spread(speeds)
+        print(f"{name:8s}{s['median']:8,.0f} tokens/s ({s['least']:,.0f}-{s['most']:,.0f})")
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+@app.command()
+def latency(
+    model: Model = "smollm2-135m",
+    prompt: Annotated[int, typer.Option(min=1, help="tokens of the prompt")] = 512,
+    tokens: Annotated[int, typer.Option(min=2, help="tokens to generate")] = 128,
+    streams: Annotated[int, typer.Option(min=1, help="requests at once")] = 1,
+    runs: Runs = 5,
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Time to the first token and between tokens of a batch offline, in milliseconds."""
+    from diastole.bench.ours import Ours
+    from diastole.bench.task import Task
+
+    task = Task("latency", streams, prompt, tokens)
+    ours = Ours(model, threads, streams, prompt + tokens + 2)
+    ours.prefill(task.prompts(ours.vocab)[0])
+    first, gaps = [], []
+    for turn in range(runs):
+        began = time.perf_counter()
+        ours.begin(task.prompts(ours.vocab, turn + 1))
+        first.append(1000 * (time.perf_counter() - began))
+        gaps += [1000 * ours.decode(1) for _ in range(tokens - 1)]
+        ours.end()
+    cuts = statistics.quantiles(gaps, n=100)
+    result = {
+        "kernels": ours.kernels,
+        "streams": streams,
+        "prompt": prompt,
+        "tokens": tokens,
+        "first_token_ms": _spread(first),
+        "gap_ms": {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98]},
+    }
+    if json:
+        print(jsonlib.dumps(result))
+        return
+    print(f"kernels {ours.kernels}, {streams} streams, prompts of {prompt} tokens, {runs} runs")
+    s = _spread(first)
+    print(f"time to the last stream's first token (TTFT) {s['median']:.1f} ms ({s['least']:.1f}-{s['most']:.1f})")
+    print(f"time between tokens (TPOT) p50 {cuts[49]:.2f} ms, p90 {cuts[89]:.2f} ms, p99 {cuts[98]:.2f} ms")
+
+
+@app.command()
+def overhead(
+    model: Model = "smollm2-135m",
+    streams: Annotated[list[int] | None, typer.Option(min=1, help="requests at once; may be repeated")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="decode steps to measure")] = 100,
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """What a decode step costs beside the model's forward pass (scheduling, gathering, choosing tokens), and where the
+    forward pass spends its time."""
+    from dataclasses import asdict
+
+    from diastole.bench.overhead import GREEDY, SAMPLED, measure
+
+    found = []
+    for n in streams or [1, 8, 32]:
+        for name, params in (("greedy", GREEDY), ("sampled", SAMPLED)):
+            seen = measure(model, threads, n, steps, params)
+            found.append({"tokens": name, **asdict(seen)})
+            if json:
+                continue
+            print(
+                f"{n:3d} streams, {name:8s} step {seen.step * 1e3:7.2f} ms, "
+                f"outside the model {seen.outside * 1e3:6.3f} ms ({seen.outside / seen.step:.1%})"
+            )
+            if name == "greedy":
+                print("    " + "  ".join(f"{k} {v * 1e3:.2f}" for k, v in seen.phases.items()))
+    if json:
+        print(jsonlib.dumps(found))
+
+
+@app.command()
+def compare(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="asset, GGUF file, or a shape: 0.5b-random, 1b-random")
+    ] = "smollm2-135m",
+    tasks: Annotated[str, typer.Option(help="names, separated by commas; empty: all")] = "",
+    peers: Annotated[str, typer.Option(help="llama.cpp, transformers, or both")] = "llama.cpp,transformers",
+    rounds: Annotated[int, typer.Option(min=1, help="turns of each")] = 5,
+    threads: Threads = 0,
+    save: Annotated[Path | None, typer.Option(help="folder for compare.json and compare.png")] = None,
+) -> None:
+    """Diastole, llama.cpp in each of its formats, and transformers, taking turns in one run: how many times as fast.
+
+    The peers come with `pip install 'diastole[peers]'`; build llama-cpp-python from source for this processor.
+    """
+    from rich.console import Console
+
+    from diastole.bench import compare as arena
+    from diastole.bench import contest, limits, report
+    from diastole.bench.field import suits
+    from diastole.kernels.table import physical_cores
+
+    console = Console(stderr=True)
+    wanted = arena.tasks(tasks)
+    threads = threads or physical_cores()
+    results = []
+    with console.status("preparing") as status:
+        file = arena.model_file(model)
+        entries = arena.field(file, threads, [p.strip() for p in peers.split(",") if p.strip()], status.update)
+        status.update("measuring the machine")
+        machine = limits.measure(threads)
+        for task in wanted:
+            fit = [e for e in entries if suits(e, task)]
+            tell = lambda what, task=task: status.update(f"{task.name}: {what}")  # noqa: E731
+            results.append(contest.run(task, fit, threads, rounds, tell))
+            console.print(f"{task.name} done: {results[-1].median(report.OURS):,.0f} tokens/s", highlight=False)
+    found = report.as_json(results, entries, machine, f"{model}, {threads} threads")
+    print(
+        f"{threads} threads; this machine reads {machine.bandwidth / 1e9:.1f} GB/s and does {machine.int8 / 1e9:.0f} "
+        f"int8, {machine.bf16 / 1e9:.0f} bf16 and {machine.f32 / 1e9:.0f} float32 multiply-adds per ns"
+    )
+    Console().print(report.as_table(found))
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+        (save / "compare.json").write_text(jsonlib.dumps(found, indent=1))
+        report.draw(found, save / "compare.png")
+        print(f"written: {save / 'compare.json'}, {save / 'compare.png'}")

@@ -170,7 +170,7 @@ def load(threads: int | None = None, prefer: str = "auto") -> Ops:
     Raises:
         UserError: what is insisted on is not to be had.
     """
-    module = None if prefer == "torch" else _module()
+    module = None if prefer == "torch" else compiled()
     if module is None:
         if prefer not in {"auto", "torch"}:
             raise UserError(
@@ -195,7 +195,8 @@ def load(threads: int | None = None, prefer: str = "auto") -> Ops:
     return Native(module)
 
 
-def _module() -> Any:
+def compiled() -> Any | None:
+    """The compiled module, None where it is not built."""
     try:
         return import_module("diastole.kernels._native")
     except ImportError:

@@ -93,6 +93,10 @@ class Decoder:
             return self._fused.forward(b, kv.buffers, kv.fmt)
         return self.open_forward(b, kv)
 
+    def phases(self) -> dict[str, float]:
+        """Seconds that fused execution spent in each phase since the last call; empty where there is none."""
+        return self._fused.phases() if self._fused is not None else {}
+
     def open_forward(self, b: Batch, kv: KVStore) -> Array:
         """Block by block."""
         arena = self._arena

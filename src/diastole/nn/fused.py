@@ -46,6 +46,11 @@ class FusedDecoder:
         self._native.step(buffers, fmt, b.inputs, b.pos, b.rows, b.tables, b.starts, b.lo, b.hi, b.want, logits)
         return logits
 
+    def phases(self) -> dict[str, float]:
+        """Seconds in each phase of the steps since the last call."""
+        laps: dict[str, float] = self._native.laps()
+        return laps
+
 
 def _parts(linear: Linear) -> list[tuple[str, int, int, Array]]:
     return [(p.fmt, p.n, p.k, p.data) for p in linear.parts]
