@@ -94,7 +94,7 @@ class ServiceConfig:
     kernels: str = knob(
         "auto",
         "operators to run on",
-        choices=("auto", "native", "avx512bf16", "avx512", "avx2", "scalar", "torch"),
+        choices=("auto", "native", "amx", "avx512bf16", "avx512", "avx2", "scalar", "torch"),
     )
     use: tuple[str, ...] = knob((), 'techniques, each "name" or "name:knob=value,knob=value"')
     slo: SLOConfig = SLOConfig()

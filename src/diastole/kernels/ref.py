@@ -20,8 +20,8 @@ class TorchOps:
 
     name = "torch"
 
-    def __init__(self, exact: bool = False) -> None:
-        self.exact = exact
+    def __init__(self, exact: bool = False, activations: tuple[int, int] = (127, 16)) -> None:
+        self.exact, self.activations = exact, activations
 
     def fuse(self) -> None:
         return None
@@ -45,7 +45,7 @@ class TorchOps:
     def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
         rows = _tensor(x)
         if not self.exact:
-            rows = _rounded(rows, w.fmt)
+            rows = _rounded(rows, w.fmt, *self.activations)
         y = rows @ _weights(w).T
         if bias is not None:
             y += _tensor(bias)
@@ -147,17 +147,17 @@ def _weights(w: Packed) -> torch.Tensor:
     return torch.from_numpy(w.data.view(np.float32).reshape(w.n, w.k))
 
 
-def _rounded(x: torch.Tensor, fmt: Format) -> torch.Tensor:
+def _rounded(x: torch.Tensor, fmt: Format, steps: int, columns: int) -> torch.Tensor:
     """Activations as the packed format's kernels see them."""
     if fmt == "f32":
         return x
     if fmt == "bf16":
         return x.bfloat16().float()
-    groups = x.reshape(len(x), -1, 16)
+    groups = x.reshape(len(x), -1, columns)
     most = groups.abs().amax(-1, keepdim=True)
-    limit = torch.tensor(127.0)  # a tensor: a plain 127 / x would be taken as 127 times the reciprocal
+    limit = torch.tensor(float(steps))  # a tensor: a plain number / x would be taken as that times the reciprocal
     q = (groups * torch.where(most > 0, limit / most, 0)).round()
-    return (q * (most / 127)).reshape(x.shape)
+    return (q * (most / limit)).reshape(x.shape)
 
 
 def _stored(x: torch.Tensor, fmt: str) -> torch.Tensor:

@@ -39,6 +39,7 @@ class Ops(Protocol):
     """What runs a model. T rows, H heads of dimension D, Hkv key/value heads, pages of 64 tokens."""
 
     name: str
+    activations: tuple[int, int]  # (steps, columns): integer formats round x, the largest of so many columns to so many
 
     def fuse(self) -> Any | None:
         """The class of a whole decoder in one call (see nn.fused), where there is one."""
@@ -61,8 +62,8 @@ class Ops(Protocol):
         ...
 
     def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
-        """out (T, N) = or += x (T, K) Wᵀ + bias (N,). x and out with row stride. Integer formats round x to int8 per
-        row and 16 columns, bf16 rounds it to bfloat16."""
+        """out (T, N) = or += x (T, K) Wᵀ + bias (N,). x and out with row stride. Integer formats round x as
+        ``activations`` says, bf16 rounds it to bfloat16."""
         ...
 
     def embed(self, w: Packed, ids: Array, out: Array) -> None:
@@ -125,6 +126,7 @@ class Native:
     def __init__(self, module: Any) -> None:
         self._n = module
         self.name = f"native-{module.isa()}"
+        self.activations = module.activations()
         self.rmsnorm = module.rmsnorm
         self.rope = module.rope
         self.gated = module.gated
@@ -156,7 +158,7 @@ class Native:
         self._n.embed(w.fmt, w.n, w.k, w.data, ids, out)
 
 
-_INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "scalar")
+_INSTRUCTION_SETS = ("amx", "avx512bf16", "avx512", "avx2", "scalar")
 
 
 def load(threads: int | None = None, prefer: str = "auto") -> Ops:
@@ -164,8 +166,8 @@ def load(threads: int | None = None, prefer: str = "auto") -> Ops:
 
     Args:
         threads: of the native pool, shared by the whole process; None: one per physical core.
-        prefer: "auto" takes the native ones if they are built; "native" insists; "avx512bf16", "avx512", "avx2" and
-            "scalar" insist on an instruction set; "torch" takes the slow, obvious ones.
+        prefer: "auto" takes the native ones if they are built; "native" insists; "amx", "avx512bf16", "avx512", "avx2"
+            and "scalar" insist on an instruction set; "torch" takes the slow, obvious ones.
 
     Raises:
         UserError: what is insisted on is not to be had.

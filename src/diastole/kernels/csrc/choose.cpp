@@ -1,5 +1,12 @@
 // Which kernels this machine runs.
 #include <cstring>
+#if defined(DIASTOLE_X86)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernels.hpp"
 
@@ -7,7 +14,7 @@ namespace diastole {
 
 extern const Kernels kernels_scalar;
 #if defined(DIASTOLE_X86)
-extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512bf16;
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512bf16, kernels_amx;
 #endif
 
 namespace {
@@ -24,10 +31,27 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+// Tile registers: the processor must have them, and the system must keep them for this process, which has to ask.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kWanted = kBf16 | kTile | kInt8;
+  constexpr int kAskForState = 0x1023, kTileData = 18;
+  static const bool granted = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!has_avx512bf16() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kWanted) != kWanted) return false;
+    return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+  }();
+  return granted;
+#else
+  return false;
+#endif
+}
 #endif
 
 const Choice kChoices[] = {  // best first
 #if defined(DIASTOLE_X86)
+    {&kernels_amx, has_amx},
     {&kernels_avx512bf16, has_avx512bf16},
     {&kernels_avx512, has_avx512},
     {&kernels_avx2, has_avx2},

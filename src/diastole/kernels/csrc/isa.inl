@@ -3,6 +3,9 @@
 #include "draw.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
+#if defined(__AMX_TILE__)
+#include "tiles.hpp"
+#endif
 
 namespace diastole {
 namespace {
@@ -15,7 +18,7 @@ namespace {
 }  // namespace
 
 extern const Kernels ISA_TABLE;
-const Kernels ISA_TABLE = {ISA_NAME, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, merge,
+const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, merge,
                            most, weigh, at_least, tops, contenders, peak, sweep};
 
 }  // namespace diastole

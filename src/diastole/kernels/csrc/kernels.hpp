@@ -39,16 +39,17 @@ struct Matrix {
   int groups() const { return k / kGroup; }
 };
 
-// Rows of activations in the form that a matrix kind multiplies.
+// Rows of activations, and the form in which a matrix kind multiplies them (on tile registers another: linear_digits.inl).
 struct Rows {
   int t, k;
-  const float* f;     // f32: rows with this stride
+  const float* f;     // rows with this stride
   ptrdiff_t stride;   //
   uint16_t* h;        // bf16: (t, k)
   int8_t* q;          // q8, q4: (t, k), with per half group
   float* scale;       //   what q is multiplied with: (t, k/16),
   int32_t* total;     //   the sum of q: (t, k/16),
   float* offset;      // and per group the sum of scale times q: (t, k/32)
+  float* turned;      // tile registers: scale and offset again
 };
 
 struct Out {
@@ -82,11 +83,15 @@ struct Partial {
   float most, sum;
 };
 
+// Room for a row of blocks opened to bytes, and its scales as floats.
+inline size_t shelf_bytes(int k) { return static_cast<size_t>(k) * kRows * 2 + static_cast<size_t>(k) / kGroup * kRows * 8; }
+
 struct Kernels {
   const char* name;
-  void (*prepare)(Weight kind, const float* x, ptrdiff_t stride, Rows& rows, int t0, int t1);
-  // Rows t0..t1 against row blocks b0..b1.
-  void (*multiply)(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1);
+  bool tiles;  // it has tile registers: many rows at once are worth a larger share of the cache
+  void (*prepare)(Weight kind, const Rows& rows, int t0, int t1);
+  // Rows t0..t1 against row blocks b0..b1. shelf: shelf_bytes(k) of the calling thread. Of x, whole sixteens are read.
+  void (*multiply)(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* shelf);
   void (*embed)(const Matrix& w, const int32_t* ids, float* out, ptrdiff_t stride, int t0, int t1);
   void (*rmsnorm)(const float* x, const float* weight, float eps, float* out, int k);
   void (*rope)(float* x, const float* table, int heads, int dim, int rotated);

@@ -1,7 +1,7 @@
 // Matrix kernels. Included by isa.inl; see kernels.hpp for the layouts.
 //
-// However many rows share a pass over the weights, a row's sums are made of the same operations in the same order: per
-// half group an exact integer sum, then the same fused multiply-adds into one accumulator, groups ascending.
+// However many rows share a pass over the weights, a row's sums are made of the same operations in the same order: exact
+// integer sums, then the same fused multiply-adds into one accumulator, groups ascending.
 
 #if defined(__AVX512F__)
 constexpr int kPair = 2;  // row blocks that one tile multiplies, so that what is loaded of x is used twice
@@ -12,20 +12,6 @@ constexpr int kAhead = 16;              // blocks of weights fetched ahead where
 constexpr size_t kNear = 32 << 10;     // bytes that the nearest cache holds
 
 // ---- activations
-
-void quantize_row(const float* x, int k, int8_t* q, float* scale, int32_t* total, float* offset) {
-  for (int g = 0; g < k / kGroup; g++, scale += 2, total += 2) {
-    for (int half = 0; half < 2; half++, x += kFine, q += kFine) {
-      const Floats v = load(x);
-      const float most = as_float(largest(magnitude(v)));  // NaN if one is, and so is the scale
-      const Ints rounded = round_to_int(v * (most > 0 ? 127.f / most : 0.f));
-      narrow8(rounded, q);
-      scale[half] = most / 127.f;
-      total[half] = sum(rounded);
-    }
-    offset[g] = scale[0] * static_cast<float>(total[0]) + scale[1] * static_cast<float>(total[1]);
-  }
-}
 
 void to_bf16(const float* x, int k, bf16* h) {
   int i = 0;
@@ -39,122 +25,15 @@ void to_bf16(const float* x, int k, bf16* h) {
   }
 }
 
-void prepare(Weight kind, const float* x, ptrdiff_t stride, Rows& rows, int t0, int t1) {
-  const size_t k = static_cast<size_t>(rows.k), groups = k / kGroup;
-  for (int t = t0; t < t1; t++) {
-    const float* row = x + t * stride;
-    const size_t at = static_cast<size_t>(t) * groups;
-    if (kind == Weight::bf16) to_bf16(row, rows.k, rows.h + static_cast<size_t>(t) * k);
-    if (kind == Weight::q8 || kind == Weight::q4)
-      quantize_row(row, rows.k, rows.q + static_cast<size_t>(t) * k, rows.scale + 2 * at, rows.total + 2 * at,
-                   rows.offset + at);
-  }
-}
-
 // ---- a tile: MR rows of x from t on, times NB row blocks from b on
 //
 // FIRST: nobody has touched these weights in this pass, so the tile fetches what comes after them.
 
-template <int MR, int NB, bool FIRST>
-inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
-  const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
-  const uint8_t* p[NB];
-  for (int j = 0; j < NB; j++) p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock4;
-  // Several rows of blocks: the same place in those that come next, if they fit beside these.
-  const size_t own = NB * groups * kBlock4, ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
-  for (size_t g = 0; g < groups; g++) {
-    const int8_t* q = x.q + row0 * k + g * kGroup;
-    Ints s[MR][NB], u[MR][NB];  // sums of the first and of the second half of the group
-    for (int r = 0; r < MR; r++)
-      for (int j = 0; j < NB; j++) s[r][j] = u[r][j] = splat(0);
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-      Ints low[NB], high[NB];
-      for (int j = 0; j < NB; j++) {
-        const Ints v = load_words(p[j] + 64 * c);
-        low[j] = v & 0x0f0f0f0f;
-        high[j] = (v >> 4) & 0x0f0f0f0f;
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < MR; r++) {
-        const int32_t first = static_cast<int32_t>(word(q + r * k + 4 * c));
-        const int32_t second = static_cast<int32_t>(word(q + r * k + kFine + 4 * c));
-#pragma GCC unroll 2
-        for (int j = 0; j < NB; j++) {
-          s[r][j] = dot4_small(s[r][j], low[j], first);
-          u[r][j] = dot4_small(u[r][j], high[j], second);
-        }
-      }
-    }
-    Floats d[NB], m[NB];
-    for (int j = 0; j < NB; j++) {
-      d[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 256));
-      m[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 288));
-      if (FIRST)
-        for (int line = 0; line < kBlock4; line += 64) prefetch(p[j] + ahead + line);
-      p[j] += kBlock4;
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < MR; r++) {
-      const size_t at = (row0 + r) * groups + g;
-      const Floats first = splat(x.scale[2 * at]), second = splat(x.scale[2 * at + 1]), offset = splat(x.offset[at]);
-#pragma GCC unroll 2
-      for (int j = 0; j < NB; j++) {
-        const Floats both = fma(to_float(u[r][j]), second, to_float(s[r][j]) * first);
-        acc[r][j] = fma(m[j], offset, fma(both, d[j], acc[r][j]));
-      }
-    }
-  }
-}
-
-template <int MR, int NB, bool FIRST>
-inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
-  const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
-  const uint8_t* scales = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8;
-  const uint8_t* p[NB];
-  const f16* d[NB];
-  for (int j = 0; j < NB; j++) {
-    p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock8;
-    d[j] = reinterpret_cast<const f16*>(scales) + static_cast<size_t>(b + j) * groups * kRows;
-  }
-  for (size_t g = 0; g < groups; g++) {
-    const int8_t* q = x.q + row0 * k + g * kGroup;
-    Floats both[MR][NB];
-    for (int r = 0; r < MR; r++)
-      for (int j = 0; j < NB; j++) both[r][j] = splat(0.f);
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; half++) {
-      Ints s[MR][NB];
-      for (int r = 0; r < MR; r++)
-        for (int j = 0; j < NB; j++) s[r][j] = splat(signed_start(x.total[((row0 + r) * groups + g) * 2 + half]));
-#pragma GCC unroll 4
-      for (int c = 4 * half; c < 4 * half + 4; c++) {
-        Ints v[NB];
-        for (int j = 0; j < NB; j++) v[j] = load_words(p[j] + 64 * c);
-#pragma GCC unroll 4
-        for (int r = 0; r < MR; r++) {
-          const int32_t four = static_cast<int32_t>(word(q + r * k + 4 * c));
-#pragma GCC unroll 2
-          for (int j = 0; j < NB; j++) s[r][j] = dot4_signed(s[r][j], v[j], four);
-        }
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < MR; r++) {
-        const Floats dx = splat(x.scale[((row0 + r) * groups + g) * 2 + half]);
-#pragma GCC unroll 2
-        for (int j = 0; j < NB; j++) both[r][j] = fma(to_float(s[r][j]), dx, both[r][j]);
-      }
-    }
-    for (int j = 0; j < NB; j++) {
-      const Floats scale = load_f16(d[j]);
-      for (int r = 0; r < MR; r++) acc[r][j] = fma(both[r][j], scale, acc[r][j]);
-      if (FIRST)
-        for (int line = 0; line < kBlock8; line += 64) prefetch(p[j] + kAhead * kBlock8 + line);
-      p[j] += kBlock8;
-      d[j] += kRows;
-    }
-  }
-}
+#if defined(__AMX_TILE__)
+#include "linear_digits.inl"
+#else
+#include "linear_fine.inl"
+#endif
 
 template <int MR, int NB, bool FIRST>
 inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
@@ -197,6 +76,17 @@ inline void tile_f32(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)
   }
 }
 
+// ---- rows of x
+
+void prepare(Weight kind, const Rows& rows, int t0, int t1) {
+  for (int t = t0; t < t1; t++) {
+    if (kind == Weight::bf16) to_bf16(rows.f + t * rows.stride, rows.k, rows.h + static_cast<size_t>(t) * rows.k);
+    if (kind == Weight::q8 || kind == Weight::q4) quantize(rows, t);
+  }
+}
+
+// ---- from a tile to where it goes
+
 // Sixteen outputs of one row, fewer at the end of a matrix whose n is no multiple of 16.
 inline void put(const Matrix& w, const Out& out, int b, int t, Floats v) {
   const int first = b * kRows, lanes = w.n - first < kRows ? w.n - first : kRows;
@@ -227,6 +117,13 @@ inline void tile(const Matrix& w, const Rows& x, const Out& out, int b, int t) {
     for (int j = 0; j < NB; j++) put(w, out, b + j, t + r, acc[r][j]);
 }
 
+#if defined(__AMX_TILE__)
+constexpr bool kTiles = true;
+#include "linear_amx.inl"
+#else
+constexpr bool kTiles = false;
+#endif
+
 // All rows t0..t1 against NB row blocks, which stay in the nearest cache meanwhile. Several rows take long enough over
 // eight or more bits per weight for the processor to fetch ahead by itself: there, telling it costs more than it brings.
 template <Weight KIND, int NB>
@@ -243,19 +140,25 @@ inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0
 }
 
 template <Weight KIND>
-void multiply_kind(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1) {
+void multiply_kind(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* shelf) {
+#if defined(__AMX_TILE__)
+  if constexpr (KIND == Weight::q4 || KIND == Weight::q8) {
+    if (x.t >= kTileFrom) return multiply_tiles<KIND>(w, x, out, b0, b1, t0, t1, shelf);
+  }
+#endif
+  (void)shelf;
   int b = b0;
   if (t1 - t0 > 1)  // a single row is bound by reading the weights: one stream is enough
     for (; b + kPair <= b1; b += kPair) column<KIND, kPair>(w, x, out, b, t0, t1);
   for (; b < b1; b++) column<KIND, 1>(w, x, out, b, t0, t1);
 }
 
-void multiply(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1) {
+void multiply(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* shelf) {
   switch (w.kind) {
-    case Weight::q4: return multiply_kind<Weight::q4>(w, x, out, b0, b1, t0, t1);
-    case Weight::q8: return multiply_kind<Weight::q8>(w, x, out, b0, b1, t0, t1);
-    case Weight::bf16: return multiply_kind<Weight::bf16>(w, x, out, b0, b1, t0, t1);
-    case Weight::f32: return multiply_kind<Weight::f32>(w, x, out, b0, b1, t0, t1);
+    case Weight::q4: return multiply_kind<Weight::q4>(w, x, out, b0, b1, t0, t1, shelf);
+    case Weight::q8: return multiply_kind<Weight::q8>(w, x, out, b0, b1, t0, t1, shelf);
+    case Weight::bf16: return multiply_kind<Weight::bf16>(w, x, out, b0, b1, t0, t1, shelf);
+    case Weight::f32: return multiply_kind<Weight::f32>(w, x, out, b0, b1, t0, t1, shelf);
   }
 }
 

@@ -1,5 +1,6 @@
 // The Python face: checks shapes and indices, lets go of the interpreter lock, calls the operators.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdlib>
@@ -308,6 +309,8 @@ NB_MODULE(_native, m) {
   m.def("probe_peak", probe_peak);
   m.def("probe_read", probe_read);
   m.def("isa", [] { return std::string(isa().name); });
+  m.def("activations", [] { return isa().tiles ? std::make_pair(127 * 16, kGroup) : std::make_pair(127, kFine); },
+        "To how many steps integer formats round the largest of how many columns of x.");
   m.def("set_isa", [](const std::string& name) {
     const Kernels* found = choose(name.c_str());
     if (found == nullptr) fail("this machine does not run the kernels called " + name);
@@ -316,7 +319,7 @@ NB_MODULE(_native, m) {
   bind_fused(m);
   m.def("isas", [] {
     nb::list names;
-    for (const char* name : {"avx512bf16", "avx512", "avx2", "scalar"})
+    for (const char* name : {"amx", "avx512bf16", "avx512", "avx2", "scalar"})
       if (choose(name) != nullptr) names.append(name);
     return names;
   });

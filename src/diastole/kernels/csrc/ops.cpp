@@ -14,6 +14,8 @@ namespace {
 
 constexpr double kAlone = 40e3;  // multiply-adds below which waking others costs more than it brings
 constexpr int kTokenBlock = 128;  // rows of x that stay in a core's cache while weights pass
+constexpr size_t kTiledBytes = size_t{1} << 20;  // of them where opening weights is dear: half of a core's second cache
+constexpr int kTogether = 16;  // rows that are prepared together
 constexpr size_t kMostPartials = (size_t{32} << 20) / sizeof(Partial);
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -26,18 +28,20 @@ T* scratch(std::vector<T>& store, size_t n) {
 }
 
 Rows open_rows(Weight kind, const float* x, ptrdiff_t stride, int t, int k) {
-  static thread_local std::vector<uint16_t> h;
-  static thread_local std::vector<int8_t> q;
-  static thread_local std::vector<float> scale, offset;
-  static thread_local std::vector<int32_t> total;
-  Rows rows{t, k, x, stride, nullptr, nullptr, nullptr, nullptr, nullptr};
-  const size_t n = static_cast<size_t>(t) * k, groups = n / kGroup;
-  if (kind == Weight::bf16) rows.h = scratch(h, n);
+  // Aligned, for a row of a tile that crosses cache lines takes twice as long to load.
+  static thread_local Scratch<uint16_t> h;
+  static thread_local Scratch<int8_t> q;
+  static thread_local Scratch<float> scale, offset, turned;
+  static thread_local Scratch<int32_t> total;
+  Rows rows{t, k, x, stride, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  const size_t n = static_cast<size_t>(t + kTogether) * k, groups = n / kGroup;  // kernels may read whole sixteens
+  if (kind == Weight::bf16) rows.h = h.get(n);
   if (kind == Weight::q8 || kind == Weight::q4) {
-    rows.q = scratch(q, n);
-    rows.scale = scratch(scale, 2 * groups);
-    rows.offset = scratch(offset, groups);
-    rows.total = scratch(total, 2 * groups);
+    rows.q = q.get(2 * n);
+    rows.scale = scale.get(2 * groups);
+    rows.offset = offset.get(groups);
+    rows.total = total.get(2 * groups);
+    rows.turned = turned.get(2 * groups);
   }
   return rows;
 }
@@ -62,31 +66,39 @@ class Shares {
   int blocks_, threads_, large_, small_;
 };
 
+int token_block(const Kernels& isa, const Matrix& w) {
+  if (!isa.tiles) return kTokenBlock;
+  return std::clamp(static_cast<int>(kTiledBytes / (2 * static_cast<size_t>(w.k))) / 64 * 64, 64, 512);
+}
+
 }  // namespace
 
 void linear(const Kernels& isa, const Matrix& w, const float* x, ptrdiff_t x_stride, int t, const Out& out) {
   Rows rows = open_rows(w.kind, x, x_stride, t, w.k);
   const int blocks = ceil_div(w.n, kRows);
   Pool& pool = Pool::get();
+  const auto multiply = [&](Span share, Span part) {
+    static thread_local Scratch<uint8_t> shelf;
+    isa.multiply(w, rows, out, share.t0, share.t1, part.t0, part.t1, shelf.get(shelf_bytes(w.k)));
+  };
   if (static_cast<double>(w.n) * w.k * t < kAlone) {
-    isa.prepare(w.kind, x, x_stride, rows, 0, t);
-    isa.multiply(w, rows, out, 0, blocks, 0, t);
+    isa.prepare(w.kind, rows, 0, t);
+    multiply({0, blocks}, {0, t});
     return;
   }
-  if (t < 8) {
-    isa.prepare(w.kind, x, x_stride, rows, 0, t);
+  if (t < kTogether / 2) {
+    isa.prepare(w.kind, rows, 0, t);
   } else {
-    const int part = 8;
+    const int part = t < 4 * kTogether ? kTogether / 2 : kTogether;
     pool.each(ceil_div(t, part), [&](int i) {
-      isa.prepare(w.kind, x, x_stride, rows, i * part, std::min((i + 1) * part, t));
+      isa.prepare(w.kind, rows, i * part, std::min((i + 1) * part, t));
     });
   }
   const Shares shares(blocks, pool.threads());
-  const int step_t = t <= kTokenBlock ? t : kTokenBlock;
+  const int step_t = std::min(t, token_block(isa, w));
   pool.each(shares.count() * ceil_div(t, step_t), [&](int i) {
-    const Span share = shares.at(i % shares.count());
     const int r = i / shares.count() * step_t;
-    isa.multiply(w, rows, out, share.t0, share.t1, r, std::min(r + step_t, t));
+    multiply(shares.at(i % shares.count()), {r, std::min(r + step_t, t)});
   });
 }
 

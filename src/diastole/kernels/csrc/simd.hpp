@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -40,8 +41,12 @@ constexpr int kLanes = kRegister / 4;
 inline void read(FloatRegister& v, const void* p) { v = *static_cast<const FloatAnywhere*>(p); }
 inline void read(IntRegister& v, const void* p) { v = *static_cast<const IntAnywhere*>(p); }
 inline void write(FloatRegister v, void* p) { *static_cast<FloatAnywhere*>(p) = v; }
-inline void fill(FloatRegister& v, float x) { v = FloatRegister{} + x; }
-inline void fill(IntRegister& v, int32_t x) { v = IntRegister{} + x; }
+template <class Register, class Scalar, int... I>
+inline Register spread(Scalar x, std::integer_sequence<int, I...>) {  // x + 0 would be an addition: -0 + 0 is 0
+  return Register{((void)I, x)...};
+}
+inline void fill(FloatRegister& v, float x) { v = spread<FloatRegister>(x, std::make_integer_sequence<int, kLanes>()); }
+inline void fill(IntRegister& v, int32_t x) { v = spread<IntRegister>(x, std::make_integer_sequence<int, kLanes>()); }
 inline FloatRegister to_float(IntRegister v) { return __builtin_convertvector(v, FloatRegister); }
 inline IntRegister bits(FloatRegister v) { return (IntRegister)v; }
 inline FloatRegister from_bits(IntRegister v) { return (FloatRegister)v; }
