@@ -271,9 +271,27 @@ void visit_all(const Halves<const uint8_t>& page, int dim, Ahead next, const Sea
     if (n > 0) visit_all<KIND, R - 1>(page, dim, next, seats, n);
 }
 
+#if defined(__AMX_TILE__)
+#include "attention_amx.inl"
+#endif
+
+template <KV KIND>
+void visit_seats(const uint8_t* at, int dim, Ahead next, const Seat* seats, int n) {
+  const Halves<const uint8_t> page = open_page(KIND, at, dim);
+#if defined(__AMX_TILE__)
+  if (KIND == KV::bf16 && fits_tiles(dim)) return visit_all_tiles(page, dim, next, seats, n);
+#endif
+  visit_all<KIND, kQueries>(page, dim, next, seats, n);
+}
+
 template <KV KIND>
 void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
-  Query queries[kTile];
+  Query queries[kTile + 15];  // tiles read whole sixteens
+#if defined(__AMX_TILE__)
+  TileShape shape;
+  shape.set(kTileRows, kTileBytes, 0, 1, 2, 3, 4, 5, 6, 7);
+  if (KIND == KV::bf16) shape.use();
+#endif
   int lo[kTile], hi[kTile], first = kSplit, last = 0;
   const int dim = look.dim, n = (t1 - t0) * look.group;
   for (int i = 0; i < n; i++) {
@@ -304,7 +322,7 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
     const int left = last - (page + 1) * kPage;
     const uint8_t* after = left > 0 ? place(page + 1) : look.next;
     const Ahead next = {after != nullptr ? after - at : 0, left > 0 ? left : kPage};
-    visit_all<KIND, kQueries>(open_page(KIND, at, dim), dim, next, seats, seated);
+    visit_seats<KIND>(at, dim, next, seats, seated);
   }
 }
 
