@@ -12,6 +12,7 @@ from diastole.bench.field import Entry
 from diastole.bench.limits import Needs
 from diastole.bench.neighbour import neighbour
 from diastole.bench.task import Task
+from diastole.types import UserError
 
 NEAR = 0.7  # of the best of its engine in the first round: whoever is slower is measured once
 WARM = 512  # tokens of the prompt that does not count
@@ -24,6 +25,7 @@ class Result:
     task: Task
     speeds: dict[str, list[float]] = field(default_factory=dict)  # by entry, one per round it took part in
     needs: Needs | None = None  # of the first entry
+    failed: dict[str, str] = field(default_factory=dict)  # entries that could not run, and why
 
     def median(self, name: str) -> float:
         return statistics.median(self.speeds[name])
@@ -52,24 +54,23 @@ def run(
         tell: is told what happens next, for progress.
 
     Raises:
-        UserError: a contender could not be loaded or failed.
+        UserError: Diastole could not be loaded, or a contender failed later.
     """
     result = Result(task)
     with contextlib.ExitStack() as stack:
         booths: list[Booth] = []
         vocab = 0
         for entry in entries:  # one after the other: loading takes all cores
-            tell(f"loading {entry.name}")
-            booths.append(stack.enter_context(Booth(entry, threads, task.streams, task.context)))
-            vocab = booths[-1].ready()
-        prompts = task.prompts(vocab)
-        for booth in booths:
-            tell(f"warming {booth.entry.name}")
-            if task.steps:
-                booth.begin(prompts)
-                booth.decode(2)
-            else:
-                booth.prefill(prompts[0][:WARM])
+            tell(f"loading and warming {entry.name}")
+            booth = stack.enter_context(Booth(entry, threads, task.streams, task.context))
+            try:
+                vocab = _warm(booth, task)
+            except UserError as e:
+                if entry.engine == "diastole":
+                    raise
+                result.failed[entry.name] = e.message  # a peer that cannot run is told, and the others go on
+                continue
+            booths.append(booth)
         if entries[0].engine == "diastole":
             result.needs = booths[0].needs()
         if task.neighbour:
@@ -82,6 +83,18 @@ def run(
             if turn == 0:
                 booths = list(_near(booths, result))
     return result
+
+
+def _warm(booth: Booth, task: Task) -> int:
+    """The turn that does not count; the size of the vocabulary."""
+    vocab = booth.ready()
+    prompts = task.prompts(vocab)
+    if task.steps:
+        booth.begin(prompts)
+        booth.decode(2)
+    else:
+        booth.prefill(prompts[0][:WARM])
+    return vocab
 
 
 def _near(booths: Sequence[Booth], result: Result) -> Iterator[Booth]:

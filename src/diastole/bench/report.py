@@ -47,6 +47,8 @@ def _task(result: Result, entries: Sequence[Entry], machine: Machine) -> dict[st
         "neighbour": task.neighbour,
         "tokens_per_second": {n: {"median": result.median(n), "rounds": v} for n, v in result.speeds.items()},
     }
+    if result.failed:
+        found["failed"] = result.failed
     for engine in ("llama.cpp", "transformers"):
         best = result.best([e.name for e in entries if e.engine == engine])
         if best is not None and OURS in result.speeds:

@@ -234,6 +234,8 @@ def compare(
             tell = lambda what, task=task: status.update(f"{task.name}: {what}")  # noqa: E731
             results.append(contest.run(task, fit, threads, rounds, tell))
             console.print(f"{task.name} done: {results[-1].median(report.OURS):,.0f} tokens/s", highlight=False)
+            for name, why in results[-1].failed.items():
+                console.print(f"  {name} could not run: {why}", highlight=False)
     found = report.as_json(results, entries, machine, f"{model}, {threads} threads")
     print(
         f"{threads} threads; this machine reads {machine.bandwidth / 1e9:.1f} GB/s and does {machine.int8 / 1e9:.0f} "
