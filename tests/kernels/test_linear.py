@@ -10,18 +10,22 @@ from kernels.cases import FORMATS, bf16, each_isa, native, normal, weights
 SHAPES = ((1, 32), (16, 32), (17, 64), (33, 96), (100, 256), (576, 576))  # n, k
 
 
-def rounded(x: np.ndarray, fmt: str, activations: tuple[int, int]) -> np.ndarray:
+def rounded(x: np.ndarray, fmt: str, rounding: str) -> np.ndarray:
     """Activations as a format's kernels see them, in float64."""
     if fmt == "f32":
         return x.astype(np.float64)
     if fmt == "bf16":
         return bf16(x).astype(np.float64)
-    steps, columns = activations
-    groups = x.reshape(len(x), -1, columns)
+    if rounding == "bf16/32":
+        groups = bf16(x).astype(np.float64).reshape(len(x), -1, 32)
+        most = np.abs(groups).max(-1, keepdims=True)
+        unit = 2.0 ** (np.floor(np.log2(np.where(most > 0, most, 1))) - 11)
+        return (np.rint(groups / unit) * unit).reshape(x.shape)
+    groups = x.reshape(len(x), -1, 16)
     most = np.abs(groups).max(-1, keepdims=True)
-    inverse = np.divide(np.float32(steps), most, out=np.zeros_like(most), where=most > 0)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
     q = np.rint(groups * inverse).astype(np.float64)
-    return (q * (most / np.float32(steps))).reshape(x.shape)
+    return (q * (most / np.float32(127))).reshape(x.shape)
 
 
 @each_isa()
@@ -29,7 +33,7 @@ def rounded(x: np.ndarray, fmt: str, activations: tuple[int, int]) -> np.ndarray
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 def test_linear_is_the_twin_s(isa: str, fmt: str, n: int, k: int) -> None:
     ops, w = native(isa), weights(fmt, n, k)
-    twin = TorchOps(activations=ops.activations)
+    twin = TorchOps(rounding=ops.rounding)
     fast, slow = w.pack(ops), w.pack(twin)
     rng = np.random.default_rng(1)
     for t in (1, 2, 3, 5, 8, 33):
@@ -37,8 +41,8 @@ def test_linear_is_the_twin_s(isa: str, fmt: str, n: int, k: int) -> None:
         y, z = np.empty((t, n), np.float32), np.empty((t, n), np.float32)
         ops.linear(x, fast, y)
         twin.linear(x, slow, z)
-        exact = rounded(x, fmt, ops.activations) @ w.dense.astype(np.float64).T
-        terms = np.abs(rounded(x, fmt, ops.activations)) @ np.abs(w.dense.astype(np.float64)).T + 1e-9
+        exact = rounded(x, fmt, ops.rounding) @ w.dense.astype(np.float64).T
+        terms = np.abs(rounded(x, fmt, ops.rounding)) @ np.abs(w.dense.astype(np.float64)).T + 1e-9
         assert (np.abs(y - exact) / terms).max() < 3e-6
         assert (np.abs(y - z) / terms).max() < 5e-6
 
@@ -87,7 +91,7 @@ def test_columns_of_no_round_number(isa: str) -> None:
         ops, x, w = native(isa), normal(np.random.default_rng(4), 5, k), weights(fmt, 19, k)
         y = np.empty((5, 19), np.float32)
         ops.linear(x, w.pack(ops), y)
-        np.testing.assert_allclose(y, rounded(x, fmt, ops.activations) @ w.dense.T.astype(np.float64), atol=1e-4)
+        np.testing.assert_allclose(y, rounded(x, fmt, ops.rounding) @ w.dense.T.astype(np.float64), atol=1e-4)
 
 
 @each_isa()

@@ -49,7 +49,7 @@ FORMATS = ["f32", "bf16", "q8", "q4"]
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize(("n", "k"), [(1, 32), (40, 64), (96, 576), (576, 1536), (1000, 256)])
 def test_linear(ops: Ops, fmt: str, n: int, k: int) -> None:
-    w, twin, slow = matrix(ops, fmt, n, k), matrix(TWIN, fmt, n, k), ref.TorchOps(activations=ops.activations)
+    w, twin, slow = matrix(ops, fmt, n, k), matrix(TWIN, fmt, n, k), ref.TorchOps(rounding=ops.rounding)
     bias = normal(n, seed=3)
     for t in (1, 2, 3, 4, 5, 8, 33, 130):
         wide = normal(t, k + 48, seed=t)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from diastole.kernels.table import Format, Packed
+from diastole.kernels.table import Format, Packed, Rounding
 from diastole.types import Array
 
 PAGE = 64
@@ -20,8 +20,8 @@ class TorchOps:
 
     name = "torch"
 
-    def __init__(self, exact: bool = False, activations: tuple[int, int] = (127, 16)) -> None:
-        self.exact, self.activations = exact, activations
+    def __init__(self, exact: bool = False, rounding: Rounding = "int8/16") -> None:
+        self.exact, self.rounding = exact, rounding
 
     def fuse(self) -> None:
         return None
@@ -45,7 +45,7 @@ class TorchOps:
     def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
         rows = _tensor(x)
         if not self.exact:
-            rows = _rounded(rows, w.fmt, *self.activations)
+            rows = _rounded(rows, w.fmt, self.rounding)
         y = rows @ _weights(w).T
         if bias is not None:
             y += _tensor(bias)
@@ -147,17 +147,29 @@ def _weights(w: Packed) -> torch.Tensor:
     return torch.from_numpy(w.data.view(np.float32).reshape(w.n, w.k))
 
 
-def _rounded(x: torch.Tensor, fmt: Format, steps: int, columns: int) -> torch.Tensor:
+def _rounded(x: torch.Tensor, fmt: Format, rounding: Rounding) -> torch.Tensor:
     """Activations as the packed format's kernels see them."""
     if fmt == "f32":
         return x
     if fmt == "bf16":
         return x.bfloat16().float()
-    groups = x.reshape(len(x), -1, columns)
+    return _int8(x) if rounding == "int8/16" else _grid(x)
+
+
+def _int8(x: torch.Tensor) -> torch.Tensor:
+    groups = x.reshape(len(x), -1, 16)
     most = groups.abs().amax(-1, keepdim=True)
-    limit = torch.tensor(float(steps))  # a tensor: a plain number / x would be taken as that times the reciprocal
+    limit = torch.tensor(127.0)  # a tensor: a plain number / x would be taken as that times the reciprocal
     q = (groups * torch.where(most > 0, limit / most, 0)).round()
     return (q * (most / limit)).reshape(x.shape)
+
+
+def _grid(x: torch.Tensor) -> torch.Tensor:
+    groups = x.bfloat16().float().reshape(len(x), -1, 32)
+    most = groups.abs().amax(-1, keepdim=True)
+    unit = torch.ldexp(torch.ones_like(most), torch.frexp(most).exponent - 12)
+    rounded = torch.where(most >= 2.0**-90, (groups / unit).round() * unit, 0)
+    return torch.where(most.isfinite(), rounded, torch.nan).reshape(x.shape)
 
 
 def _stored(x: torch.Tensor, fmt: str) -> torch.Tensor:

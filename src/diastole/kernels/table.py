@@ -19,6 +19,9 @@ import numpy as np
 from diastole.types import Array, UserError
 
 Format = Literal["f32", "bf16", "q8", "q4"]
+# "int8/16": to 127 steps of the largest of 16 columns. "bf16/32": to bfloat16, then to multiples of 2^(e - 11) where
+# the largest of 32 columns lies between 2^e and 2^(e + 1).
+Rounding = Literal["int8/16", "bf16/32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Ops(Protocol):
     """What runs a model. T rows, H heads of dimension D, Hkv key/value heads, pages of 64 tokens."""
 
     name: str
-    activations: tuple[int, int]  # (steps, columns): integer formats round x, the largest of so many columns to so many
+    rounding: Rounding  # of x before it meets weights in whole numbers
 
     def fuse(self) -> Any | None:
         """The class of a whole decoder in one call (see nn.fused), where there is one."""
@@ -62,8 +65,8 @@ class Ops(Protocol):
         ...
 
     def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
-        """out (T, N) = or += x (T, K) Wᵀ + bias (N,). x and out with row stride. Integer formats round x as
-        ``activations`` says, bf16 rounds it to bfloat16."""
+        """out (T, N) = or += x (T, K) Wᵀ + bias (N,). x and out with row stride. q8 and q4 round x as
+        ``rounding`` says, bf16 rounds it to bfloat16."""
         ...
 
     def embed(self, w: Packed, ids: Array, out: Array) -> None:
@@ -126,7 +129,7 @@ class Native:
     def __init__(self, module: Any) -> None:
         self._n = module
         self.name = f"native-{module.isa()}"
-        self.activations = module.activations()
+        self.rounding: Rounding = module.rounding()
         self.rmsnorm = module.rmsnorm
         self.rope = module.rope
         self.gated = module.gated

@@ -35,17 +35,6 @@ inline const uint8_t* only_seen(const uint8_t* v, int dim, int lo, int hi, uint8
   return room;
 }
 
-template <int N>
-struct Number {
-  static constexpr int value = N;
-  constexpr operator int() const { return N; }
-};
-// f for each of the four tiles that hold sums.
-template <class F>
-inline void each_tile(const F& f) {
-  f(Number<0>()), f(Number<1>()), f(Number<2>()), f(Number<3>());
-}
-
 // Up to sixteen rows on a page.
 inline void visit_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, const Seat* seats, int n) {
   alignas(64) float s[kTileRows * kPage], sums[kTileRows * kPage];

@@ -7,7 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "check.hpp"
-#include "pool.hpp"
+#include "products.hpp"
 
 namespace diastole {
 namespace {
@@ -38,12 +38,29 @@ struct Stack {
 
   int k() const { return parts[0].k; }
 
-  void times(const Kernels& isa, const float* x, int t, float* out, bool add) const {
+  // prepare(kind): the rows in the form for a kind; asked again only where neighbours want different ones.
+  template <class Prepare>
+  void times(const Kernels& isa, const Prepare& prepare, float* out, bool add) const {
     int first = 0;
-    for (const Matrix& part : parts) {
-      linear(isa, part, x, part.k, t, {out + first, n, bias ? bias + first : nullptr, add});
+    Rows rows;
+    for (size_t i = 0; i < parts.size(); i++) {
+      const Matrix& part = parts[i];
+      if (i == 0 || form_of(part.kind) != form_of(parts[i - 1].kind)) rows = prepare(part.kind);
+      multiply(isa, part, rows, {out + first, n, bias ? bias + first : nullptr, add});
       first += part.n;
     }
+  }
+
+  // Rows first..first+count, if they are whole blocks of one part.
+  std::optional<Half> half(int first, int count) const {
+    for (const Matrix& part : parts) {
+      if (first < part.n) {
+        if (first % kRows || count % kRows || first + count > part.n) break;
+        return Half{part, first};
+      }
+      first -= part.n;
+    }
+    return std::nullopt;
   }
 };
 
@@ -159,16 +176,17 @@ class Fused {
     embed(k, embed_, ids, t, x, d);
     if (embed_scale_ != 1.f)
       for (size_t i = 0; i < static_cast<size_t>(t) * d; i++) x[i] *= embed_scale_;
-    float* normed = room(normed_, static_cast<size_t>(t) * d);
     float* qkv = room(qkv_, static_cast<size_t>(t) * width);
     float* seen = room(seen_, static_cast<size_t>(t) * inside);
     std::vector<int32_t> windowed(t);
     watch_.lap(Stopwatch::embed);
     for (size_t l = 0; l < layers_.size(); l++) {
       const Layer& layer = layers_[l];
-      rmsnorm(k, x, d, layer.attn_norm, layer.eps, normed, d, t, 1, d);
-      watch_.lap(Stopwatch::norm);
-      layer.qkv.times(k, normed, t, qkv, false);
+      layer.qkv.times(k, [&](Weight form) {
+        const Rows normed = rows_.normed(k, form, x, layer.attn_norm, layer.eps, t, d);
+        watch_.lap(Stopwatch::norm);
+        return normed;
+      }, qkv, false);
       watch_.lap(Stopwatch::qkv);
       if (layer.q_norm) {
         rmsnorm(k, qkv, width, layer.q_norm, layer.eps, qkv, width, t, heads_, dim_);
@@ -188,32 +206,46 @@ class Fused {
       const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, from, hi, layer.scale, nullptr};
       attend(k, look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), seen, nullptr);
       watch_.lap(Stopwatch::attend);
-      join(k, layer.o, seen, layer.attn_post, layer.eps, x, t);
+      join(layer.o, layer.attn_post, layer.eps, x, t, k, [&](Weight form) { return rows_.take(k, form, seen, inside, t, inside); });
       watch_.lap(Stopwatch::o);
-
-      rmsnorm(k, x, d, layer.mlp_norm, layer.eps, normed, d, t, 1, d);
-      watch_.lap(Stopwatch::norm);
-      const int inner = layer.down.k();
-      float* both = room(both_, static_cast<size_t>(t) * 2 * inner);
-      layer.gate_up.times(k, normed, t, both, false);
-      watch_.lap(Stopwatch::gate_up);
-      float* act = room(act_, static_cast<size_t>(t) * inner);
-      gated(k, both, 2 * inner, gelu_, act, inner, t, inner);
-      watch_.lap(Stopwatch::gated);
-      join(k, layer.down, act, layer.mlp_post, layer.eps, x, t);
+      join(layer.down, layer.mlp_post, layer.eps, x, t, k, [&](Weight form) { return inner(k, layer, form, x, t); });
       watch_.lap(Stopwatch::down);
     }
-    for (int i = 0; i < w; i++) k.rmsnorm(x + static_cast<size_t>(want[i]) * d, norm_, eps_, normed + static_cast<size_t>(i) * d, d);
-    if (w) head_.times(k, normed, w, logits, false);
+    float* last = room(added_, static_cast<size_t>(w) * d);
+    for (int i = 0; i < w; i++) std::copy_n(x + static_cast<size_t>(want[i]) * d, d, last + static_cast<size_t>(i) * d);
+    if (w) head_.times(k, [&](Weight form) { return rows_.normed(k, form, last, norm_, eps_, w, d); }, logits, false);
     watch_.lap(Stopwatch::head);
   }
 
-  // x += last(inner), normed on its way where the family does so.
-  void join(const Kernels& k, const Stack& last, const float* inner, const float* post, float eps, float* x, int t) {
-    if (post == nullptr) return last.times(k, inner, t, x, true);
+  // act(gate x) * (up x), normed x before: what `down` multiplies.
+  Rows inner(const Kernels& k, const Layer& layer, Weight form, const float* x, int t) {
+    const int wide = layer.down.k();
+    const std::optional<Half> gate = layer.gate_up.half(0, wide), up = layer.gate_up.half(wide, wide);
+    const auto normed = [&](Weight kind) {
+      const Rows rows = rows_.normed(k, kind, x, layer.mlp_norm, layer.eps, t, hidden_);
+      watch_.lap(Stopwatch::norm);
+      return rows;
+    };
+    if (gate && up && form_of(gate->w.kind) == form_of(up->w.kind) && form != Weight::f32 && wide % kGroup == 0) {
+      const Rows act = act_.gated(k, form, *gate, *up, gelu_, normed(gate->w.kind), wide);
+      watch_.lap(Stopwatch::gate_up);
+      return act;
+    }
+    float* both = room(both_, static_cast<size_t>(t) * 2 * wide);
+    layer.gate_up.times(k, normed, both, false);
+    watch_.lap(Stopwatch::gate_up);
+    gated(k, both, 2 * wide, gelu_, both, 2 * wide, t, wide);
+    watch_.lap(Stopwatch::gated);
+    return act_.take(k, form, both, 2 * wide, t, wide);
+  }
+
+  // x += last(rows), normed on its way where the family does so.
+  template <class Prepare>
+  void join(const Stack& last, const float* post, float eps, float* x, int t, const Kernels& k, const Prepare& prepare) {
+    if (post == nullptr) return last.times(k, prepare, x, true);
     const size_t size = static_cast<size_t>(t) * hidden_;
     float* added = room(added_, size);
-    last.times(k, inner, t, added, false);
+    last.times(k, prepare, added, false);
     rmsnorm(k, added, hidden_, post, eps, added, hidden_, t, 1, hidden_);
     for (size_t i = 0; i < size; i++) x[i] += added[i];
   }
@@ -231,7 +263,8 @@ class Fused {
   const float* norm_;
   std::vector<Layer> layers_;
   Stopwatch watch_;
-  std::vector<float> x_, normed_, qkv_, seen_, both_, act_, added_;
+  Activations rows_, act_;
+  std::vector<float> x_, qkv_, seen_, both_, added_;
 };
 
 }  // namespace

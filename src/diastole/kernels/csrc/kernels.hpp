@@ -39,17 +39,17 @@ struct Matrix {
   int groups() const { return k / kGroup; }
 };
 
-// Rows of activations, and the form in which a matrix kind multiplies them (on tile registers another: linear_digits.inl).
+// Rows of activations, and the form in which a matrix kind multiplies them: this one, or where there are tile registers
+// those of linear_digits.inl and linear_amx.inl.
 struct Rows {
   int t, k;
-  const float* f;     // rows with this stride
+  const float* f;     // f32: rows with this stride
   ptrdiff_t stride;   //
   uint16_t* h;        // bf16: (t, k)
   int8_t* q;          // q8, q4: (t, k), with per half group
   float* scale;       //   what q is multiplied with: (t, k/16),
   int32_t* total;     //   the sum of q: (t, k/16),
   float* offset;      // and per group the sum of scale times q: (t, k/32)
-  float* turned;      // tile registers: scale and offset again
 };
 
 struct Out {
@@ -57,6 +57,16 @@ struct Out {
   ptrdiff_t stride;
   const float* bias;  // (n,) or none
   bool add;           // to what y holds
+
+  // Only rows from t0 on and columns from n0 on are there, the first of them at y.
+  static Out at(float* y, ptrdiff_t stride, int t0, int n0) { return {y - (t0 * stride + n0), stride, nullptr, false}; }
+};
+
+// Rows t0..t1 and columns c0..c1 of activations, the first of them at x.
+struct Patch {
+  const float* x;
+  ptrdiff_t stride;
+  int t0, t1, c0, c1;
 };
 
 // The attention of some rows of one stream over one key/value head.
@@ -83,13 +93,14 @@ struct Partial {
   float most, sum;
 };
 
-// Room for a row of blocks opened to bytes, and its scales as floats.
+// Room for a row of blocks opened to bf16, and its scales as floats.
 inline size_t shelf_bytes(int k) { return static_cast<size_t>(k) * kRows * 2 + static_cast<size_t>(k) / kGroup * kRows * 8; }
 
 struct Kernels {
   const char* name;
   bool tiles;  // it has tile registers: many rows at once are worth a larger share of the cache
-  void (*prepare)(Weight kind, const Rows& rows, int t0, int t1);
+  // Brings some rows and columns, c0 and c1 multiples of kGroup or the end, into the form for a kind.
+  void (*prepare)(Weight kind, const Rows& rows, const Patch& from);
   // Rows t0..t1 against row blocks b0..b1. shelf: shelf_bytes(k) of the calling thread. Of x, whole sixteens are read.
   void (*multiply)(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* shelf);
   void (*embed)(const Matrix& w, const int32_t* ids, float* out, ptrdiff_t stride, int t0, int t1);

@@ -76,15 +76,6 @@ inline void tile_f32(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)
   }
 }
 
-// ---- rows of x
-
-void prepare(Weight kind, const Rows& rows, int t0, int t1) {
-  for (int t = t0; t < t1; t++) {
-    if (kind == Weight::bf16) to_bf16(rows.f + t * rows.stride, rows.k, rows.h + static_cast<size_t>(t) * rows.k);
-    if (kind == Weight::q8 || kind == Weight::q4) quantize(rows, t);
-  }
-}
-
 // ---- from a tile to where it goes
 
 // Sixteen outputs of one row, fewer at the end of a matrix whose n is no multiple of 16.
@@ -124,26 +115,48 @@ constexpr bool kTiles = true;
 constexpr bool kTiles = false;
 #endif
 
+// ---- rows of x
+
+void prepare(Weight kind, const Rows& rows, const Patch& from) {
+  const int first = from.c0 / kGroup, last = from.c1 / kGroup;
+  const float* x = from.x;
+  for (int t = from.t0; t < from.t1; t++, x += from.stride) {
+#if defined(__AMX_TILE__)
+    if (on_tiles(kind, rows)) {
+      lay_groups(kind, rows, t, x, first, last);
+      continue;
+    }
+#endif
+    if (kind == Weight::q8 || kind == Weight::q4) split_groups(rows, t, x, first, last);
+    if (kind == Weight::bf16) to_bf16(x, from.c1 - from.c0, rows.h + static_cast<size_t>(t) * rows.k + from.c0);
+  }
+}
+
+// ---- all rows
+
 // All rows t0..t1 against NB row blocks, which stay in the nearest cache meanwhile. Several rows take long enough over
 // eight or more bits per weight for the processor to fetch ahead by itself: there, telling it costs more than it brings.
 template <Weight KIND, int NB>
 inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1) {
-  int t = t0;
-  if (t + 4 <= t1) tile<KIND, 4, NB, KIND == Weight::q4>(w, x, out, b, t), t += 4;
-  for (; t + 4 <= t1; t += 4) tile<KIND, 4, NB, false>(w, x, out, b, t);
-  switch (t1 - t) {
-    case 3: tile<KIND, 3, NB, false>(w, x, out, b, t); break;
-    case 2: tile<KIND, 2, NB, false>(w, x, out, b, t); break;
-    case 1: tile<KIND, 1, NB, NB == 1>(w, x, out, b, t); break;
-    default: break;
-  }
+  constexpr bool kFetch = KIND == Weight::q4;
+  const auto rest = [&](auto fetch) {
+    constexpr bool kFirst = decltype(fetch)::value;
+    const int left = (t1 - t0) % 4, t = t1 - left;
+    if (left == 3) tile<KIND, 3, NB, kFirst>(w, x, out, b, t);
+    if (left == 2) tile<KIND, 2, NB, kFirst>(w, x, out, b, t);
+    if (left == 1) tile<KIND, 1, NB, kFirst>(w, x, out, b, t);
+  };
+  if (t1 - t0 < 4) return rest(std::integral_constant<bool, kFetch || NB == 1>());
+  tile<KIND, 4, NB, kFetch>(w, x, out, b, t0);
+  for (int t = t0 + 4; t + 4 <= t1; t += 4) tile<KIND, 4, NB, false>(w, x, out, b, t);
+  rest(std::false_type());
 }
 
 template <Weight KIND>
 void multiply_kind(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* shelf) {
 #if defined(__AMX_TILE__)
-  if constexpr (KIND == Weight::q4 || KIND == Weight::q8) {
-    if (x.t >= kTileFrom) return multiply_tiles<KIND>(w, x, out, b0, b1, t0, t1, shelf);
+  if constexpr (KIND != Weight::f32) {
+    if (on_tiles(KIND, x)) return multiply_tiles<KIND>(w, x, out, b0, b1, t0, t1, shelf);
   }
 #endif
   (void)shelf;

@@ -1,12 +1,83 @@
-// Integer matrices on tile registers. Included by linear.inl; see kernels.hpp for the layouts.
+// Matrices on tile registers. Included by linear.inl after linear_digits.inl; see kernels.hpp for the layouts.
 //
-// Rows of x are the left factor: both digits of 32 columns. The right one is 32 columns of sixteen rows of weights, once
-// for each digit. Weights of four bits are opened to that once for all rows, sixteen times as large for the high digit,
-// so one tile sums both; those of eight bits lie in memory as they are needed, and each digit has its tile. Tiles give the
-// same whole numbers as vectors do and these are scaled by the same operations in the same order, so results are the same
-// bits and each call may take what is faster.
+// Activations are bf16, and so are weights of four and eight bits: whole numbers up to 256 are exact in it. A tile sums a
+// group of 32 columns in float32; the group's scale and minimum come in afterwards, in vectors. That is where the time
+// goes: beside tile instructions only one vector instruction per cycle gets through, so there are two per row and group.
 
-constexpr int kOpened = kTileRows * kTileBytes;  // bytes of a right factor
+constexpr int kOpened = kTileRows * kTileBytes;  // bytes of a right factor: pairs of columns by sixteen rows of weights
+
+// Integers are opened where they lie: a right factor's line [pair][16 rows][2] holds every other column of four.
+//
+//   line   0      1       2      3      4      5       6      7      ...
+//   of     0, 2   16, 18  1, 3   17, 19 4, 6   20, 22  5, 7   21, 23
+alignas(64) constexpr uint16_t kOrder[kGroup] = {0, 2,  16, 18, 1, 3,  17, 19, 4,  6,  20, 22, 5,  7,  21, 23,
+                                                 8, 10, 24, 26, 9, 11, 25, 27, 12, 14, 28, 30, 13, 15, 29, 31};
+
+// 0..15 in bf16, twice, for a choice among 32.
+alignas(64) constexpr uint16_t kNibbles[32] = {0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
+                                               0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
+                                               0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
+
+// ---- rows of x: sixteen lie together, group by group, [k/32][16][32], and so do their sums, [k/32][16]; where there are
+// not so many, as many as there are
+
+inline int height(const Rows& x) { return x.t < kTileRows ? x.t : kTileRows; }
+
+// Where group g of row t is, counted in groups.
+inline size_t group_at(const Rows& x, int t, int g) {
+  const size_t tile = static_cast<size_t>(t / kTileRows) * (static_cast<size_t>(x.k) / kGroup) + static_cast<size_t>(g);
+  return tile * static_cast<size_t>(height(x)) + static_cast<size_t>(t % kTileRows);
+}
+
+inline bool on_tiles(Weight kind, const Rows& x) {
+  return kind == Weight::bf16 ? x.k % kGroup == 0 : kind != Weight::f32 && x.t > kFew;
+}
+
+// Groups first..last of row t, which are at x.
+inline void lay_groups(Weight kind, const Rows& rows, int t, const float* x, int first, int last) {
+  const __m512i order = _mm512_load_si512(kOrder);
+  for (int g = first; g < last; g++, x += kGroup) {
+    const size_t at = group_at(rows, t, g);
+    Ints both;
+    if (kind == Weight::bf16) {
+      both = (Ints)_mm512_cvtne2ps_pbh((__m512)load(x + 16), (__m512)load(x));
+    } else {
+      const Numbers n(x);
+      const Floats unit = splat(n.unit);
+      rows.offset[at] = n.offset();
+      both = (Ints)_mm512_cvtne2ps_pbh((__m512)(to_float(n.b) * unit), (__m512)(to_float(n.a) * unit));  // exact
+      both = (Ints)_mm512_permutexvar_epi16(order, (__m512i)both);
+    }
+    _mm512_store_si512(rows.h + at * kGroup, (__m512i)both);
+  }
+}
+
+// ---- integers as right factors
+
+inline void open_q4(const uint8_t* p, uint8_t* out) {
+  const __m512i numbers = _mm512_load_si512(kNibbles);
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) {
+    const __m512i v = (__m512i)load_words(p + 64 * c);
+    uint8_t* lines = out + 4 * c * kTileBytes;
+    _mm512_store_si512(lines, _mm512_permutexvar_epi16(v, numbers));  // of an index only five bits count
+    _mm512_store_si512(lines + 64, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), numbers));
+    _mm512_store_si512(lines + 128, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 8), numbers));
+    _mm512_store_si512(lines + 192, _mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), numbers));
+  }
+}
+
+inline void open_q8(const uint8_t* p, uint8_t* out) {
+  const auto upper = [](Ints byte_on_top) { return bits(to_float(byte_on_top >> 24)); };  // its lower half is zero
+#pragma GCC unroll 8
+  for (int c = 0; c < 8; c++) {
+    const Ints v = load_words(p + 64 * c);
+    uint8_t* line = out + (c < 4 ? 4 * c : 4 * (c - 4) + 1) * kTileBytes;
+    const auto low = [](Ints top) { return (Ints)_mm512_srli_epi32((__m512i)top, 16); };
+    _mm512_store_si512(line, (__m512i)(low(upper(v << 24)) | upper(v << 8)));
+    _mm512_store_si512(line + 2 * kTileBytes, (__m512i)(low(upper(v << 16)) | upper(v)));
+  }
+}
 
 // A row of blocks of weights, opened group by group as it goes.
 template <Weight KIND>
@@ -14,38 +85,25 @@ class Passing {
  public:
   Passing(const Matrix& w, int b, uint8_t*) {
     const size_t groups = static_cast<size_t>(w.groups()), at = static_cast<size_t>(b) * groups;
-    p_ = w.data + at * (KIND == Weight::q4 ? kBlock4 : kBlock8);
+    p_ = w.data + at * kBlock;
     d_ = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8 + at * kRows * sizeof(f16);  // q8
   }
   // The right factor of a group, to be asked for in order; it holds for the next three.
   const uint8_t* factor(int g) {
-    if constexpr (KIND == Weight::q8) return p_ + static_cast<size_t>(g) * kBlock8;
-    const uint8_t* p = p_ + static_cast<size_t>(g) * kBlock4;
+    const uint8_t* p = p_ + static_cast<size_t>(g) * kBlock;
     uint8_t* out = ring_[g % kRing];
-    for (int line = 0; line < kBlock4; line += 64) prefetch(p + kAhead * kBlock4 + line);
-    open(p, out);
+    for (int line = 0; line < kBlock; line += 64) prefetch(p + kAhead * kBlock4 + line);
+    KIND == Weight::q4 ? open_q4(p, out) : open_q8(p, out);
     return out;
   }
   Floats d(int g) const { return load_f16(KIND == Weight::q4 ? scales(g) : reinterpret_cast<const f16*>(d_) + static_cast<ptrdiff_t>(g) * kRows); }
   Floats m(int g) const { return load_f16(scales(g) + kRows); }
 
-  static void open(const uint8_t* p, uint8_t* out) {
-    const auto put_row = [&](int row, Ints v) { _mm512_store_si512(out + row * kTileBytes, (__m512i)v); };
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-      const Ints v = load_words(p + 64 * c);
-      put_row(c, (v << 4) & static_cast<int32_t>(0xf0f0f0f0u));
-      put_row(4 + c, v & static_cast<int32_t>(0xf0f0f0f0u));
-      put_row(8 + c, v & 0x0f0f0f0f);
-      put_row(12 + c, (v >> 4) & 0x0f0f0f0f);
-    }
-  }
-
  private:
-  static constexpr int kRing = 4;
-  const f16* scales(int g) const { return reinterpret_cast<const f16*>(p_ + static_cast<size_t>(g) * kBlock4 + 256); }
+  static constexpr int kRing = 4, kBlock = KIND == Weight::q4 ? kBlock4 : kBlock8;
+  const f16* scales(int g) const { return reinterpret_cast<const f16*>(p_ + static_cast<size_t>(g) * kBlock + 256); }
   const uint8_t *p_, *d_;
-  alignas(64) uint8_t ring_[KIND == Weight::q4 ? kRing : 1][kOpened];
+  alignas(64) uint8_t ring_[kRing][kOpened];
 };
 
 // A row of blocks of weights, opened beforehand.
@@ -55,17 +113,12 @@ class Shelf {
   Shelf(const Matrix& w, int b, uint8_t* memory) : tiles_(memory), scales_(reinterpret_cast<float*>(memory + static_cast<size_t>(w.groups()) * kOpened)) {
     Passing<KIND> from(w, b, nullptr);
     for (int g = 0; g < w.groups(); g++) {
-      if constexpr (KIND == Weight::q4) {
-        const uint8_t* p = w.data + (static_cast<size_t>(b) * w.groups() + g) * kBlock4;
-        for (int line = 0; line < kBlock4; line += 64) prefetch(p + kAhead * kBlock4 + line);
-        from.open(p, memory + static_cast<size_t>(g) * kOpened);
-        store(scales_ + 2 * kRows * g + kRows, from.m(g));
-      }
+      std::memcpy(memory + static_cast<size_t>(g) * kOpened, from.factor(g), kOpened);
       store(scales_ + 2 * kRows * g, from.d(g));
+      if (KIND == Weight::q4) store(scales_ + 2 * kRows * g + kRows, from.m(g));
     }
-    if constexpr (KIND == Weight::q8) tiles_ = w.data + static_cast<size_t>(b) * w.groups() * kBlock8;
   }
-  const uint8_t* factor(int g) const { return tiles_ + static_cast<size_t>(g) * (KIND == Weight::q4 ? kOpened : kBlock8); }
+  const uint8_t* factor(int g) const { return tiles_ + static_cast<size_t>(g) * kOpened; }
   Floats d(int g) const { return load(scales_ + 2 * kRows * g); }
   Floats m(int g) const { return load(scales_ + 2 * kRows * g + kRows); }
 
@@ -74,72 +127,144 @@ class Shelf {
   float* scales_;
 };
 
-// Sixteen rows of x from t on, of which some are wanted, times a row of blocks.
-template <Weight KIND, class Blocks>
-void sixteen_rows(const Matrix& w, const Rows& x, const Out& out, Blocks& blocks, int b, int t, int rows) {
-  constexpr int kStart = 2, kLate = 2, kKept = 4;  // what is written to memory is read so many groups later, when it has arrived
-  constexpr int kSums = KIND == Weight::q4 ? 1 : 2;
-  alignas(64) int32_t sums[kKept][kSums][kTileRows * kRows];
-  const uint8_t* factors[kKept];
-  const int groups = w.groups();
-  const int8_t* left = x.q + static_cast<ptrdiff_t>(t) * bytes_of(w.k);
-  const float* turned = x.turned + static_cast<ptrdiff_t>(t / kTileRows) * groups * 2 * kTileRows;
-  Floats acc[kTileRows];
+// ---- products
+
+// What `put` does with R rows, of which `rows` are there.
+template <int R>
+inline void put_rows(const Matrix& w, const Out& out, int b, int t, int rows, Floats (&acc)[R]) {
+  if (rows == R && w.n - b * kRows >= kRows) {
+    float* y = out.y + t * out.stride + b * kRows;
+    if (out.bias) {
+      const Floats bias = load(out.bias + b * kRows);
 #pragma GCC unroll 16
-  for (int r = 0; r < kTileRows; r++) acc[r] = splat(0.f);
-  for (int g = -kStart; g < groups + kLate; g++) {
-    if (g + kStart < groups) factors[(g + kStart) % kKept] = blocks.factor(g + kStart);
-    if (g >= 0 && g < groups) {
-      auto& s = sums[g % kKept];
-      tile_zero<0>();
-      tile_load<6>(factors[g % kKept], kTileBytes);
-      tile_load<4>(left + g * kTileRows * kDigits, kDigits);
-      tile_dot_signed<0, 4, 6>(KIND == Weight::q4);
-      tile_store<0>(s[0], kTileBytes);
-      if constexpr (KIND == Weight::q8) {
-        tile_zero<1>();
-        tile_load<5>(left + g * kTileRows * kDigits + kGroup, kDigits);
-        tile_dot_signed<1, 5, 6>(false);
-        tile_store<1>(s[kSums - 1], kTileBytes);
-      }
+      for (int r = 0; r < R; r++) acc[r] = acc[r] + bias;
     }
-    const int now = g - kLate;
-    if (now < 0) continue;
-    const auto& s = sums[now % kKept];
-    const Floats d = blocks.d(now), m = blocks.m(now);
-    const float* by = turned + static_cast<ptrdiff_t>(now) * 2 * kTileRows;
+    if (out.add) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; r++) {
-      Ints sum = load_words(s[0] + kRows * r);
-      if constexpr (KIND == Weight::q8) sum = (sum << 4) + load_words(s[kSums - 1] + kRows * r);
-      acc[r] = fma(to_float(sum) * splat(by[r]), d, acc[r]);
-      if constexpr (KIND == Weight::q4) acc[r] = fma(m, splat(by[kTileRows + r]), acc[r]);
+      for (int r = 0; r < R; r++) store(y + r * out.stride, load(y + r * out.stride) + acc[r]);
+    } else {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) store(y + r * out.stride, acc[r]);
     }
+    return;
   }
-  float* done = reinterpret_cast<float*>(sums);  // a loop up to rows over acc itself would keep it in memory throughout
+  alignas(64) float done[R * kRows];  // a loop up to rows over acc itself would keep it in memory throughout
 #pragma GCC unroll 16
-  for (int r = 0; r < kTileRows; r++) store(done + kRows * r, acc[r]);
+  for (int r = 0; r < R; r++) store(done + kRows * r, acc[r]);
   for (int r = 0; r < rows; r++) put(w, out, b, t + r, load(done + kRows * r));
 }
 
-template <Weight KIND, class Blocks>
-void each_sixteen(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* memory) {
+// The first R of sixteen rows of x from t on, of which `rows` are wanted, times a row of blocks.
+template <Weight KIND, int R, class Blocks>
+void some_rows(const Matrix& w, const Rows& x, const Out& out, Blocks& blocks, int b, int t, int rows) {
+  constexpr int kStart = 2, kLate = 2, kKept = 4;  // what is written to memory is read so many groups later, when it has arrived
+  alignas(64) float sums[kKept][kTileRows * kRows];
+  const uint8_t* factors[kKept];
+  const int groups = w.groups(), high = height(x);
+  const bf16* left = x.h + group_at(x, t, 0) * kGroup;
+  const float* offset = x.offset + group_at(x, t, 0);
+  Floats acc[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) acc[r] = splat(0.f);
+  for (int g = -kStart; g < groups + kLate; g++) {
+    if (g + kStart < groups) factors[(g + kStart) % kKept] = blocks.factor(g + kStart);
+    if (g >= 0 && g < groups) {
+      tile_zero<0>();
+      tile_load<6>(factors[g % kKept], kTileBytes);
+      tile_load<4>(left + static_cast<ptrdiff_t>(g) * high * kGroup, kTileBytes);
+      tile_dot_bf16<0, 4, 6>();
+      tile_store<0>(sums[g % kKept], kTileBytes);
+    }
+    const int now = g - kLate;
+    if (now < 0) continue;
+    const float *s = sums[now % kKept], *by = offset + static_cast<ptrdiff_t>(now) * high;
+    const Floats d = blocks.d(now), m = KIND == Weight::q4 ? blocks.m(now) : splat(0.f);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      acc[r] = fma(load(s + kRows * r), d, acc[r]);
+      if constexpr (KIND == Weight::q4) acc[r] = fma(m, splat(by[r]), acc[r]);
+    }
+  }
+  put_rows<R>(w, out, b, t, rows, acc);
+}
+
+template <Weight KIND, int R, class Blocks>
+inline void row_of_blocks(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1, uint8_t* memory) {
+  Blocks blocks(w, b, memory);
+  int t = t0;
+  for (; t1 - t > kTileRows; t += kTileRows) some_rows<KIND, kTileRows>(w, x, out, blocks, b, t, kTileRows);
+  some_rows<KIND, R>(w, x, out, blocks, b, t, t1 - t);
+}
+
+// f(the least of 1, 2, 4, 8, 16 rows that holds so many)
+template <class F>
+inline void at_least_rows(int rows, const F& f) {
+  if (rows > 8) return f(Number<16>());
+  if (rows > 4) return f(Number<8>());
+  if (rows > 2) return f(Number<4>());
+  return rows > 1 ? f(Number<2>()) : f(Number<1>());
+}
+
+template <Weight KIND>
+void multiply_integers(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* memory) {
+  at_least_rows((t1 - t0 - 1) % kTileRows + 1, [&](auto last) {
+    constexpr int kLast = decltype(last)::value;
+    for (int b = b0; b < b1; b++) {
+      if (t1 - t0 <= kTileRows)
+        row_of_blocks<KIND, kLast, Passing<KIND>>(w, x, out, b, t0, t1, memory);
+      else
+        row_of_blocks<KIND, kLast, Shelf<KIND>>(w, x, out, b, t0, t1, memory);
+    }
+  });
+}
+
+// Weights in bf16 are right factors as they lie, and all groups are summed in the tile.
+template <int TILES>
+void whole_columns(const Matrix& w, const Rows& x, const Out& out, int b, int t, int t1, bool first) {
+  const int groups = w.groups();
+  const uint8_t* right = w.data + static_cast<size_t>(b) * groups * kOpened;
+  alignas(64) float sums[kTileRows * kRows];
+  each_tile([&](auto tile) {
+    if constexpr (tile < TILES) tile_zero<decltype(tile)::value>();
+  });
+  for (int g = 0; g < groups; g++, right += kOpened) {
+    tile_load<6>(right, kTileBytes);
+    if (first)
+      for (int line = 0; line < kOpened; line += 64) prefetch(right + kAhead * kBlock4 + line);
+    each_tile([&](auto tile) {
+      if constexpr (tile < TILES) {
+        tile_load<4>(x.h + group_at(x, t + tile * kTileRows, g) * kGroup, kTileBytes);
+        tile_dot_bf16<decltype(tile)::value, 4, 6>();
+      }
+    });
+  }
+  each_tile([&](auto tile) {
+    if constexpr (tile < TILES) {
+      const int from = t + tile * kTileRows;
+      tile_store<decltype(tile)::value>(sums, kTileBytes);
+      for (int r = from; r < t1 && r < from + kTileRows; r++) put(w, out, b, r, load(sums + (r - from) * kRows));
+    }
+  });
+}
+
+inline void multiply_bf16(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1) {
   for (int b = b0; b < b1; b++) {
-    Blocks blocks(w, b, memory);
-    for (int t = t0; t < t1; t += kTileRows) sixteen_rows<KIND>(w, x, out, blocks, b, t, t1 - t < kTileRows ? t1 - t : kTileRows);
+    int t = t0;
+    for (; t1 - t > 3 * kTileRows; t += 4 * kTileRows) whole_columns<4>(w, x, out, b, t, t1, t == t0);
+    if (t1 - t > 2 * kTileRows) whole_columns<3>(w, x, out, b, t, t1, t == t0);
+    else if (t1 - t > kTileRows) whole_columns<2>(w, x, out, b, t, t1, t == t0);
+    else if (t1 > t) whole_columns<1>(w, x, out, b, t, t1, t == t0);
   }
 }
 
 template <Weight KIND>
 void multiply_tiles(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* memory) {
-  constexpr int kDeep = KIND == Weight::q4 ? kDigits : kGroup;  // columns of a left factor, rows of fours of a right one
   TileShape shape;
-  shape.set(kTileRows, kTileBytes, 0, 1);
-  shape.set(kTileRows, kDeep, 4, 5);
-  shape.set(kDeep / 4, kTileBytes, 6);
+  shape.set(height(x), kTileBytes, 0, 1, 2, 3, 4);
+  shape.set(kTileRows, kTileBytes, 6);
   shape.use();
-  if (t1 - t0 <= 2 * kTileRows)
-    each_sixteen<KIND, Passing<KIND>>(w, x, out, b0, b1, t0, t1, memory);
+  if constexpr (KIND == Weight::bf16)
+    multiply_bf16(w, x, out, b0, b1, t0, t1);
   else
-    each_sixteen<KIND, Shelf<KIND>>(w, x, out, b0, b1, t0, t1, memory);
+    multiply_integers<KIND>(w, x, out, b0, b1, t0, t1, memory);
 }

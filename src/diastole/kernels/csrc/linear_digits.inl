@@ -1,58 +1,60 @@
-// Activations of integer matrices in twelve bits, one scale for a group of 32 columns. Included by linear.inl.
+// Activations of integer matrices where there are tile registers. Included by linear.inl.
 //
-// A number is 16 hi + lo, both in eight bits: twice the products of one byte, and an error sixteen times smaller. Where
-// there are tile registers this is also the faster way: the two digits of 32 columns fill a row of a tile.
+// Tiles want bf16, but opening weights to tiles pays only for several rows of x, and a row must give the same bits alone
+// and in a crowd. So bf16 numbers are rounded once more, to multiples of a power of two for a group of 32 columns, about
+// a four-thousandth of the largest. Then a tile's sum over a group has less than 24 bits and is exact, and so is the sum
+// of whole numbers that vectors make for few rows: 64 hi + lo, both in eight bits.
 
-constexpr float kLimit = 127 * 16;  // of the numbers
-constexpr int kTileFrom = 5;        // rows of x for which tiles are faster than vectors
-
+constexpr int kDigitBits = 6;
+constexpr int kFew = 4;              // rows for which vectors are faster than tiles
 constexpr int kDigits = 2 * kGroup;  // bytes of a group of a row: [hi 32 | lo 32]
 
-inline ptrdiff_t bytes_of(int k) { return 2 * static_cast<ptrdiff_t>(k); }  // of a row
-
-// Groups go `step` bytes apart. total: per group the sums of hi and of lo, or null; scale: one per group at every second
-// place.
-void quantize_groups(const float* x, int k, int8_t* q, ptrdiff_t step, float* scale, int32_t* total, float* offset) {
-  for (int g = 0; g < k / kGroup; g++, x += kGroup, q += step, scale += 2) {
-    const Floats a = load(x), b = load(x + 16);
-    const Ints larger = max(magnitude(a), magnitude(b));
-    const float most = as_float(largest(larger));  // NaN if one is, and so is the scale
-    const float inverse = most > 0 ? kLimit / most : 0.f;
-    const Ints n = round_to_int(a * inverse), m = round_to_int(b * inverse);
-    const Ints high_n = (n + 8) >> 4, high_m = (m + 8) >> 4, low_n = n - (high_n << 4), low_m = m - (high_m << 4);
-    narrow8(high_n, q);
-    narrow8(high_m, q + 16);
-    narrow8(low_n, q + 32);
-    narrow8(low_m, q + 48);
-    scale[0] = scale[1] = most / kLimit;
-    offset[g] = scale[0] * static_cast<float>(sum(n + m));
-    if (total != nullptr) {
-      *total++ = sum(high_n + high_m);
-      *total++ = sum(low_n + low_m);
-    }
+// A group of 32 columns: unit times a, and unit times b.
+struct Numbers {
+  explicit Numbers(const float* x) {
+    const Ints both = (Ints)_mm512_cvtne2ps_pbh((__m512)load(x + 16), (__m512)load(x));  // first halves in the lower half
+    const Floats first = from_bits((Ints)_mm512_cvtepu16_epi32(_mm512_castsi512_si256((__m512i)both)) << 16);
+    const Floats second = from_bits((Ints)_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64((__m512i)both, 1)) << 16);
+    const int32_t exponent = largest(max(magnitude(first), magnitude(second))) >> 23;
+    const bool finite = exponent < 255, some = exponent > 37;  // below 2^-90 nothing is left
+    unit = !finite ? __builtin_nanf("") : some ? as_float((exponent - 11) << 23) : 0.f;  // |a|, |b| <= 2^12
+    const Floats inverse = splat(finite && some ? as_float((265 - exponent) << 23) : 0.f);
+    a = round_to_int(first * inverse);
+    b = round_to_int(second * inverse);
   }
+  float offset() const { return unit * static_cast<float>(sum(a + b)); }
+
+  float unit;
+  Ints a, b;
+};
+
+inline void store_digits(Ints v, int8_t* high, int8_t* low) {
+  const Ints upper = (v + (1 << (kDigitBits - 1))) >> kDigitBits;
+  narrow8(upper, high);
+  narrow8(v - (upper << kDigitBits), low);
 }
 
-// Many rows go to tiles: sixteen of them lie together, group by group, [k/32][16 rows][64], and so does what their sums
-// are scaled with, [k/32][scale 16 | offset 16]. Few rows follow each other, [k/32][64].
-inline void quantize(const Rows& rows, int t) {
-  const size_t groups = static_cast<size_t>(rows.k) / kGroup, at = static_cast<size_t>(t) * groups;
-  const float* x = rows.f + t * rows.stride;
-  float *scale = rows.scale + 2 * at, *offset = rows.offset + at;
-  if (rows.t < kTileFrom) return quantize_groups(x, rows.k, rows.q + at * kDigits, kDigits, scale, rows.total + 2 * at, offset);
-  const size_t tile = static_cast<size_t>(t / kTileRows) * groups, row = static_cast<size_t>(t % kTileRows);
-  quantize_groups(x, rows.k, rows.q + tile * kTileRows * kDigits + row * kDigits, kTileRows * kDigits, scale, nullptr, offset);
-  float* turned = rows.turned + tile * 2 * kTileRows + row;
-  for (size_t g = 0; g < groups; g++, turned += 2 * kTileRows) {
-    turned[0] = scale[2 * g];
-    turned[kTileRows] = offset[g];
+// Groups first..last of row t, which are at x.
+inline void split_groups(const Rows& rows, int t, const float* x, int first, int last) {
+  size_t at = static_cast<size_t>(t) * (static_cast<size_t>(rows.k) / kGroup) + static_cast<size_t>(first);
+  for (int g = first; g < last; g++, at++, x += kGroup) {
+    const Numbers n(x);
+    int8_t* q = rows.q + at * kDigits;
+    store_digits(n.a, q, q + kGroup);
+    store_digits(n.b, q + 16, q + kGroup + 16);
+    rows.scale[at] = n.unit;
+    rows.offset[at] = n.offset();
+    const auto sums = [](Ints v) { return (v + (1 << (kDigitBits - 1))) >> kDigitBits; };
+    const int32_t high = sum(sums(n.a) + sums(n.b));
+    rows.total[2 * at] = high;
+    rows.total[2 * at + 1] = sum(n.a + n.b) - (high << kDigitBits);
   }
 }
 
 template <int MR, int NB, bool FIRST>
 inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
-  const ptrdiff_t step = bytes_of(w.k);
+  const ptrdiff_t step = 2 * static_cast<ptrdiff_t>(w.k);
   const uint8_t* p[NB];
   for (int j = 0; j < NB; j++) p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock4;
   const size_t own = NB * groups * kBlock4, ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
@@ -91,10 +93,10 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {
       const size_t at = (row0 + r) * groups + g;
-      const Floats scale = splat(x.scale[2 * at]), offset = splat(x.offset[at]);
+      const Floats scale = splat(x.scale[at]), offset = splat(x.offset[at]);
 #pragma GCC unroll 2
       for (int j = 0; j < NB; j++)
-        acc[r][j] = fma(m[j], offset, fma(to_float((high[r][j] << 4) + low[r][j]) * scale, d[j], acc[r][j]));
+        acc[r][j] = fma(m[j], offset, fma(to_float((high[r][j] << kDigitBits) + low[r][j]) * scale, d[j], acc[r][j]));
     }
   }
 }
@@ -102,7 +104,7 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
 template <int MR, int NB, bool FIRST>
 inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
-  const ptrdiff_t step = bytes_of(w.k);
+  const ptrdiff_t step = 2 * static_cast<ptrdiff_t>(w.k);
   const uint8_t* scales = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8;
   const uint8_t* p[NB];
   const f16* d[NB];
@@ -134,7 +136,7 @@ inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     for (int j = 0; j < NB; j++) {
       const Floats by = load_f16(d[j]);
       for (int r = 0; r < MR; r++) {
-        const Floats both = to_float((high[r][j] << 4) + low[r][j]) * splat(x.scale[((row0 + r) * groups + g) * 2]);
+        const Floats both = to_float((high[r][j] << kDigitBits) + low[r][j]) * splat(x.scale[(row0 + r) * groups + g]);
         acc[r][j] = fma(both, by, acc[r][j]);
       }
       if (FIRST)

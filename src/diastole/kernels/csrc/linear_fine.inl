@@ -14,10 +14,10 @@ void quantize_row(const float* x, int k, int8_t* q, float* scale, int32_t* total
   }
 }
 
-inline void quantize(const Rows& rows, int t) {
-  const size_t k = static_cast<size_t>(rows.k), groups = k / kGroup, at = static_cast<size_t>(t) * groups;
-  quantize_row(rows.f + t * rows.stride, rows.k, rows.q + static_cast<size_t>(t) * k, rows.scale + 2 * at, rows.total + 2 * at,
-               rows.offset + at);
+// Groups first..last of row t, which are at x.
+inline void split_groups(const Rows& rows, int t, const float* x, int first, int last) {
+  const size_t at = static_cast<size_t>(t) * (static_cast<size_t>(rows.k) / kGroup) + static_cast<size_t>(first);
+  quantize_row(x, (last - first) * kGroup, rows.q + at * kGroup, rows.scale + 2 * at, rows.total + 2 * at, rows.offset + at);
 }
 
 template <int MR, int NB, bool FIRST>

@@ -309,8 +309,7 @@ NB_MODULE(_native, m) {
   m.def("probe_peak", probe_peak);
   m.def("probe_read", probe_read);
   m.def("isa", [] { return std::string(isa().name); });
-  m.def("activations", [] { return isa().tiles ? std::make_pair(127 * 16, kGroup) : std::make_pair(127, kFine); },
-        "To how many steps integer formats round the largest of how many columns of x.");
+  m.def("rounding", [] { return isa().tiles ? "bf16/32" : "int8/16"; }, "How integer formats round x.");
   m.def("set_isa", [](const std::string& name) {
     const Kernels* found = choose(name.c_str());
     if (found == nullptr) fail("this machine does not run the kernels called " + name);

@@ -6,6 +6,10 @@
 
 namespace diastole {
 
+constexpr double kAlone = 40e3;  // multiply-adds below which waking others costs more than it brings
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 struct Span {  // rows of one stream
   int t0, t1;
 };

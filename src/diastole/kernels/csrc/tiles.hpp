@@ -39,24 +39,23 @@ template <int T>
 inline void tile_zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(T) : "memory");
 }
-// C += A B, A rows of fours of bytes, B rows of fours by columns, C whole numbers: exact, whatever the order.
-template <int C, int A, int B>
-inline void tile_dot_signed(bool unsigned_b) {
-  if (unsigned_b)
-    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B) : "memory");
-  else
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B) : "memory");
-}
-// C += A B, A rows of fours of bytes without sign, B as above, with one.
-template <int C, int A, int B>
-inline void tile_dot_unsigned() {
-  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B) : "memory");
-}
 // C += A B, A rows of pairs of bf16, B rows of pairs by columns, C float32. Of the products of an element, even and odd
 // ones are summed apart, in order, and both sums added to C: what stands in other rows and columns does not matter.
 template <int C, int A, int B>
 inline void tile_dot_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B) : "memory");
+}
+
+// A number that lambdas can take as an argument and templates still know.
+template <int N>
+struct Number {
+  static constexpr int value = N;
+  constexpr operator int() const { return N; }
+};
+// f for each of the four tiles that hold sums.
+template <class F>
+inline void each_tile(const F& f) {
+  f(Number<0>()), f(Number<1>()), f(Number<2>()), f(Number<3>());
 }
 
 }  // namespace
