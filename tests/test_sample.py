@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diastole.kernels.draw import candidates, draw_key, gumbel, sample, slow_sample, stream_key
+from diastole.kernels.draw import candidates, draw_key, gumbel, sample, slow_sample, stream_key, wish
 from diastole.params import SamplingParams
 from diastole.sample import Chosen, Sampler, choose_all
 from diastole.types import Array, UserError
@@ -68,10 +68,10 @@ SPREADS = st.just(0.0) | st.floats(0.01, 12)  # flat exactly, or far enough from
 @settings(max_examples=300, deadline=None)
 def test_the_native_sampler_is_the_plain_one(n: int, key: int, spread: float, wishes: list[tuple[float, ...]]) -> None:
     r = np.random.default_rng(n)
-    rows = [(r.normal(size=n) * spread).astype(np.float32) for _ in wishes]
-    t, k, p, m = (np.array(x) for x in zip(*wishes, strict=True))
-    keys = np.full(len(rows), key, np.uint64)
-    given = (t.astype("f4"), k.astype("i4"), p.astype("f4"), m.astype("f4"), keys, np.arange(len(rows)) + 7)
+    rows = (r.normal(size=(len(wishes), n)) * spread).astype(np.float32)
+    adjusted = {i: rows[i] + np.float32(spread) * np.eye(1, n, dtype=np.float32)[0] for i in range(0, len(rows), 2)}
+    packed = np.frombuffer(b"".join(wish(*w, key) for w in wishes), np.uint8)
+    given = (adjusted, packed, np.arange(len(rows)) + 7)
     got, want = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     sample(rows, *given, got)
     slow_sample(rows, *given, want)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diastole.kernels.draw import sample, stream_key
+from diastole.kernels.draw import sample, stream_key, wish
 from diastole.params import SamplingParams
 from diastole.types import Array
 
@@ -36,15 +36,18 @@ class Sampler:
         index: which choice of the request this is.
     """
 
-    __slots__ = ("_counts", "_prompt", "adjusts", "key", "params", "penalised")
+    __slots__ = ("_counts", "_prompt", "adjusts", "params", "penalised", "plain", "wish")
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int) -> None:
         self.params = params
-        self.key = stream_key(params.seed or 0, index)
+        self.wish = wish(
+            params.temperature, params.top_k, params.top_p, params.min_p, stream_key(params.seed or 0, index)
+        )
         self._prompt = frozenset(prompt) if params.repetition_penalty != 1 else frozenset()
         self._counts: Counter[int] = Counter()
         self.penalised = bool(params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty)
         self.adjusts = self.penalised or bool(params.logit_bias)
+        self.plain = not self.penalised and params.logprobs is None  # there is nothing to note
 
     def fork(self, index: int) -> Sampler:
         """The same request's other choice, before anything was chosen."""
@@ -72,11 +75,12 @@ class Sampler:
             logits[ids] -= np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * times
         return logits
 
-    def take(self, token: int, logits: Array) -> Chosen:
-        """Note what was chosen; logits (V,): the model's own."""
+    def take(self, token: int, logits: Array, row: int) -> Chosen:
+        """Note what was chosen; logits (B, V): the model's own, of which this is a row."""
         if self.penalised:
             self._counts[token] += 1
-        return Chosen(token) if self.params.logprobs is None else _with_logprobs(logits, token, self.params.logprobs)
+        k = self.params.logprobs
+        return Chosen(token) if k is None else _with_logprobs(logits[row], token, k)
 
 
 def _with_logprobs(logits: Array, token: int, k: int) -> Chosen:
@@ -92,17 +96,16 @@ def _with_logprobs(logits: Array, token: int, k: int) -> Chosen:
 
 def choose_all(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[Chosen]:
     """One token for each row: logits (B, V) float32, left as they are."""
-    rows = list(logits)
-    wishes = [s.params for s in samplers]
     out = np.empty(len(samplers), np.int64)
+    adjusted = [i for i, s in enumerate(samplers) if s.adjusts]
     sample(
-        [s.adjust(row) if s.adjusts else row for s, row in zip(samplers, rows, strict=True)],
-        np.array([p.temperature for p in wishes], np.float32),
-        np.array([p.top_k for p in wishes], np.int32),
-        np.array([p.top_p for p in wishes], np.float32),
-        np.array([p.min_p for p in wishes], np.float32),
-        np.array([s.key for s in samplers], np.uint64),
+        logits,
+        {i: samplers[i].adjust(logits[i]) for i in adjusted},
+        np.frombuffer(b"".join([s.wish for s in samplers]), np.uint8),
         np.array(positions, np.int64),
         out,
     )
-    return [s.take(i, row) for s, i, row in zip(samplers, out.tolist(), rows, strict=True)]
+    ids = out.tolist()
+    if all(s.plain for s in samplers):
+        return [Chosen(i) for i in ids]
+    return [s.take(i, logits, row) for row, (s, i) in enumerate(zip(samplers, ids, strict=True))]

@@ -1,11 +1,16 @@
-"""What a step costs beside the model: scheduling, gathering, choosing tokens, telling."""
+"""What a step costs beside the model: choosing tokens, which is native, and the Python around both."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from diastole import sample
 from diastole.bench.ours import Ours
 from diastole.bench.task import Task
 from diastole.engine.service import Service
@@ -16,17 +21,32 @@ GREEDY = SamplingParams(temperature=0, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, seed=1, ignore_eos=True)
 
 
-class Watched:
-    """An executor that keeps the time of every run."""
+class Watch:
+    """Keeps the time of the calls that go through it. As an executor: of the model's forward passes."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def run(self, service: Service, batch: Batch) -> Array:
+    def time(self, work: Callable[..., Any], *args: Any) -> Any:
         began = time.perf_counter()
-        output: Array = service.model.forward(batch, service.state)
+        result = work(*args)
         self.seconds += time.perf_counter() - began
+        return result
+
+    def run(self, service: Service, batch: Batch) -> Array:
+        output: Array = self.time(service.model.forward, batch, service.state)
         return output
+
+
+@contextmanager
+def native_sampling() -> Iterator[Watch]:
+    """Watch the native sampler while this lasts."""
+    watch, plain = Watch(), sample.sample
+    sample.sample = partial(watch.time, plain)
+    try:
+        yield watch
+    finally:
+        sample.sample = plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +55,8 @@ class Overhead:
 
     streams: int
     step: float
-    outside: float  # of the model's forward pass
+    choosing: float  # in the native sampler
+    python: float  # outside the sampler and the model's forward pass
     phases: dict[str, float]
 
 
@@ -47,17 +68,20 @@ def measure(model: str, threads: int, streams: int, steps: int, params: Sampling
     """
     task = Task("overhead", streams, 128, steps)
     ours = Ours(model, threads, streams, task.prompt + steps + 64, params=params)
-    watch = ours.engine.executor = Watched()
+    forward = ours.engine.executor = Watch()
     ours.begin(task.prompts(ours.vocab))
     ours.decode(4)
     ours.decoder.phases()
-    whole, outside = [], []
-    for _ in range(steps):
-        watch.seconds = 0.0
-        seconds = ours.decode(1)
-        whole.append(seconds)
-        outside.append(seconds - watch.seconds)
+    whole, choosing, python = [], [], []
+    with native_sampling() as chooser:
+        for _ in range(steps):
+            forward.seconds = chooser.seconds = 0.0
+            seconds = ours.decode(1)
+            whole.append(seconds)
+            choosing.append(chooser.seconds)
+            python.append(seconds - chooser.seconds - forward.seconds)
     phases = {name: seconds / steps for name, seconds in ours.decoder.phases().items()}
     ours.end()
     ours.engine.close()
-    return Overhead(streams, statistics.median(whole), statistics.median(outside), phases)
+    step, chosen, around = (statistics.median(x) for x in (whole, choosing, python))
+    return Overhead(streams, step, chosen, around, phases)

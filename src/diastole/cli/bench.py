@@ -190,7 +190,8 @@ def overhead(
                 continue
             print(
                 f"{n:3d} streams, {name:8s} step {seen.step * 1e3:7.2f} ms, "
-                f"outside the model {seen.outside * 1e3:6.3f} ms ({seen.outside / seen.step:.1%})"
+                f"choosing {seen.choosing * 1e3:6.3f} ms, Python {seen.python * 1e3:6.3f} ms "
+                f"({seen.python / seen.step:.1%})"
             )
             if name == "greedy":
                 print("    " + "  ".join(f"{k} {v * 1e3:.2f}" for k, v in seen.phases.items()))

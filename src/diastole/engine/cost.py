@@ -16,7 +16,8 @@ import numpy as np
 from diastole.types import Array, Grant
 
 PER_BUCKET = 16  # latest samples kept of each size
-REFIT = 128  # samples between fits; the first come earlier, after 16, 32 and 64
+REFIT = 512  # samples between fits; the first come earlier
+EARLY = frozenset({16, 32, 64, 128, 256})
 
 
 def features(grants: Sequence[Grant]) -> tuple[float, float, float]:
@@ -62,7 +63,7 @@ class FittedCost:
             samples = self._samples[bucket] = deque(maxlen=PER_BUCKET)
         samples.append((one, units, work, seconds))
         self._seen += 1
-        if self._seen % REFIT == 0 or self._seen in (16, 32, 64):
+        if self._seen % REFIT == 0 or self._seen in EARLY:
             self._fit()
 
     def _fit(self) -> None:

@@ -23,7 +23,8 @@ class LeastSlack:
         for i, service in enumerate(services):
             if asks := service.asks():
                 asking.append((i, asks))
-            reserved += [(at, i) for at in service.forecasts()]
+            if len(services) > 1:  # a service keeps time free for others only
+                reserved += [(at, i) for at in service.forecasts()]
         if not asking:
             return None
         if len(asking) == 1:  # nobody to compare it with

@@ -5,7 +5,8 @@ Adding standard Gumbel noise to log probabilities and taking the largest draws f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -66,25 +67,26 @@ def candidates(logits: Array, temperature: float, top_k: int, top_p: float, min_
     return ids, scores[ids]
 
 
-def slow_sample(
-    logits: Sequence[Array],
-    temperature: Array,
-    top_k: Array,
-    top_p: Array,
-    min_p: Array,
-    keys: Array,
-    positions: Array,
-    out: Array,
-) -> None:
+WISH = np.dtype([("temperature", "<f4"), ("top_k", "<i4"), ("top_p", "<f4"), ("min_p", "<f4"), ("key", "<u8")])
+_WISH = struct.Struct("<fiffQ")
+
+
+def wish(temperature: float, top_k: int, top_p: float, min_p: float, key: int) -> bytes:
+    """One ``WISH`` in bytes: temperature 0 wishes the largest logit; key of ``stream_key``."""
+    return _WISH.pack(temperature, top_k, top_p, min_p, key)
+
+
+def slow_sample(logits: Array, adjusted: Mapping[int, Array], wishes: Array, positions: Array, out: Array) -> None:
     """The plain twin of ``sample``."""
-    for i, row in enumerate(logits):
+    for i, (t, top_k, top_p, min_p, key) in enumerate(wishes.view(WISH)):
+        row = adjusted.get(i, logits[i])
         with np.errstate(all="ignore"):
-            greedy = temperature[i] == 0 or not np.isfinite(row.max() / temperature[i])
+            greedy = t == 0 or not np.isfinite(row.max() / t)
         if greedy:
             out[i] = row.argmax()
             continue
-        ids, scores = candidates(row, temperature[i], top_k[i], top_p[i], min_p[i])
-        out[i] = ids[(scores + gumbel(draw_key(int(keys[i]), int(positions[i])), ids)).argmax()]
+        ids, scores = candidates(row, t, top_k, top_p, min_p)
+        out[i] = ids[(scores + gumbel(draw_key(int(key), int(positions[i])), ids)).argmax()]
 
 
 def _native() -> Callable[..., Any]:
@@ -96,8 +98,8 @@ def _native() -> Callable[..., Any]:
 
 
 sample = _native()
-"""sample(logits, temperature, top_k, top_p, min_p, keys, positions, out): one token for each row.
+"""sample(logits, adjusted, wishes, positions, out): one token for each row.
 
-logits: B rows (V,) float32; temperature (B,) float32, 0: the largest logit; top_k (B,) int32; top_p and min_p (B,)
-float32; keys (B,) uint64 of ``stream_key``; positions (B,) int64 -> out (B,) int64. See ``candidates``.
+logits (B, V) float32; adjusted: rows (V,) float32 that stand for those of their index; wishes: B of ``wish``, one after
+the other, as uint8; positions (B,) int64 -> out (B,) int64. See ``candidates``.
 """

@@ -34,6 +34,7 @@ class Text:
     """The loop's private record of a stream."""
 
     ids: Array  # (capacity,) int32: prompt, then output; ``known`` of them are valid
+    tip: int  # the last of these
     prompt: int
     sampler: Sampler
     limit: int  # ``known`` at which the stream ends with "length"
@@ -46,11 +47,10 @@ class Text:
     def __post_init__(self) -> None:
         self.key = Key(self.space, self.ids)
 
-    def append(self, known: int, token: int) -> None:
-        if known == len(self.ids):
-            self.ids = np.concatenate([self.ids, np.empty_like(self.ids)])
-            self.key = Key(self.space, self.ids)
-        self.ids[known] = token
+    def widen(self) -> None:
+        """Room for as many tokens again."""
+        self.ids = np.concatenate([self.ids, np.empty_like(self.ids)])
+        self.key = Key(self.space, self.ids)
 
 
 class AutoRegressive:
@@ -83,7 +83,16 @@ class AutoRegressive:
         ids[: len(prompt)] = prompt
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos)
         space = f"{self.fingerprint}/{request.salt}"
-        text = Text(ids, len(prompt), Sampler(params, prompt.tolist(), 0), limit, stops, space, twins=params.n - 1)
+        text = Text(
+            ids,
+            int(prompt[-1]),
+            len(prompt),
+            Sampler(params, prompt.tolist(), 0),
+            limit,
+            stops,
+            space,
+            twins=params.n - 1,
+        )
         return Stream(request, 0, known=len(prompt), own=text)
 
     def admit(self, stream: Stream) -> bool:
@@ -111,8 +120,8 @@ class AutoRegressive:
     # ---- a step
 
     def ask(self, stream: Stream) -> Ask:
-        left = stream.left
-        return Ask(stream, 1, left, stream.due, emits=left == 1)
+        left = stream.known - stream.done
+        return Ask(stream, 1, left, stream.due, left == 1)
 
     def forecast(self, stream: Stream) -> None:
         return None  # a text stream always asks
@@ -120,34 +129,71 @@ class AutoRegressive:
     def prepare(self, grants: Sequence[Grant]) -> Batch:
         kept: list[Grant] = []
         starved: list[Stream] = []
-        for stream, n in grants:
-            n = min(n, stream.left)
-            if self.pool.grow(stream.leases["kv"], stream.done + n):
-                kept.append(Grant(stream, n))
+        grow = self.pool.grow
+        for grant in grants:
+            stream, n = grant
+            if n > stream.left:
+                n = stream.left
+                grant = Grant(stream, n)
+            if grow(stream.leases["kv"], stream.done + n):
+                kept.append(grant)
             else:
                 starved.append(stream)
-        return self._gather(kept, tuple(starved))
+        decode = kept and all(n == 1 and s.known - s.done == 1 for s, n in kept)
+        return (self._gather_decode if decode else self._gather)(kept, tuple(starved))
 
     def _gather(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
-        counts = np.fromiter((n for _, n in grants), np.int32, len(grants))
-        done = np.fromiter((s.done for s, _ in grants), np.int32, len(grants))
+        streams = [s for s, _ in grants]
+        counts = np.array([n for _, n in grants], np.int32)
+        done = np.array([s.done for s in streams], np.int32)
         starts = np.zeros(len(grants) + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
         owner = np.repeat(np.arange(len(grants), dtype=np.int32), counts)
         pos = np.arange(starts[-1], dtype=np.int32) + (done - starts[:-1])[owner]
-        tables = self.pool.tables([s.leases["kv"] for s, _ in grants])
-        last = [i for i, (s, n) in enumerate(grants) if n == s.left]
+        tables = self.pool.tables([s.leases["kv"] for s in streams])
         return Batch(
             grants=tuple(grants),
-            leases=tuple(s.leases for s, _ in grants),
-            inputs=_join([s.own.ids[s.done : s.done + n] for s, n in grants], np.int32),
+            leases=tuple([s.leases for s in streams]),
+            inputs=np.concatenate([np.empty(0, np.int32), *(s.own.ids[s.done : s.done + n] for s, n in grants)]),
             pos=pos,
             starts=starts,
             rows=self.pool.rows(tables, owner, pos),
             tables=tables,
             lo=np.zeros(len(pos), np.int32),
             hi=pos + 1,
-            want=starts[1:][last] - 1,
+            want=starts[1:][[n == s.left for s, n in grants]] - 1,
+            starved=starved,
+        )
+
+    def _gather_decode(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
+        """``_gather`` where every stream absorbs its last known token: through few calls, because after a forward pass
+        each one finds its code and data gone from the caches."""
+        streams = [s for s, _ in grants]
+        leases = [s.leases for s in streams]
+        places = [x["kv"].places for x in leases]
+        done = [s.done for s in streams]
+        b, longest = len(streams), max(map(len, places))
+        flat = [s.own.tip for s in streams]  # five arrays in one
+        flat += done
+        flat += [d + 1 for d in done]
+        flat += [0] * b
+        flat += range(b + 1)
+        for row in places:
+            flat += row
+            flat += [0] * (longest - len(row))
+        numbers = np.array(flat, np.int32)
+        starts = numbers[4 * b : 5 * b + 1]
+        return Batch(
+            grants=tuple(grants),
+            leases=tuple(leases),
+            inputs=numbers[:b],
+            pos=numbers[b : 2 * b],
+            starts=starts,
+            rows=np.array([row[d // PAGE] * PAGE + d % PAGE for row, d in zip(places, done, strict=True)], np.int64),
+            tables=numbers[5 * b + 1 :].reshape(b, longest),
+            lo=numbers[3 * b : 4 * b],
+            hi=numbers[2 * b : 3 * b],
+            want=starts[:b],
             starved=starved,
         )
 
@@ -156,10 +202,11 @@ class AutoRegressive:
         speaking: list[tuple[Stream, int]] = []  # with the row of output that is theirs
         born: list[Stream] = []
         for stream, n in batch.grants:
-            stream.done += n
             text: Text = stream.own
-            self.pool.publish(stream.leases["kv"], text.key, stream.done)
-            if stream.done == stream.known:
+            done = stream.done = stream.done + n
+            if done % PAGE < n:  # a page is complete
+                self.pool.publish(stream.leases["kv"], text.key, done)
+            if done == stream.known:
                 row = len(speaking) - len(born)
                 speaking.append((stream, row))
                 if text.twins:
@@ -176,7 +223,14 @@ class AutoRegressive:
         twins = []
         for index in range(1, text.twins + 1):
             own = Text(
-                text.ids.copy(), text.prompt, text.sampler.fork(index), text.limit, text.stops, text.space, text.cached
+                text.ids.copy(),
+                text.tip,
+                text.prompt,
+                text.sampler.fork(index),
+                text.limit,
+                text.stops,
+                text.space,
+                text.cached,
             )
             lease = self.pool.fork(stream.leases["kv"])
             twins.append(Stream(stream.req, index, stream.known, stream.done, {"kv": lease}, own))
@@ -185,23 +239,18 @@ class AutoRegressive:
 
     def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
         text: Text = stream.own
-        text.append(stream.known, chosen.id)
-        stream.known += 1
+        known = stream.known
+        if known == len(text.ids):
+            text.widen()
+        text.ids[known] = text.tip = token = chosen.id
+        stream.known = known + 1
         stream.emitted_at = now
-        finish = None
-        if chosen.id in text.stops:
-            finish = "stop"
-        elif stream.known >= text.limit:
-            finish = "length"
+        finish = "stop" if token in text.stops else "length" if known + 1 >= text.limit else None
         if finish is not None:
             stream.finished = True
             self.close(stream)
         data = Tokens((chosen,), finish, text.prompt, text.cached)
-        return Event(stream.req.id, stream.index, data, stream.finished, now)
-
-
-def _join(parts: list[Array], dtype: type) -> Array:
-    return np.concatenate(parts) if parts else np.empty(0, dtype)
+        return Event(stream.req.id, stream.index, data, finish is not None, now)
 
 
 def check_prompt(prompt: Sequence[int], params: SamplingParams, vocab: int, context: int, room: int) -> None:

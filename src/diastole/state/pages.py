@@ -84,7 +84,8 @@ class PagePool:
 
     def grow(self, lease: Lease, units: int) -> bool:
         places, refs = lease.places, self.refs
-        if units <= len(places) * PAGE and all(refs[p] == 1 for p in places[lease.units // PAGE :]):
+        pages, last = len(places), lease.units // PAGE
+        if units <= pages * PAGE and last == pages - 1 and refs[places[last]] == 1:
             lease.units = max(lease.units, units)  # the usual case of a decode step
             return True
         if not self.fits(lease, units):
@@ -170,10 +171,9 @@ class PagePool:
     @staticmethod
     def tables(leases: Sequence[Lease]) -> Array:
         """Page ids of several leases, padded with zeros: (B, P) int32."""
-        table = np.zeros((len(leases), max((len(x.places) for x in leases), default=0)), np.int32)
-        for row, lease in zip(table, leases, strict=True):
-            row[: len(lease.places)] = lease.places
-        return table
+        longest = max((len(x.places) for x in leases), default=0)
+        rows = [x.places + [0] * (longest - len(x.places)) for x in leases]
+        return np.array(rows, np.int32).reshape(len(leases), longest)
 
     # ---- reference counts
 

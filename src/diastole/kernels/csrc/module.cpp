@@ -172,31 +172,32 @@ Whole alloc(int64_t bytes) {
 
 // ---- choosing tokens
 
-// See kernels.draw.
-void sample_(std::vector<In<float, 1>> logits, In<float, 1> temperature, In<int32_t, 1> top_k, In<float, 1> top_p, In<float, 1> min_p,
-             In<uint64_t, 1> keys, In<int64_t, 1> positions, InOut<int64_t, 1> out) {
-  expect_whole(temperature, "temperature");
-  expect_whole(top_k, "top_k");
-  expect_whole(top_p, "top_p");
-  expect_whole(min_p, "min_p");
-  expect_whole(keys, "keys");
+// See kernels.draw. adjusted: rows that stand for those of logits; wishes: one after the other, in bytes.
+void sample_(In<float, 2> logits, nb::dict adjusted, Bytes wishes, In<int64_t, 1> positions, InOut<int64_t, 1> out) {
+  static_assert(sizeof(Wish) == 24, "a wish must be as kernels.draw packs it");
+  expect_whole(logits, "logits");
+  expect_whole(wishes, "wishes");
   expect_whole(positions, "positions");
   expect_whole(out, "out");
-  const size_t rows = logits.size();
-  double work = 0;
-  for (const auto& row : logits) {
-    expect_whole(row, "logits");
-    expect(row.size() > 0 && row.size() <= INT32_MAX, "logits must not be empty");
-    work += static_cast<double>(row.size());
+  const size_t rows = logits.shape(0), n = logits.shape(1);
+  expect(n > 0 && n <= INT32_MAX, "logits must not be empty");
+  expect(wishes.size() == rows * sizeof(Wish) && positions.size() == rows && out.size() == rows,
+         "logits, wishes, positions and out must have the same rows");
+  std::vector<const float*> row(rows);
+  for (size_t i = 0; i < rows; i++) row[i] = logits.data() + i * n;
+  for (const auto& [index, given] : adjusted) {
+    const auto other = nb::cast<In<float, 1>>(given);
+    const size_t i = nb::cast<size_t>(index);
+    expect_whole(other, "adjusted");
+    expect(i < rows && other.size() == n, "adjusted must hold rows of logits by their index");
+    row[i] = other.data();  // the dictionary keeps it
   }
-  expect(temperature.size() == rows && top_k.size() == rows && top_p.size() == rows && min_p.size() == rows &&
-         keys.size() == rows && positions.size() == rows && out.size() == rows,
-         "logits, settings, keys, positions and out must have the same rows");
-  const Unlocked unlocked(work);
+  const Unlocked unlocked(static_cast<double>(rows) * static_cast<double>(n));
   Pool::get().each(static_cast<int>(rows), [&](int i) {
-    const Wish wish{temperature.data()[i], top_k.data()[i], top_p.data()[i], min_p.data()[i],
-                    mix(keys.data()[i] + static_cast<uint64_t>(positions.data()[i]))};
-    out.data()[i] = sample(isa(), logits[i].data(), static_cast<int>(logits[i].size()), wish);
+    Wish wish;
+    std::memcpy(&wish, wishes.data() + static_cast<size_t>(i) * sizeof(Wish), sizeof(Wish));
+    wish.key = mix(wish.key + static_cast<uint64_t>(positions.data()[i]));
+    out.data()[i] = sample(isa(), row[i], static_cast<int>(n), wish);
   });
 }
 

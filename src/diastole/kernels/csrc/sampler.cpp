@@ -23,13 +23,25 @@ float noise(uint64_t key, int id) {
   return static_cast<float>(-std::log(-std::log(u)));
 }
 
-// The first place of the largest value.
-int first_of(const Kernels& isa, const float* x, int n, float top, Room& room) {
-  if (top != top)
-    for (int i = 0; i < n; i++)
-      if (x[i] != x[i]) return i;
-  room.ids.resize(n);
-  return isa.at_least(x, n, top, room.ids.data()) > 0 ? room.ids[0] : 0;
+// The largest value, NaN if one is, and the first place of it.
+struct Top {
+  float value;
+  int place;
+};
+
+Top top_of(const Kernels& isa, const float* x, int n) {
+  constexpr int kPiece = 4096;
+  float value = x[0];
+  int piece = 0;
+  for (int i = 0; i < n; i += kPiece) {
+    const float here = isa.most(x + i, std::min(kPiece, n - i));
+    if (here != here || here > value) value = here, piece = i;
+    if (here != here) break;
+  }
+  const bool strange = value != value;
+  for (int i = piece; i < n; i++)
+    if (strange ? x[i] != x[i] : x[i] == value) return {value, i};
+  return {value, 0};  // not reached
 }
 
 // Leaves the k largest of logits in `ids`, in any order; of equals those with smaller ids.
@@ -90,8 +102,9 @@ void keep_nucleus(const float* logits, double goal, Room& room) {
 
 int sample(const Kernels& isa, const float* logits, int n, const Wish& wish) {
   static thread_local Room room;
-  const float top = isa.most(logits, n), t = wish.temperature, highest = top / t;
-  if (!(t > 0) || !std::isfinite(highest)) return first_of(isa, logits, n, top, room);
+  const auto [top, likeliest] = top_of(isa, logits, n);
+  const float t = wish.temperature, highest = top / t;
+  if (!(t > 0) || !std::isfinite(highest)) return likeliest;
   std::vector<int32_t>& ids = room.ids;
   bool all = true;
   if (wish.top_k > 0 && wish.top_k < n) {
@@ -125,7 +138,6 @@ int sample(const Kernels& isa, const float* logits, int n, const Wish& wish) {
   if (all) {
     room.weights.resize(n);
     isa.weigh(logits, n, t, top, room.weights.data());
-    const int likeliest = first_of(isa, logits, n, top, room);
     const float reach = std::exp(-noise(wish.key, likeliest)) * 1.0001f;  // more than all rounding together
     ids.resize(n);
     ids.resize(isa.contenders(room.weights.data(), n, wish.key, reach, ids.data()));

@@ -43,9 +43,11 @@ double weigh(const float* x, int n, float t, float top, float* w) {
 // Places of what is at least `least`, in order; returns how many.
 int at_least(const float* x, int n, float least, int32_t* places) {
   int count = 0, i = 0;
-  for (; i + 16 <= n; i += 16) {
-    if (sum(less(load(x + i), splat(least))) == -16) continue;  // the usual case: none of sixteen
-    for (int j = i; j < i + 16; j++)
+  for (; i + 64 <= n; i += 64) {
+    Ints under = splat(0);
+    for (int j = i; j < i + 64; j += 16) under = under + less(load(x + j), splat(least));
+    if (sum(under) == -64) continue;  // the usual case: none
+    for (int j = i; j < i + 64; j++)
       if (x[j] >= least) places[count++] = j;
   }
   for (; i < n; i++)
