@@ -13,24 +13,22 @@ from diastole.engine.ledger import Ledger
 from diastole.engine.service import Service
 from diastole.loops.ar import AutoRegressive
 from diastole.metrics import Meter
-from diastole.nn.linear import Loader, WeightFormat
+from diastole.nn.linear import Loader
 from diastole.state.host import HostTier
 from diastole.state.kv import PagedKV
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import PrefixCache
 from diastole.types import KVFormat, PagedSpec, UserError
-from diastole.weights import Checkpoint
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
 
 
-def assemble(
-    name: str, checkpoint: Checkpoint, config: ServiceConfig, ops: Ops, eos: frozenset[int], memory: int, swap: int
-) -> Service:
+def assemble(name: str, load: Loader, config: ServiceConfig, eos: frozenset[int], memory: int, swap: int) -> Service:
     """A language model service.
 
     Args:
+        load: reads the weights.
         eos: ids that end a text, as the tokenizer knows them.
         memory: bytes for key/value pages, at most.
         swap: bytes for the packed state of preempted streams.
@@ -38,9 +36,9 @@ def assemble(
     Raises:
         UserError: the model, a setting or the room does not fit; ``param`` names it.
     """
+    ops, checkpoint = load.ops, load.checkpoint
     architecture = registry.model(str(checkpoint.config.get("model_type")))
-    loader = Loader(ops, checkpoint, cast(WeightFormat, config.weights))
-    model = architecture.build(loader, checkpoint.config, config.context)
+    model = architecture.build(load, checkpoint.config, config.context)
     defaults: Mapping[str, Any] = {"kv": PagedKV(cast(KVFormat, config.kv)), "compose": Mixed(config.step_tokens)}
     stack = registry.build(config.use, defaults, model.caps)
     spec: PagedSpec = model.state_specs()["kv"]

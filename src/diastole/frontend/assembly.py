@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import cast
 
-from diastole.assets import resolve
+from diastole.assets import cache, resolve
 from diastole.clock import RealClock
 from diastole.config import Config, ServiceConfig
 from diastole.engine.assemble import assemble
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
+from diastole.frontend.loading import LoadingBar
 from diastole.frontend.voice import tokenizer_of
 from diastole.frontend.wire import Card
 from diastole.kernels.table import Ops, load
 from diastole.loops.ar import AutoRegressive
+from diastole.nn.linear import Loader, WeightFormat
+from diastole.nn.packs import NoPacks, PackFile, Packs
 from diastole.state.pages import PAGE
 from diastole.types import SLO
-from diastole.weights import open_checkpoint
+from diastole.weights import Checkpoint, open_checkpoint
 
 SHARE = 0.25  # of the available memory goes to key/value pages, unless told
 
@@ -46,13 +55,28 @@ def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
         eos = tokenizer_of(path).eos_ids
         name = service_name(key, wanted)
         share = memory // len(config.service)
-        service = assemble(name, checkpoint, wanted, ops, eos, share, int(config.engine.swap))
+        weights = cast(WeightFormat, wanted.weights)
+        with _packs(checkpoint, weights, ops) as packs, LoadingBar(name) as bar:
+            load_from = Loader(ops, checkpoint, weights, packs, bar.tell)
+            service = assemble(name, load_from, wanted, eos, share, int(config.engine.swap))
         checkpoint.close()
         assert isinstance(service.loop, AutoRegressive)
         loop = service.loop
         cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE))
         services.append(service)
     return Engine(services, RealClock(), LeastSlack()), cards, kernels
+
+
+@contextmanager
+def _packs(checkpoint: Checkpoint, weights: WeightFormat, ops: Ops) -> Iterator[Packs]:
+    """Where this checkpoint's matrices are kept between starts, in this format."""
+    if not ops.layout:
+        yield NoPacks()
+        return
+    key = hashlib.sha256(f"{checkpoint.fingerprint}/{weights}/{ops.layout}".encode()).hexdigest()[:24]
+    path = cache.root() / "packed" / f"{checkpoint.path.stem}-{weights}-{key}.pack"
+    with PackFile(path, ops, partial(warnings.warn, stacklevel=2)) as packs:
+        yield packs
 
 
 def slos(config: Config) -> dict[str, SLO]:

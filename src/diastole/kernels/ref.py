@@ -19,6 +19,7 @@ class TorchOps:
     """See ``table.Ops`` for shapes. Weights are kept dequantised, pages as float32 rows."""
 
     name = "torch"
+    layout = ""
 
     def __init__(self, exact: bool = False, rounding: Rounding = "int8/16") -> None:
         self.exact, self.rounding = exact, rounding
@@ -41,6 +42,9 @@ class TorchOps:
 
     def pack_f32(self, w: Array) -> Packed:
         return _keep("f32", w)
+
+    def packed_bytes(self, fmt: str, n: int, k: int) -> int:
+        return n * k * 4
 
     def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
         rows = _tensor(x)

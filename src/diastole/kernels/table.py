@@ -42,6 +42,7 @@ class Ops(Protocol):
     """What runs a model. T rows, H heads of dimension D, Hkv key/value heads, pages of 64 tokens."""
 
     name: str
+    layout: str  # of packed matrices; operators with the same read each other's. "": nobody else does
     rounding: Rounding  # of x before it meets weights in whole numbers
 
     def fuse(self) -> Any | None:
@@ -62,6 +63,14 @@ class Ops(Protocol):
 
     def pack_f32(self, w: Array) -> Packed:
         """w (N, K) as it is."""
+        ...
+
+    def packed_bytes(self, fmt: str, n: int, k: int) -> int:
+        """Bytes of a packed matrix.
+
+        Raises:
+            ValueError: there is no such format, or none of this shape.
+        """
         ...
 
     def linear(self, x: Array, w: Packed, out: Array, bias: Array | None = None, accumulate: bool = False) -> None:
@@ -123,16 +132,21 @@ class Ops(Protocol):
         ...
 
 
+LAYOUT = "1"  # of the compiled operators, all instruction sets alike: to be counted up when kernels.hpp changes it
+
+
 class Native:
     """The compiled operators."""
 
     def __init__(self, module: Any) -> None:
         self._n = module
         self.name = f"native-{module.isa()}"
+        self.layout = LAYOUT
         self.rounding: Rounding = module.rounding()
         self.rmsnorm = module.rmsnorm
         self.rope = module.rope
         self.gated = module.gated
+        self.packed_bytes = module.packed_bytes
         self.kv_page_bytes = module.kv_page_bytes
         self.alloc = module.alloc
         self.kv_write = module.kv_write

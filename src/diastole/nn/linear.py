@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from diastole.nn.packs import NoPacks, Packs
 from diastole.types import Array
 from diastole.weights import Checkpoint, Raw, affine4, dequantize, has_affine4, int8
 
@@ -87,15 +88,31 @@ class Loader:
         ops: operators that will run them.
         checkpoint: where they are.
         fmt: format wished for matrices; vectors stay float32.
+        packs: where packed matrices are kept between starts.
+        tell: is told how many tensors have been read, and of how many.
     """
 
-    def __init__(self, ops: Ops, checkpoint: Checkpoint, fmt: WeightFormat) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        checkpoint: Checkpoint,
+        fmt: WeightFormat,
+        packs: Packs | None = None,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> None:
         self.ops, self.checkpoint, self.fmt = ops, checkpoint, fmt
+        self.packs: Packs = packs or NoPacks()
         self._names = frozenset(checkpoint.names())
+        self._tell, self._read = tell, 0
 
     def linear(self, *names: str) -> Linear:
         """One Linear from one or several matrices (without ".weight"), stacked along their outputs."""
-        weight = pack(self.ops, [self.checkpoint.raw(f"{n}.weight") for n in names], self.fmt)
+        key = "+".join(names)
+        weight = self.packs.get(key)
+        if weight is None:
+            weight = pack(self.ops, [self.checkpoint.raw(f"{n}.weight") for n in names], self.fmt)
+            self.packs.put(key, weight)
+        self._count(len(names))
         if not any(f"{n}.bias" in self._names for n in names):
             return Linear(self.ops, weight)
         return Linear(self.ops, weight, np.concatenate([self._bias(n) for n in names]))
@@ -106,8 +123,14 @@ class Loader:
             return self.vector(f"{name}.bias")
         return np.zeros(self.checkpoint.raw(f"{name}.weight").shape[0], np.float32)
 
+    def _count(self, tensors: int) -> None:
+        self._read += tensors
+        if self._tell is not None:
+            self._tell(self._read, len(self._names))
+
     def vector(self, name: str) -> Array:
         """A float32 vector."""
+        self._count(1)
         return np.ascontiguousarray(self.checkpoint.f32(name), np.float32)
 
     def has(self, name: str) -> bool:

@@ -95,14 +95,19 @@ inline KV kv_kind(const std::string& name) {
 
 using Bytes = In<uint8_t, 1>;
 
-inline Matrix matrix(const std::string& kind, int n, int k, const Bytes& data) {
-  const Weight w = weight_kind(kind);
-  expect_whole(data, "weight");
+// Bytes of a matrix, whose shape may come from anywhere.
+inline size_t expect_packed(Weight w, int n, int k) {
   expect(n > 0 && k > 0, "weight: n and k must be positive");
   const int whole = w == Weight::q8 || w == Weight::q4 ? kGroup : w == Weight::bf16 ? 2 : 1;
   expect(k % whole == 0, "weight: k does not fit its format");
-  expect(n <= INT32_MAX - kRows, "weight: n is too large");
-  expect(data.size() == packed_bytes(w, n, k), "weight: the data has not the size of its shape");
+  expect(n <= INT32_MAX - kRows && static_cast<double>(n) * k < 0x1p48, "weight: it is too large");
+  return packed_bytes(w, n, k);
+}
+
+inline Matrix matrix(const std::string& kind, int n, int k, const Bytes& data) {
+  const Weight w = weight_kind(kind);
+  expect_whole(data, "weight");
+  expect(data.size() == expect_packed(w, n, k), "weight: the data has not the size of its shape");
   expect(reinterpret_cast<uintptr_t>(data.data()) % 4 == 0, "weight: the data must be aligned to 4 bytes");
   return {w, n, k, data.data()};
 }

@@ -306,6 +306,7 @@ NB_MODULE(_native, m) {
   m.def("pack_q4", pack_q4_);
   m.def("pack_q8", pack_q8_);
   m.def("pack_float", pack_float_);
+  m.def("packed_bytes", [](const std::string& kind, int n, int k) { return expect_packed(weight_kind(kind), n, k); });
   m.def("sample", sample_);
   m.def("probe_peak", probe_peak);
   m.def("probe_read", probe_read);
