@@ -19,6 +19,7 @@ from diastole.bench.limits import Machine
 from diastole.types import UserError
 
 OURS = "diastole"
+PEERS = ("llama.cpp", "transformers")
 
 
 def as_json(results: Sequence[Result], entries: Sequence[Entry], machine: Machine, about: str) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def _task(result: Result, entries: Sequence[Entry], machine: Machine) -> dict[st
     }
     if result.failed:
         found["failed"] = result.failed
-    for engine in ("llama.cpp", "transformers"):
+    for engine in PEERS:
         best = result.best([e.name for e in entries if e.engine == engine])
         if best is not None and OURS in result.speeds:
             median, least, most = result.ratio(OURS, best)
@@ -71,25 +72,32 @@ def _processor() -> str:
 
 
 def as_table(found: dict[str, Any]) -> Table:
-    """One line per task."""
+    """One line per task and peer; times: the median of the rounds' own ratios, and their range."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("task", no_wrap=True)
-    for head in ("Diastole", "llama.cpp", "times", "transformers", "times", "limit", "reached"):
-        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("Diastole", justify="right", no_wrap=True)
+    table.add_column("limit", justify="right", no_wrap=True)
+    table.add_column("reached", justify="right", no_wrap=True)
+    table.add_column("best peer", no_wrap=True)
+    table.add_column("tok/s", justify="right", no_wrap=True)
+    table.add_column("times", justify="right", no_wrap=True)
     for task in found["tasks"]:
         speeds = task["tokens_per_second"]
-        line = [task["name"], _speed(speeds.get(OURS))]
-        for engine in ("llama.cpp", "transformers"):
+        limit, reached = task.get("limit_tokens_per_second"), task.get("reached")
+        head = [
+            task["name"],
+            _speed(speeds.get(OURS)),
+            *(("", "") if limit is None else (f"{limit:,.0f}", f"{reached:.0%}")),
+        ]
+        for engine in PEERS:
             against = task.get(f"against_{engine}")
             if against is None:
-                line += ["", ""]
                 continue
-            extra = "" if engine == "transformers" else " " + against["entry"].removeprefix("llama.cpp ")
-            line.append(_speed(speeds[against["entry"]]) + extra)
-            line.append(f"[bold]{against['ratio']:.2f}[/] ({against['least']:.2f}-{against['most']:.2f})")
-        limit, reached = task.get("limit_tokens_per_second"), task.get("reached")
-        line += ["", ""] if limit is None else [f"{limit:,.0f}", f"{reached:.0%}"]
-        table.add_row(*line)
+            times = f"[bold]{against['ratio']:.2f}[/] ({against['least']:.2f}-{against['most']:.2f})"
+            table.add_row(*head, against["entry"], _speed(speeds[against["entry"]]), times)
+            head = ["", "", "", ""]
+        if head[0]:
+            table.add_row(*head)
     return table
 
 
@@ -115,9 +123,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(tasks), figsize=(1.7 * len(tasks) + 1, 4.2), layout="constrained")
     for axis, task in zip([axes] if len(tasks) == 1 else axes, tasks, strict=True):
         bars = [(OURS, OURS)] + [
-            (engine, task[f"against_{engine}"]["entry"])
-            for engine in ("llama.cpp", "transformers")
-            if f"against_{engine}" in task
+            (engine, task[f"against_{engine}"]["entry"]) for engine in PEERS if f"against_{engine}" in task
         ]
         for i, (engine, entry) in enumerate(bars):
             rounds = task["tokens_per_second"][entry]["rounds"]

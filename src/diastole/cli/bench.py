@@ -234,17 +234,18 @@ def compare(
             fit = [e for e in entries if suits(e, task)]
             tell = lambda what, task=task: status.update(f"{task.name}: {what}")  # noqa: E731
             results.append(contest.run(task, fit, threads, rounds, tell))
+            found = report.as_json(results, entries, machine, f"{model}, {threads} threads")
+            if save is not None:  # after each: the next may take long
+                save.mkdir(parents=True, exist_ok=True)
+                (save / "compare.json").write_text(jsonlib.dumps(found, indent=1))
             console.print(f"{task.name} done: {results[-1].median(report.OURS):,.0f} tokens/s", highlight=False)
             for name, why in results[-1].failed.items():
                 console.print(f"  {name} could not run: {why}", highlight=False)
-    found = report.as_json(results, entries, machine, f"{model}, {threads} threads")
     print(
         f"{threads} threads; this machine reads {machine.bandwidth / 1e9:.1f} GB/s and does {machine.int8 / 1e9:.0f} "
         f"int8, {machine.bf16 / 1e9:.0f} bf16 and {machine.f32 / 1e9:.0f} float32 multiply-adds per ns"
     )
-    Console().print(report.as_table(found))
+    Console(soft_wrap=True).print(report.as_table(found))
     if save is not None:
-        save.mkdir(parents=True, exist_ok=True)
-        (save / "compare.json").write_text(jsonlib.dumps(found, indent=1))
         report.draw(found, save / "compare.png")
         print(f"written: {save / 'compare.json'}, {save / 'compare.png'}")

@@ -13,7 +13,26 @@ inline int32_t burn(int64_t rounds, Acc (&chain)[16], const Step& step) {
   return lane;
 }
 
+#if defined(__AMX_TILE__)
+// What four tiles of sums can take in, with numbers that are not zero: those would need less power.
+inline double burn_tiles(int64_t rounds) {
+  alignas(64) uint16_t ones[kTileRows * 32];
+  for (auto& x : ones) x = 0x3f80;
+  TileShape shape;
+  shape.set(kTileRows, kTileBytes, 0, 1, 2, 3, 4, 5);
+  shape.use();
+  tile_load<4>(ones, kTileBytes);
+  tile_load<5>(ones, kTileBytes);
+  each_tile([](auto tile) { tile_zero<decltype(tile)::value>(); });
+  for (int64_t n = 0; n < rounds; n++) each_tile([](auto tile) { tile_dot_bf16<decltype(tile)::value, 4, 5>(); });
+  return 4 * 16 * 16 * 32 * static_cast<double>(rounds);
+}
+#endif
+
 double peak(Weight kind, int64_t rounds) {
+#if defined(__AMX_TILE__)
+  if (kind != Weight::f32) return burn_tiles(rounds);
+#endif
   volatile int32_t seed = 3, sink;  // unknown to the compiler
   Ints ints[16];
   Floats floats[16];
