@@ -276,22 +276,8 @@ void visit_all(const Halves<const uint8_t>& page, int dim, Ahead next, const Sea
 #endif
 
 template <KV KIND>
-void visit_seats(const uint8_t* at, int dim, Ahead next, const Seat* seats, int n) {
-  const Halves<const uint8_t> page = open_page(KIND, at, dim);
-#if defined(__AMX_TILE__)
-  if (KIND == KV::bf16 && fits_tiles(dim)) return visit_all_tiles(page, dim, next, seats, n);
-#endif
-  visit_all<KIND, kQueries>(page, dim, next, seats, n);
-}
-
-template <KV KIND>
 void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
-  Query queries[kTile + 15];  // tiles read whole sixteens
-#if defined(__AMX_TILE__)
-  TileShape shape;
-  shape.set(kTileRows, kTileBytes, 0, 1, 2, 3, 4, 5, 6, 7);
-  if (KIND == KV::bf16) shape.use();
-#endif
+  Query queries[kTile];
   int lo[kTile], hi[kTile], first = kSplit, last = 0;
   const int dim = look.dim, n = (t1 - t0) * look.group;
   for (int i = 0; i < n; i++) {
@@ -322,11 +308,14 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
     const int left = last - (page + 1) * kPage;
     const uint8_t* after = left > 0 ? place(page + 1) : look.next;
     const Ahead next = {after != nullptr ? after - at : 0, left > 0 ? left : kPage};
-    visit_seats<KIND>(at, dim, next, seats, seated);
+    visit_all<KIND, kQueries>(open_page(KIND, at, dim), dim, next, seats, seated);
   }
 }
 
 void attend(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
+#if defined(__AMX_TILE__)
+  if (look.kind == KV::bf16 && fits_tiles(look.dim)) return walk_tiles(look, g, t0, t1, split, partials);
+#endif
   switch (look.kind) {
     case KV::f32: return walk<KV::f32>(look, g, t0, t1, split, partials);
     case KV::bf16: return walk<KV::bf16>(look, g, t0, t1, split, partials);

@@ -1,10 +1,75 @@
 // Attention over bf16 pages on tile registers. Included by attention.inl.
 //
 // A page's keys are right factors as they lie (pairs of dimensions by tokens), and so are its values (pairs of tokens by
-// dimensions); up to sixteen query rows are the left factor, whatever page they come from. Every query row of these
-// dimensions goes this way, one or many, so its result does not depend on the rows beside it.
+// dimensions); sixteen query rows are the left factor, whichever tokens they see. Every query row of these dimensions
+// goes this way, one or many, so its result does not depend on the rows beside it: what it does not see has weight 0, and
+// adding nothing to a tile changes nothing.
 
 inline bool fits_tiles(int dim) { return dim % 32 == 0; }
+
+// So much may a row's scores exceed what they are taken from before everything is scaled to the new largest: weights are
+// then at most e^6, and after the first pages nothing has to be scaled at all.
+constexpr float kSlack = 6.f;
+
+// e^x for x up to 80, to 3e-6: these weights are rounded to bf16. Exactly 1 at 0, NaN for NaN.
+inline Floats weight_of(Floats x) {
+  const Floats t = x * 1.44269504f;
+  const __m512 n = _mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Floats f = t - (Floats)n;
+  Floats p = splat(9.582818486e-3f);
+  p = fma(p, f, splat(5.590637028e-2f));
+  p = fma(p, f, splat(2.402409911e-1f));
+  p = fma(p, f, splat(6.931241751e-1f));
+  p = fma(p, f, splat(1.f));
+  return (Floats)_mm512_scalef_ps((__m512)p, n);
+}
+
+// Sixteen vectors, each to one number: lane r is op over the lanes of v[r], in the same order for every r.
+template <class Op>
+inline Floats across(const Floats* v, const Op& op) {
+  const auto halves = [&](Floats a, Floats b) {
+    return op((Floats)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x44), (Floats)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xee));
+  };
+  const auto quarters = [&](Floats a, Floats b) {
+    return op((Floats)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x88), (Floats)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xdd));
+  };
+  const auto pairs = [&](Floats a, Floats b) {
+    return op((Floats)_mm512_shuffle_ps((__m512)a, (__m512)b, 0x44), (Floats)_mm512_shuffle_ps((__m512)a, (__m512)b, 0xee));
+  };
+  const auto singles = [&](Floats a, Floats b) {
+    return op((Floats)_mm512_shuffle_ps((__m512)a, (__m512)b, 0x88), (Floats)_mm512_shuffle_ps((__m512)a, (__m512)b, 0xdd));
+  };
+  const auto four = [&](int j) { return quarters(halves(v[j], v[4 + j]), halves(v[8 + j], v[12 + j])); };
+  return singles(pairs(four(0), four(1)), pairs(four(2), four(3)));
+}
+
+// Up to sixteen query rows on their way through the pages of a split.
+struct Sixteen {
+  alignas(64) bf16 query[kTileRows * kMaxDim];  // (16, dim)
+  alignas(64) float out[kTileRows * kMaxDim];   // (16, dim)
+  alignas(64) float most[kTileRows], sum[kTileRows];
+  int lo[kTileRows], hi[kTileRows];  // tokens of the split that a row sees
+  int rows;
+};
+
+// Which tokens lo <= t < hi of a page rows see.
+struct View {
+  alignas(64) int32_t lo[kTileRows], hi[kTileRows];
+  int first = kPage, last = 0;  // of any row
+  bool whole = true;            // all rows see all
+
+  View(const Sixteen& s, int page) {
+    for (int r = 0; r < s.rows; r++) {
+      const int a = s.lo[r] - page * kPage, b = s.hi[r] - page * kPage;
+      lo[r] = a > 0 ? a : 0;
+      hi[r] = b < kPage ? b : kPage;
+      whole = whole && lo[r] == 0 && hi[r] == kPage;
+      if (lo[r] >= hi[r]) continue;
+      first = lo[r] < first ? lo[r] : first;
+      last = hi[r] > last ? hi[r] : last;
+    }
+  }
+};
 
 // So many bytes from a tile's start to where the same tile of the next page starts are fetched.
 inline void fetch_tile(const uint8_t* p, ptrdiff_t stride, ptrdiff_t way) {
@@ -12,17 +77,7 @@ inline void fetch_tile(const uint8_t* p, ptrdiff_t stride, ptrdiff_t way) {
   for (int row = 0; row < kTileRows; row++) prefetch_far(p + row * stride + way);
 }
 
-// Query rows of the seats as left factors: where they lie in order nothing is copied. room: (16, dim).
-inline const bf16* left_queries(const Seat* seats, int n, int dim, bf16* room, ptrdiff_t* stride) {
-  bool in_order = true;
-  for (int r = 1; r < n; r++) in_order = in_order && seats[r].query == seats[0].query + r;
-  *stride = in_order ? static_cast<ptrdiff_t>(sizeof(Query)) : dim * static_cast<ptrdiff_t>(sizeof(bf16));
-  if (in_order) return seats[0].query->h;
-  for (int r = 0; r < n; r++) std::memcpy(room + r * dim, seats[r].query->h, sizeof(bf16) * static_cast<size_t>(dim));
-  return room;
-}
-
-// Values with zeros where no seat looks: what a page holds there may be anything, also NaN. room: (64, dim).
+// Values with zeros where no row looks: what a page holds there may be anything, also NaN. room: (64, dim).
 inline const uint8_t* only_seen(const uint8_t* v, int dim, int lo, int hi, uint8_t* room) {
   if (lo == 0 && hi == kPage) return v;
   for (int t = 0; t < kPage; t += 2) {
@@ -35,70 +90,163 @@ inline const uint8_t* only_seen(const uint8_t* v, int dim, int lo, int hi, uint8
   return room;
 }
 
-// Up to sixteen rows on a page.
-inline void visit_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, const Seat* seats, int n) {
-  alignas(64) float s[kTileRows * kPage], sums[kTileRows * kPage];
-  alignas(64) bf16 weights[kTileRows * kPage], queries[kTileRows * kMaxDim];
-  alignas(64) uint8_t seen[kPage * kMaxDim * 2];
-  int lo = kPage, hi = 0;
-  for (int r = 0; r < n; r++) {
-    lo = seats[r].lo < lo ? seats[r].lo : lo;
-    hi = seats[r].hi > hi ? seats[r].hi : hi;
-  }
-  ptrdiff_t stride;
-  const bf16* left = left_queries(seats, n, dim, queries, &stride);
-  const int from = lo / 16, to = (hi + 15) / 16;
+// Scores of a page: s (16, 64).
+inline void score_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, const Sixteen& q, const View& view, float* s) {
+  const int from = view.first / 16, to = (view.last + 15) / 16;
   each_tile([&](auto block) {
     if (from <= block && block < to) tile_zero<decltype(block)::value>();
   });
   for (int i = 0; i < dim; i += 32) {
-    tile_load<4>(left + i, stride);
+    tile_load<4>(q.query + i, dim * static_cast<ptrdiff_t>(sizeof(bf16)));
     each_tile([&](auto block) {
       if (block < from || to <= block) return;
       const uint8_t* k = page.k + (static_cast<size_t>(block) * dim + i) * 32;
-      tile_load<5>(k, kTileBytes);
-      tile_dot_bf16<decltype(block)::value, 4, 5>();
+      tile_load<6>(k, kTileBytes);
+      tile_dot_bf16<decltype(block)::value, 4, 6>();
       fetch_tile(k, kTileBytes, next.at(block * 16));
     });
   }
   each_tile([&](auto block) {
     if (from <= block && block < to) tile_store<decltype(block)::value>(s + block * 16, kPage * static_cast<ptrdiff_t>(sizeof(float)));
   });
-  for (int r = 0; r < n; r++) {
-    soften(s + r * kPage, seats[r], dim);
-    for (int i = 0; i < kPage; i += 32) {
-      const float* pair = s + r * kPage + i;
-      _mm512_store_si512(weights + r * kPage + i, (__m512i)_mm512_cvtne2ps_pbh((__m512)load(pair + 16), (__m512)load(pair)));
+}
+
+// Softmax of sixteen rows over a page, continued: s (16, 64) becomes weights (16, 64). FULL: there are sixteen rows, and
+// all see all.
+template <bool FULL>
+inline void soften_tiles(float* s, Sixteen& q, const View& view, int dim, bf16* weights) {
+  const int rows = FULL ? kTileRows : q.rows;
+  Floats part[kTileRows];
+  if (!FULL)
+    for (int r = rows; r < kTileRows; r++) part[r] = splat(kUnseen);
+  const auto seen = [&](int r, int b) { return seen_lanes(b, view.lo[r], view.hi[r]); };
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; r++) {
+    Floats v[4];
+    for (int b = 0; b < 4; b++) {
+      v[b] = load(s + r * kPage + b * 16);
+      if (!FULL) store(s + r * kPage + b * 16, v[b] = select(seen(r, b), v[b], splat(kUnseen)));
+    }
+    part[r] = max(max(v[1], v[0]), max(v[3], v[2]));
+  }
+  const Floats most = across(part, [](Floats a, Floats b) { return max(b, a); }), old = load(q.most);
+  const Ints grown = less(old + kSlack, most);
+  const Floats now = select(grown, most, old);
+  if (sum(grown) != 0) {
+    const Floats shrink = weight_of(old - now);
+    alignas(64) float by[kTileRows];
+    store(by, shrink);
+    store(q.most, now);
+    store(q.sum, load(q.sum) * shrink);
+    for (int r = 0; r < rows; r++) {
+      if (by[r] == 1.f) continue;
+      for (int i = 0; i < dim; i += 16) store(q.out + r * dim + i, load(q.out + r * dim + i) * by[r]);
     }
   }
-  const uint8_t* v = only_seen(page.v, dim, lo, hi, seen);
+  if (!FULL)
+    for (int r = rows; r < kTileRows; r++) part[r] = splat(0.f);
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; r++) {
+    Floats e[4];
+    for (int b = 0; b < 4; b++) {
+      e[b] = weight_of(load(s + r * kPage + b * 16) - splat(q.most[r]));
+      if (!FULL) e[b] = select(seen(r, b), e[b], splat(0.f));
+    }
+    part[r] = (e[0] + e[1]) + (e[2] + e[3]);
+    for (int b = 0; b < 4; b += 2)
+      _mm512_store_si512(weights + r * kPage + b * 16, (__m512i)_mm512_cvtne2ps_pbh((__m512)e[b + 1], (__m512)e[b]));
+  }
+  store(q.sum, load(q.sum) + across(part, [](Floats a, Floats b) { return a + b; }));
+}
+
+// Weighted values of a page, added to what rows have.
+inline void add_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, Sixteen& q, const View& view, const bf16* weights) {
+  alignas(64) uint8_t room[kPage * kMaxDim * 2];
+  const uint8_t* v = only_seen(page.v, dim, view.first, view.last, room);
   const ptrdiff_t row = static_cast<ptrdiff_t>(dim) * 4, wide = kPage * static_cast<ptrdiff_t>(sizeof(bf16));
   tile_load<4>(weights, wide);
   tile_load<5>(weights + 32, wide);
   for (int first = 0; first < dim; first += 64) {  // four tiles of 16 dimensions
-    const int tiles = dim - first < 64 ? (dim - first) / 16 : 4;
     each_tile([&](auto tile) {
-      if (tile >= tiles) return;
+      if (first + 16 * tile >= dim) return;
       const ptrdiff_t at = (first + 16 * tile) * 4, far = kTileRows * row;
-      tile_zero<decltype(tile)::value>();
+      float* out = q.out + first + 16 * tile;
+      tile_load<decltype(tile)::value>(out, row);
       tile_load<6>(v + at, row);
       tile_dot_bf16<decltype(tile)::value, 4, 6>();
       tile_load<7>(v + at + far, row);
       tile_dot_bf16<decltype(tile)::value, 5, 7>();
       fetch_tile(page.v + at, row, next.at(0));
       fetch_tile(page.v + at + far, row, next.at(32));
-      tile_store<decltype(tile)::value>(sums + 16 * tile, wide * 2);
+      tile_store<decltype(tile)::value>(out, row);
     });
-    for (int r = 0; r < n; r++) {
-      float* out = seats[r].partial->out + first;
-      for (int i = 0; i < 16 * tiles; i += 16) store(out + i, load(out + i) + load(sums + r * kPage + i));
-    }
   }
 }
 
-inline void visit_all_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, const Seat* seats, int n) {
-  for (; n > 0; n -= kTileRows, seats += kTileRows) {
-    visit_tiles(page, dim, next, seats, n < kTileRows ? n : kTileRows);
-    next.way = 0;  // the first rows have fetched it
+inline void visit_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, Sixteen& q, const View& view) {
+  alignas(64) float s[kTileRows * kPage];
+  alignas(64) bf16 weights[kTileRows * kPage];
+  score_tiles(page, dim, next, q, view, s);
+  if (view.whole && q.rows == kTileRows)
+    soften_tiles<true>(s, q, view, dim, weights);
+  else
+    soften_tiles<false>(s, q, view, dim, weights);
+  add_tiles(page, dim, next, q, view, weights);
+}
+
+void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
+  static_assert(kTile % kTileRows == 0, "rows are taken in whole sixteens");
+  Sixteen all[kTile / kTileRows];
+  const int dim = look.dim, n = (t1 - t0) * look.group, groups = (n + kTileRows - 1) / kTileRows;
+  TileShape shape;
+  const int high = n < kTileRows ? n : kTileRows;
+  shape.set(high, kTileBytes, 0, 1, 2, 3, 4, 5);
+  shape.set(kTileRows, kTileBytes, 6, 7);
+  int first = kSplit, last = 0;
+  for (int i = 0; i < n; i++) {
+    const int t = t0 + i / look.group, h = g * look.group + i % look.group, r = i % kTileRows;
+    Sixteen& own = all[i / kTileRows];
+    own.rows = r + 1;
+    const float* q = look.q + t * look.q_stride + static_cast<ptrdiff_t>(h) * dim;
+    for (int d = 0; d < dim; d += 16) {
+      store_bf16(own.query + r * dim + d, load(q + d) * look.scale);
+      store(own.out + r * dim + d, splat(0.f));
+    }
+    own.most[r] = kUnseen;
+    own.sum[r] = 0;
+    own.lo[r] = look.lo[t] - split * kSplit;
+    own.hi[r] = look.hi[t] - split * kSplit;
+    if (own.lo[r] < own.hi[r]) {
+      first = own.lo[r] < first ? own.lo[r] : first;
+      last = own.hi[r] > last ? own.hi[r] : last;
+    }
+  }
+  for (int i = n; i < groups * kTileRows; i++) {  // nobody
+    all[i / kTileRows].most[i % kTileRows] = kUnseen;
+    all[i / kTileRows].sum[i % kTileRows] = 0;
+  }
+  if (first < 0) first = 0;
+  if (last > kSplit) last = kSplit;
+  shape.use();
+  const auto place = [&](int page) { return look.page(split * (kSplit / kPage) + page, g); };
+  for (int page = first / kPage; page * kPage < last; page++) {
+    const uint8_t* at = place(page);
+    const int left = last - (page + 1) * kPage;
+    const uint8_t* after = left > 0 ? place(page + 1) : look.next;
+    Ahead next = {after != nullptr ? after - at : 0, left > 0 ? left : kPage};
+    const Halves<const uint8_t> open = open_page(KV::bf16, at, dim);
+    for (int i = 0; i < groups; i++) {
+      const View view(all[i], page);
+      if (view.first >= view.last) continue;
+      visit_tiles(open, dim, next, all[i], view);
+      next.way = 0;  // the first rows have fetched it
+    }
+  }
+  for (int i = 0; i < n; i++) {
+    const Sixteen& own = all[i / kTileRows];
+    const int r = i % kTileRows;
+    partials[i].most = own.most[r];
+    partials[i].sum = own.sum[r];
+    for (int d = 0; d < dim; d += 16) store(partials[i].out + d, load(own.out + r * dim + d));
   }
 }
