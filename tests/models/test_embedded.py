@@ -11,13 +11,14 @@ import torch
 import transformers
 
 from diastole import registry
+from diastole.bench.quality import logits_of, perplexity
 from diastole.kernels.table import load
 from diastole.llm import LLM
 from diastole.nn.linear import Loader
 from diastole.params import SamplingParams
 from diastole.types import Array
 from diastole.weights import open_checkpoint
-from models.common import embedded, logits_of, perplexity, real_text, tokenizer
+from models.common import embedded, real_text, tokenizer
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

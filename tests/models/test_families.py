@@ -11,13 +11,13 @@ import torch
 import transformers
 
 from diastole import registry
+from diastole.bench.quality import logits_of
 from diastole.kernels.ref import TorchOps
 from diastole.kernels.table import Ops, load
 from diastole.nn.family import Shape
 from diastole.nn.linear import Loader
 from diastole.types import Array, UserError
 from diastole.weights import open_checkpoint
-from models.common import logits_of
 
 BASE = {
     "vocab_size": 200,

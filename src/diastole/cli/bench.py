@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from diastole.types import UserError
+
 app = typer.Typer(help="Measure this installation on this machine.", no_args_is_help=True)
 
 
@@ -197,6 +199,45 @@ def overhead(
                 print("    " + "  ".join(f"{k} {v * 1e3:.2f}" for k, v in seen.phases.items()))
     if json:
         print(jsonlib.dumps(found))
+
+
+@app.command()
+def quality(
+    model: Model = "smollm2-135m",
+    tokens: Annotated[int, typer.Option(min=512, help="tokens to read")] = 20_480,
+    text: Annotated[Path | None, typer.Option(help="text file; default: Python's own documentation")] = None,
+    kernels: Annotated[str, typer.Option(help="as in `diastole serve`")] = "auto",
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """What the number formats cost: perplexity on real text beside the file's own weights in float32."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from diastole.bench import quality as judges
+
+    try:
+        words = judges.standard_text() if text is None else text.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{text} cannot be read: {e}", param="text") from None
+    with Console(stderr=True).status("reading") as status:
+        found = judges.judge(
+            model, threads, kernels, words, tokens, lambda done, of: status.update(f"{done} of {of} stretches")
+        )
+    if json:
+        print(jsonlib.dumps([asdict(j) for j in found]))
+        return
+    for j in found:
+        own = j.setting == judges.REFERENCE
+        print(
+            f"weights {j.setting.weights:5s} kv {j.setting.kv:5s} perplexity {j.perplexity:8.4f}"
+            + (
+                ""
+                if own
+                else f"  ratio {j.ratio:.5f}  equal first choices {j.equal:.2%}  divergence {j.divergence:.5f}"
+            )
+        )
 
 
 @app.command()
