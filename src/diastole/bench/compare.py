@@ -17,11 +17,11 @@ TASKS = (
     Task("prefill-512", 1, 512),
     Task("prefill-2k", 1, 2048),
     Task("prefill-8k", 1, 7900),
-    Task("decode-1", 1, 64, steps=32),
+    Task("decode-1", 1, 64, steps=96),
     Task("decode-8", 8, 128, steps=16),
     Task("decode-32", 32, 128, steps=8),
     Task("decode-8k", 1, 7900, steps=4),
-    Task("decode-1-neighbour", 1, 64, steps=32, neighbour=True),
+    Task("decode-1-neighbour", 1, 64, steps=96, neighbour=True),
 )
 PEERS = ("llama.cpp", "transformers")
 

@@ -172,12 +172,12 @@ class Fused {
     const Kernels& k = isa();
     const int d = hidden_, width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
     watch_.start();
-    float* x = room(x_, static_cast<size_t>(t) * d);
+    float* x = x_.get(static_cast<size_t>(t) * d);
     embed(k, embed_, ids, t, x, d);
     if (embed_scale_ != 1.f)
       for (size_t i = 0; i < static_cast<size_t>(t) * d; i++) x[i] *= embed_scale_;
-    float* qkv = room(qkv_, static_cast<size_t>(t) * width);
-    float* seen = room(seen_, static_cast<size_t>(t) * inside);
+    float* qkv = qkv_.get(static_cast<size_t>(t) * width);
+    float* seen = seen_.get(static_cast<size_t>(t) * inside);
     std::vector<int32_t> windowed(t);
     watch_.lap(Stopwatch::embed);
     for (size_t l = 0; l < layers_.size(); l++) {
@@ -211,7 +211,7 @@ class Fused {
       join(layer.down, layer.mlp_post, layer.eps, x, t, k, [&](Weight form) { return inner(k, layer, form, x, t); });
       watch_.lap(Stopwatch::down);
     }
-    float* last = room(added_, static_cast<size_t>(w) * d);
+    float* last = added_.get(static_cast<size_t>(w) * d);
     for (int i = 0; i < w; i++) std::copy_n(x + static_cast<size_t>(want[i]) * d, d, last + static_cast<size_t>(i) * d);
     if (w) head_.times(k, [&](Weight form) { return rows_.normed(k, form, last, norm_, eps_, w, d); }, logits, false);
     watch_.lap(Stopwatch::head);
@@ -231,7 +231,7 @@ class Fused {
       watch_.lap(Stopwatch::gate_up);
       return act;
     }
-    float* both = room(both_, static_cast<size_t>(t) * 2 * wide);
+    float* both = both_.get(static_cast<size_t>(t) * 2 * wide);
     layer.gate_up.times(k, normed, both, false);
     watch_.lap(Stopwatch::gate_up);
     gated(k, both, 2 * wide, gelu_, both, 2 * wide, t, wide);
@@ -244,15 +244,10 @@ class Fused {
   void join(const Stack& last, const float* post, float eps, float* x, int t, const Kernels& k, const Prepare& prepare) {
     if (post == nullptr) return last.times(k, prepare, x, true);
     const size_t size = static_cast<size_t>(t) * hidden_;
-    float* added = room(added_, size);
+    float* added = added_.get(size);
     last.times(k, prepare, added, false);
     rmsnorm(k, added, hidden_, post, eps, added, hidden_, t, 1, hidden_);
     for (size_t i = 0; i < size; i++) x[i] += added[i];
-  }
-
-  static float* room(std::vector<float>& store, size_t n) {
-    if (store.size() < n) store.resize(n);
-    return store.data();
   }
 
   int hidden_, heads_, kv_heads_, dim_;
@@ -264,7 +259,7 @@ class Fused {
   std::vector<Layer> layers_;
   Stopwatch watch_;
   Activations rows_, act_;
-  std::vector<float> x_, qkv_, seen_, both_, added_;
+  Scratch<float> x_, qkv_, seen_, both_, added_;  // aligned: a vector that crosses a cache line costs two
 };
 
 }  // namespace

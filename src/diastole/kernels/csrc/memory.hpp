@@ -38,7 +38,7 @@ template <class T>
 class Scratch {
  public:
   T* get(size_t n) {
-    if (n * sizeof(T) > size_) {
+    if (block_ == nullptr || n * sizeof(T) > size_) {
       size_ = n * sizeof(T) + n * sizeof(T) / 4;
       block_.reset();
       block_ = std::make_unique<Block>(size_);

@@ -53,15 +53,14 @@ void gated(const Kernels& isa, const float* gu, ptrdiff_t gu_stride, bool gelu, 
 
 void kv_write(const Kernels& isa, const Pages& pages, const int64_t* rows, int t, const float* k, ptrdiff_t k_stride,
               const float* v, ptrdiff_t v_stride) {
-  const auto head = [&](int h) {  // one thread per head: neighbouring tokens share cache lines
-    for (int i = 0; i < t; i++)
-      isa.kv_write(pages.kind, pages.at(rows[i], h), static_cast<int>(rows[i] % kPage), pages.dim,
-                   k + i * k_stride + h * pages.dim, v + i * v_stride + h * pages.dim);
-  };
-  if (t < 16)
-    for (int h = 0; h < pages.heads; h++) head(h);
-  else
-    Pool::get().each(pages.heads, head);
+  // Neighbouring tokens of a prompt share cache lines: their writes stay with one thread.
+  const int part = t < kPage ? 8 : kPage;
+  Pool::get().each(ceil_div(t, part), [&](int block) {
+    for (int i = block * part; i < std::min((block + 1) * part, t); i++)
+      for (int h = 0; h < pages.heads; h++)
+        isa.kv_write(pages.kind, pages.at(rows[i], h), static_cast<int>(rows[i] % kPage), pages.dim,
+                     k + i * k_stride + h * pages.dim, v + i * v_stride + h * pages.dim);
+  }, t >= 16);
 }
 
 }  // namespace diastole
