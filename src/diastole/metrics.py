@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,19 +103,21 @@ class Meter:
             life.admitted = now
             self.histograms["request_queue_time_seconds"].observe(now - life.arrived)
 
-    def emitted(self, id: str, now: float, outputs: int) -> None:
-        """It gave so many outputs at once."""
-        life = self._lives.get(id)
-        if life is None or outputs == 0:
-            return
-        if life.first is None:
-            life.first = now
-            self.histograms["time_to_first_token_seconds"].observe(now - life.arrived)
-        elif life.last is not None:
-            self.histograms["inter_token_latency_seconds"].observe(now - life.last)
-        life.last = now
-        life.outputs += outputs
-        self.counters["generation_tokens"] += outputs
+    def emitted(self, ids: Sequence[str], now: float) -> None:
+        """These requests gave one output each; one that is named twice gave two."""
+        lives, gaps = self._lives, self.histograms["inter_token_latency_seconds"]
+        for id in ids:
+            life = lives.get(id)
+            if life is None:
+                continue
+            if life.last is None:
+                life.first = now
+                self.histograms["time_to_first_token_seconds"].observe(now - life.arrived)
+            else:
+                gaps.observe(now - life.last)
+            life.last = now
+            life.outputs += 1
+        self.counters["generation_tokens"] += len(ids)
 
     def ended(self, id: str, now: float, reason: str) -> None:
         """It ended, once, for this reason."""

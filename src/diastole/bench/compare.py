@@ -21,7 +21,7 @@ TASKS = (
     Task("decode-8", 8, 128, steps=16),
     Task("decode-32", 32, 128, steps=8),
     Task("decode-8k", 1, 7900, steps=4),
-    Task("decode-1-neighbour", 1, 64, steps=96, neighbour=True),
+    Task("decode-1-neighbour", 1, 64, steps=16, neighbour=True),
 )
 PEERS = ("llama.cpp", "transformers")
 
@@ -40,6 +40,19 @@ def tasks(names: str) -> list[Task]:
     return [known[n] for n in wanted]
 
 
+def formats(names: str) -> list[str]:
+    """Formats of llama.cpp by name, separated by commas; empty: all.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    wanted = [n.strip() for n in names.split(",") if n.strip()] or list(FORMATS)
+    for name in wanted:
+        if name not in FORMATS:
+            raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}", param="formats")
+    return wanted
+
+
 def model_file(model: str) -> Path:
     """A GGUF file: an asset's, one given by path, or one of ``shapes``, which is made if it is not there.
 
@@ -54,8 +67,11 @@ def model_file(model: str) -> Path:
     return path
 
 
-def field(model: Path, threads: int, peers: Sequence[str], tell: Callable[[str], None]) -> list[Entry]:
-    """Everybody: Diastole as it comes and with int8 keys and values, llama.cpp in each of its formats, transformers.
+def field(
+    model: Path, threads: int, peers: Sequence[str], formats: Sequence[str], tell: Callable[[str], None]
+) -> list[Entry]:
+    """Everybody: Diastole as it comes, with int8 keys and values, and with bf16 weights as transformers has them;
+    llama.cpp in these formats; transformers.
 
     Raises:
         UserError: a peer is unknown or not installed.
@@ -63,10 +79,11 @@ def field(model: Path, threads: int, peers: Sequence[str], tell: Callable[[str],
     entries = [
         Entry("diastole", "diastole", model),
         Entry("diastole int8 kv", "diastole", model, (("kv", "int8"),)),
+        Entry("diastole bf16 weights", "diastole", model, (("weights", "bf16"),)),
     ]
     for peer in peers:
         if peer == "llama.cpp":
-            for fmt in FORMATS:
+            for fmt in formats:
                 tell(f"making the {fmt} file of llama.cpp")
                 kept = root() / "bench" / f"{model.stem}-{model.stat().st_size}-{fmt}.gguf"
                 file = requantised(model, fmt, kept, threads)

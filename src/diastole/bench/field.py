@@ -39,8 +39,12 @@ class Entry:
 
 LONG = 2048  # tokens of a prompt from which on keys and values weigh
 ONLY_LONG = frozenset({"llama.cpp q4_0 flash off", "llama.cpp bf16 flash off", "diastole int8 kv"})
+ONLY_PREFILL = frozenset({"diastole bf16 weights"})
 
 
 def suits(entry: Entry, task: Task) -> bool:
-    """Whether an entry is worth its time in a task: options that only matter for long contexts stay out of others."""
+    """Whether an entry is worth its time in a task: options that only matter for long contexts, or only where weights
+    are used many times, stay out of others."""
+    if entry.name in ONLY_PREFILL:
+        return task.steps == 0
     return task.prompt >= LONG or entry.name not in ONLY_LONG

@@ -96,6 +96,10 @@ def as_table(found: dict[str, Any]) -> Table:
             times = f"[bold]{against['ratio']:.2f}[/] ({against['least']:.2f}-{against['most']:.2f})"
             table.add_row(*head, against["entry"], _speed(speeds[against["entry"]]), times)
             head = ["", "", "", ""]
+        for name, speed in speeds.items():
+            if name.startswith(f"{OURS} "):
+                table.add_row(*head, name, _speed(speed), f"{speeds[OURS]['median'] / speed['median']:.2f}")
+                head = ["", "", "", ""]
         if head[0]:
             table.add_row(*head)
     return table

@@ -247,6 +247,7 @@ def compare(
     ] = "smollm2-135m",
     tasks: Annotated[str, typer.Option(help="names, separated by commas; empty: all")] = "",
     peers: Annotated[str, typer.Option(help="llama.cpp, transformers, or both")] = "llama.cpp,transformers",
+    formats: Annotated[str, typer.Option(help="llama.cpp's, separated by commas; empty: all")] = "",
     rounds: Annotated[int, typer.Option(min=1, help="turns of each")] = 5,
     threads: Threads = 0,
     save: Annotated[Path | None, typer.Option(help="folder for compare.json and compare.png")] = None,
@@ -268,7 +269,8 @@ def compare(
     results = []
     with console.status("preparing") as status:
         file = arena.model_file(model)
-        entries = arena.field(file, threads, [p.strip() for p in peers.split(",") if p.strip()], status.update)
+        names = [p.strip() for p in peers.split(",") if p.strip()]
+        entries = arena.field(file, threads, names, arena.formats(formats), status.update)
         status.update("measuring the machine")
         machine = limits.measure(threads)
         for task in wanted:

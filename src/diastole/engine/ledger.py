@@ -99,11 +99,11 @@ class Ledger:
             self._alive[stream.req.id] += 1
             if not stream.finished:
                 _insert(self.running, stream)
-        for event in outcome.events:
-            self.meter.emitted(event.id, now, 1)
-            if event.final:
-                self._end(event.id, now, getattr(event.data, "finish", None) or "stop")
-        if any(e.final for e in outcome.events):
+        self.meter.emitted([e.id for e in outcome.events], now)
+        over = [e for e in outcome.events if e.final]
+        for event in over:
+            self._end(event.id, now, getattr(event.data, "finish", None) or "stop")
+        if over:
             self.running = [s for s in self.running if not s.finished]
         return outcome.events
 

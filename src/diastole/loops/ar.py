@@ -199,23 +199,27 @@ class AutoRegressive:
 
     def commit(self, batch: Batch, output: Array, now: float) -> Outcome:
         """output (W, V) float32: logits of the streams whose last known token was absorbed, in batch order."""
-        speaking: list[tuple[Stream, int]] = []  # with the row of output that is theirs
+        speaking: list[Stream] = []
+        rows: list[int] = []  # of output, one for each of them
         born: list[Stream] = []
+        wanted = 0
         for stream, n in batch.grants:
             text: Text = stream.own
             done = stream.done = stream.done + n
             if done % PAGE < n:  # a page is complete
                 self.pool.publish(stream.leases["kv"], text.key, done)
             if done == stream.known:
-                row = len(speaking) - len(born)
-                speaking.append((stream, row))
+                speaking.append(stream)
+                rows.append(wanted)
                 if text.twins:
                     twins = self._fork(stream)
                     born += twins
-                    speaking += [(s, row) for s in twins]
-        logits = output if not born else output[[row for _, row in speaking]]
-        chosen = choose_all([s.own.sampler for s, _ in speaking], logits, [s.known for s, _ in speaking])
-        return Outcome([self._emit(s, c, now) for (s, _), c in zip(speaking, chosen, strict=True)], born)
+                    speaking += twins
+                    rows += [wanted] * len(twins)
+                wanted += 1
+        logits = output[rows] if born else output
+        chosen = choose_all([s.own.sampler for s in speaking], logits, [s.known for s in speaking])
+        return Outcome([self._emit(s, c, now) for s, c in zip(speaking, chosen, strict=True)], born)
 
     def _fork(self, stream: Stream) -> list[Stream]:
         """The other choices of a request whose prompt is now absorbed: they share its pages."""

@@ -218,50 +218,70 @@ void multiply_integers(const Matrix& w, const Rows& x, const Out& out, int b0, i
   });
 }
 
-// Weights in bf16 are right factors as they lie, and all groups are summed in the tile.
-template <int TILES>
+// Weights in bf16 are right factors as they lie, and all groups are summed in the tile: NB rows of blocks by NT sixteens
+// of rows, so that what is loaded is used NB and NT times.
+template <int NB, int NT>
 void whole_columns(const Matrix& w, const Rows& x, const Out& out, int b, int t, int t1, bool first) {
+  static_assert(NB <= 2 && NB * NT <= 4, "sums lie in tiles 0 to 3, left factors in 4 and 5, right ones in 6 and 7");
   const int groups = w.groups();
   const uint8_t* right = w.data + static_cast<size_t>(b) * groups * kOpened;
-  alignas(64) float sums[kTileRows * kRows];
-  each_tile([&](auto tile) {
-    if constexpr (tile < TILES) tile_zero<decltype(tile)::value>();
-  });
+  const size_t next_block = static_cast<size_t>(groups) * kOpened, step = static_cast<size_t>(height(x)) * kGroup;
+  const bf16* left[NT];
+  for (int i = 0; i < NT; i++) left[i] = x.h + group_at(x, t + i * kTileRows, 0) * kGroup;
+  const auto each = [](const auto& f) {
+    each_tile([&](auto tile) {
+      if constexpr (tile < NB * NT) f(tile, Number<tile / NT>(), Number<tile % NT>());
+    });
+  };
+  each([](auto tile, auto, auto) { tile_zero<decltype(tile)::value>(); });
   for (int g = 0; g < groups; g++, right += kOpened) {
     tile_load<6>(right, kTileBytes);
+    if constexpr (NB == 2) tile_load<7>(right + next_block, kTileBytes);
     if (first)
       for (int line = 0; line < kOpened; line += 64) prefetch(right + kAhead * kBlock4 + line);
-    each_tile([&](auto tile) {
-      if constexpr (tile < TILES) {
-        tile_load<4>(x.h + group_at(x, t + tile * kTileRows, g) * kGroup, kTileBytes);
-        tile_dot_bf16<decltype(tile)::value, 4, 6>();
-      }
+    each([&](auto tile, auto j, auto i) {
+      constexpr int kLeft = 4 + decltype(i)::value % 2;
+      if constexpr (j == 0) tile_load<kLeft>(left[i] + static_cast<size_t>(g) * step, kTileBytes);
+      tile_dot_bf16<decltype(tile)::value, kLeft, 6 + decltype(j)::value>();
     });
   }
-  each_tile([&](auto tile) {
-    if constexpr (tile < TILES) {
-      const int from = t + tile * kTileRows;
-      tile_store<decltype(tile)::value>(sums, kTileBytes);
-      for (int r = from; r < t1 && r < from + kTileRows; r++) put(w, out, b, r, load(sums + (r - from) * kRows));
-    }
+  alignas(64) float sums[NB * NT][kTileRows * kRows];
+  each([&](auto tile, auto, auto) { tile_store<decltype(tile)::value>(sums[tile], kTileBytes); });
+  each([&](auto tile, auto j, auto i) {
+    const int from = t + i * kTileRows, rows = t1 - from < kTileRows ? t1 - from : kTileRows;
+    Floats acc[kTileRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kTileRows; r++) acc[r] = load(sums[tile] + r * kRows);
+    put_rows<kTileRows>(w, out, b + j, from, rows, acc);
   });
 }
 
-inline void multiply_bf16(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1) {
-  for (int b = b0; b < b1; b++) {
-    int t = t0;
-    for (; t1 - t > 3 * kTileRows; t += 4 * kTileRows) whole_columns<4>(w, x, out, b, t, t1, t == t0);
-    if (t1 - t > 2 * kTileRows) whole_columns<3>(w, x, out, b, t, t1, t == t0);
-    else if (t1 - t > kTileRows) whole_columns<2>(w, x, out, b, t, t1, t == t0);
-    else if (t1 > t) whole_columns<1>(w, x, out, b, t, t1, t == t0);
+template <int NB>
+void rows_of_blocks(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1) {
+  constexpr int kTall = 4 / NB;  // sixteens at a time
+  int t = t0;
+  for (; t1 - t > (kTall - 1) * kTileRows; t += kTall * kTileRows) whole_columns<NB, kTall>(w, x, out, b, t, t1, t == t0);
+  if (t1 - t > 2 * kTileRows && kTall > 2) {
+    whole_columns<1, 3>(w, x, out, b, t, t1, t == t0);
+  } else if (t1 - t > kTileRows && kTall > 2) {
+    whole_columns<1, 2>(w, x, out, b, t, t1, t == t0);
+  } else if (t1 > t) {
+    whole_columns<NB, 1>(w, x, out, b, t, t1, t == t0);
   }
+}
+
+inline void multiply_bf16(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1) {
+  int b = b0;
+  if (t1 - t0 > kTileRows)  // fewer rows are bound by reading the weights: one stream is enough
+    for (; b + 2 <= b1; b += 2) rows_of_blocks<2>(w, x, out, b, t0, t1);
+  for (; b < b1; b++) rows_of_blocks<1>(w, x, out, b, t0, t1);
 }
 
 template <Weight KIND>
 void multiply_tiles(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* memory) {
   TileShape shape;
-  shape.set(height(x), kTileBytes, 0, 1, 2, 3, 4);
-  shape.set(kTileRows, kTileBytes, 6);
+  shape.set(height(x), kTileBytes, 0, 1, 2, 3, 4, 5);
+  shape.set(kTileRows, kTileBytes, 6, 7);
   shape.use();
   if constexpr (KIND == Weight::bf16)
     multiply_bf16(w, x, out, b0, b1, t0, t1);
