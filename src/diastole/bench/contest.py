@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from diastole.bench.booth import Booth
-from diastole.bench.field import Entry
+from diastole.bench.field import LONG, Entry
 from diastole.bench.limits import Needs
 from diastole.bench.neighbour import neighbour
 from diastole.bench.task import Task
 from diastole.types import UserError
 
 NEAR = 0.7  # of the best of its engine in the first round: whoever is slower is measured once
+PAUSE = 0.5  # seconds before a turn: some engines' threads go on spinning for a while after theirs
 WARM = 512  # tokens of the prompt that does not count
 
 
@@ -78,6 +80,9 @@ def run(
         for turn in range(rounds):
             for booth in list(booths):
                 tell(f"round {turn + 1} of {rounds}: {booth.entry.name}")
+                if turn > 0 and task.steps and task.prompt < LONG:
+                    _begin(booth, task, vocab, turn)
+                time.sleep(PAUSE)
                 seconds = booth.decode(task.steps) if task.steps else booth.prefill(task.prompts(vocab, turn)[0])
                 result.speeds.setdefault(booth.entry.name, []).append(task.tokens / seconds)
             if turn == 0:
@@ -88,13 +93,18 @@ def run(
 def _warm(booth: Booth, task: Task) -> int:
     """The turn that does not count; the size of the vocabulary."""
     vocab = booth.ready()
-    prompts = task.prompts(vocab)
     if task.steps:
-        booth.begin(prompts)
-        booth.decode(2)
+        _begin(booth, task, vocab, 0)
     else:
-        booth.prefill(prompts[0][:WARM])
+        booth.prefill(task.prompts(vocab)[0][:WARM])
     return vocab
+
+
+def _begin(booth: Booth, task: Task, vocab: int, turn: int) -> None:
+    """Bring the streams to the context that the task names: they must not grow from round to round."""
+    booth.end()
+    booth.begin(task.prompts(vocab, turn))
+    booth.decode(2)
 
 
 def _near(booths: Sequence[Booth], result: Result) -> Iterator[Booth]:

@@ -288,7 +288,9 @@ def compare(
         f"{threads} threads; this machine reads {machine.bandwidth / 1e9:.1f} GB/s and does {machine.int8 / 1e9:.0f} "
         f"int8, {machine.bf16 / 1e9:.0f} bf16 and {machine.f32 / 1e9:.0f} float32 multiply-adds per ns"
     )
-    Console(soft_wrap=True).print(report.as_table(found))
+    out = Console()
+    out.width = max(out.width, report.WIDTH)
+    out.print(report.as_table(found))
     if save is not None:
         report.draw(found, save / "compare.png")
         print(f"written: {save / 'compare.json'}, {save / 'compare.png'}")
