@@ -8,7 +8,7 @@ constexpr int kPair = 2;  // row blocks that one tile multiplies, so that what i
 #else
 constexpr int kPair = 1;
 #endif
-constexpr int kAhead = 16;              // blocks of weights fetched ahead where weights are read once
+constexpr int kAhead = 24;              // blocks of weights fetched ahead where weights are read once
 constexpr size_t kNear = 32 << 10;     // bytes that the nearest cache holds
 
 // ---- activations

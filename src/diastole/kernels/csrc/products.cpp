@@ -2,6 +2,8 @@
 #include "products.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
 
 #include "pool.hpp"
 
@@ -12,28 +14,55 @@ constexpr int kTokenBlock = 128;  // rows of x that stay in a core's cache while
 constexpr size_t kTiledBytes = size_t{1} << 20;  // of them where opening weights is dear: half of a core's second cache
 constexpr int kTogether = 16;      // rows that are prepared together
 constexpr int kMany = 64;           // rows from which multiplying takes longer than reading the weights
+constexpr int kShare = 2;          // blocks of weight rows that are multiplied together with many rows
+constexpr uint32_t kPiece = 6;     // and with few
 constexpr int kStripFew = 256;     // columns of gate and up at a time for few rows: long reads
 constexpr int kStripMany = kGroup;  // for many: what is between must stay in the nearest caches
 
-// Blocks of weight rows in shares. Few rows of x: a large one per thread, for memory is read fastest in few long streams,
-// and then small ones, which even out that one thread was slower. Many: all small.
-class Shares {
+// Blocks of weight rows in one range per thread. A thread takes piece after piece from the front of its own, for memory
+// is read fastest in one long stream, and when that is empty from the back of others': a thread that is slower, or does
+// not come at all, does less.
+class Ranges {
  public:
-  Shares(int blocks, int threads, bool many) : blocks_(blocks), threads_(threads) {
-    if (!many) large_ = static_cast<int>(kLarge * blocks) / threads / 2 * 2;
-    small_ = many ? kSmall : std::max(2, ceil_div(blocks - large_ * threads, 2 * threads * 2) * 2);
+  Ranges(int blocks, int threads) : threads_(threads) {
+    static thread_local std::unique_ptr<Slot[]> kept;
+    static thread_local int room = 0;
+    if (room < threads) kept.reset(new Slot[static_cast<size_t>(threads)]), room = threads;
+    slots_ = kept.get();
+    for (int i = 0; i < threads; i++) {
+      const auto edge = [&](int n) { return static_cast<uint32_t>(static_cast<int64_t>(blocks) * n / threads / 2 * 2); };
+      slots_[i].range.store(pack(edge(i), i + 1 < threads ? edge(i + 1) : static_cast<uint32_t>(blocks)), std::memory_order_relaxed);
+    }
   }
-  int count() const { return (large_ > 0 ? threads_ : 0) + ceil_div(blocks_ - large_ * threads_, small_); }
-  Span at(int i) const {
-    if (large_ > 0 && i < threads_) return {i * large_, (i + 1) * large_};
-    const int first = large_ * threads_ + (i - (large_ > 0 ? threads_ : 0)) * small_;
-    return {first, std::min(first + small_, blocks_)};
+
+  // f(piece) until nothing is left anywhere, beginning with range i.
+  template <class F>
+  void work(int i, uint32_t piece, const F& f) const {
+    for (Span found; take(i, piece, true, found);) f(found);
+    for (int other = (i + 1) % threads_; other != i; other = (other + 1) % threads_)
+      for (Span found; take(other, piece, false, found);) f(found);
   }
 
  private:
-  static constexpr double kLarge = 0.6;
-  static constexpr int kSmall = 2;
-  int blocks_, threads_, large_ = 0, small_;
+  struct alignas(64) Slot {
+    std::atomic<uint64_t> range{0};  // first block in the upper half, end in the lower
+  };
+  static uint64_t pack(uint32_t first, uint32_t end) { return static_cast<uint64_t>(first) << 32 | end; }
+
+  bool take(int i, uint32_t piece, bool front, Span& found) const {
+    uint64_t seen = slots_[i].range.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint32_t first = static_cast<uint32_t>(seen >> 32), end = static_cast<uint32_t>(seen);
+      if (first >= end) return false;
+      const uint32_t n = std::min(piece, end - first);
+      if (!slots_[i].range.compare_exchange_weak(seen, front ? pack(first + n, end) : pack(first, end - n))) continue;
+      found = front ? Span{static_cast<int>(first), static_cast<int>(first + n)} : Span{static_cast<int>(end - n), static_cast<int>(end)};
+      return true;
+    }
+  }
+
+  Slot* slots_;
+  int threads_;
 };
 
 int token_block(const Kernels& isa, const Matrix& w) {
@@ -41,16 +70,21 @@ int token_block(const Kernels& isa, const Matrix& w) {
   return std::clamp(static_cast<int>(kTiledBytes / (2 * static_cast<size_t>(w.k))) / 64 * 64, 64, 512);
 }
 
-// f(share of blocks, part of the rows of x) for all of a matrix and all rows.
+// f(some blocks, part of the rows of x) for all of a matrix and all rows.
 template <class F>
 void spread(const Kernels& isa, const Matrix& w, int blocks, int t, bool share, const F& f) {
   Pool& pool = Pool::get();
-  const Shares shares(blocks, pool.threads(), t > kMany);
-  const int step = std::min(t, token_block(isa, w));
-  pool.each(shares.count() * ceil_div(t, step), [&](int i) {
-    const int r = i / shares.count() * step;
-    f(shares.at(i % shares.count()), Span{r, std::min(r + step, t)});
-  }, share);
+  if (!share) return f(Span{0, blocks}, Span{0, t});
+  if (t <= kMany) {  // reading the weights is what takes time
+    const Ranges ranges(blocks, pool.threads());
+    pool.each(pool.threads(), [&](int i) { ranges.work(i, kPiece, [&](Span some) { f(some, Span{0, t}); }); });
+    return;
+  }
+  const int step = std::min(t, token_block(isa, w)), count = ceil_div(blocks, kShare);
+  pool.each(count * ceil_div(t, step), [&](int i) {
+    const int r = i / count * step, first = i % count * kShare;
+    f(Span{first, std::min(first + kShare, blocks)}, Span{r, std::min(r + step, t)});
+  });
 }
 
 // f(rows t0..t1) for all rows.
@@ -142,8 +176,7 @@ void multiply(const Kernels& isa, const Matrix& w, const Rows& x, const Out& out
   if (x.t == 0) return;
   const int blocks = ceil_div(w.n, kRows);
   const auto part = [&](Span share, Span rows) { isa.multiply(w, x, out, share.t0, share.t1, rows.t0, rows.t1, shelf(w)); };
-  if (!worth_sharing(w, x.t)) return part({0, blocks}, {0, x.t});
-  spread(isa, w, blocks, x.t, true, part);
+  spread(isa, w, blocks, x.t, worth_sharing(w, x.t), part);
 }
 
 void linear(const Kernels& isa, const Matrix& w, const float* x, ptrdiff_t x_stride, int t, const Out& out) {
