@@ -135,7 +135,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
             median = task["tokens_per_second"][entry]["median"]
             axis.bar(i, median, color=colours[engine], width=0.8)
             axis.plot([i, i], [min(rounds), max(rounds)], color="black", linewidth=1)
-            axis.text(i, median, f"{median:,.0f}\n", ha="center", va="baseline", fontsize=8)
+            axis.text(i, max(rounds), f"{median:,.0f}", ha="center", va="bottom", fontsize=8)
         limit, top = task.get("limit_tokens_per_second", 0), axis.get_ylim()[1]
         if 0 < limit <= 1.3 * top:
             axis.axhline(limit, color="#1f6feb", linestyle=":", linewidth=1)
