@@ -60,7 +60,7 @@ inline void scores(const Halves<const uint8_t>& page, int dim, int first, int la
       for (int r = 0; r < R; r++) acc[r] = splat(signed_start(seats[r].query->total));
       for (int i = 0; i < dim; i += 4) {
         const Ints v = load_words(k + i * 16);
-        prefetch_far(k + i * 16 + ahead);
+        prefetch(k + i * 16 + ahead);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) acc[r] = dot4_signed(acc[r], v, static_cast<int32_t>(word(seats[r].query->q + i)));
       }
@@ -73,8 +73,8 @@ inline void scores(const Halves<const uint8_t>& page, int dim, int first, int la
       for (int r = 0; r < R; r++) even[r] = odd[r] = splat(0.f);
       for (int i = 0; i < dim; i += 4) {
         const Ints v = load_words(k + i * 32), u = load_words(k + i * 32 + 64);
-        prefetch_far(k + i * 32 + ahead);
-        prefetch_far(k + i * 32 + 64 + ahead);
+        prefetch(k + i * 32 + ahead);
+        prefetch(k + i * 32 + 64 + ahead);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
           even[r] = dot2(even[r], v, word(seats[r].query->h + i));
@@ -88,7 +88,7 @@ inline void scores(const Halves<const uint8_t>& page, int dim, int first, int la
       for (int r = 0; r < R; r++) acc[r] = splat(0.f);
       for (int i = 0; i < dim; i++) {
         const Floats v = load(k + i * 16);
-        prefetch_far(reinterpret_cast<const uint8_t*>(k + i * 16) + ahead);
+        prefetch(reinterpret_cast<const uint8_t*>(k + i * 16) + ahead);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) acc[r] = fma(v, splat(seats[r].query->f[i]), acc[r]);
       }
@@ -192,7 +192,7 @@ inline void add_values(const Halves<const uint8_t>& page, int dim, int first, in
       Floats x[N];
       for (int c = 0; c < N; c++) {
         x[c] = load(v + c * 16);
-        prefetch_far(reinterpret_cast<const uint8_t*>(v + c * 16) + ahead);
+        prefetch(reinterpret_cast<const uint8_t*>(v + c * 16) + ahead);
       }
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++)
@@ -207,7 +207,7 @@ inline void add_values(const Halves<const uint8_t>& page, int dim, int first, in
       Ints x[N];
       for (int c = 0; c < N; c++) {
         x[c] = load_words(v + c * 64) & keep;
-        prefetch_far(v + c * 64 + ahead);
+        prefetch(v + c * 64 + ahead);
       }
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++)
@@ -220,7 +220,7 @@ inline void add_values(const Halves<const uint8_t>& page, int dim, int first, in
       Ints x[N];
       for (int c = 0; c < N; c++) {
         x[c] = load_words(v + c * 64);
-        prefetch_far(v + c * 64 + ahead);
+        prefetch(v + c * 64 + ahead);
       }
 #pragma GCC unroll 6
       for (int r = 0; r < R; r++)

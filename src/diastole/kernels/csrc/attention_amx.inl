@@ -74,7 +74,7 @@ struct View {
 // So many bytes from a tile's start to where the same tile of the next page starts are fetched.
 inline void fetch_tile(const uint8_t* p, ptrdiff_t stride, ptrdiff_t way) {
   if (way == 0) return;
-  for (int row = 0; row < kTileRows; row++) prefetch_far(p + row * stride + way);
+  for (int row = 0; row < kTileRows; row++) prefetch(p + row * stride + way);
 }
 
 // Values with zeros where no row looks: what a page holds there may be anything, also NaN. room: (64, dim).

@@ -256,7 +256,8 @@ inline uint32_t word(const void* p) {
   return u;
 }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
-inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // not into the nearest cache
+// Into the second cache only: what is fetched into the first one passes through its few buffers for lines, and memory then
+// gives less than it could.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
