@@ -66,7 +66,7 @@ def test_float_path_equals_transformers() -> None:
 
 @pytest.mark.parametrize(("kv", "least"), [("bf16", 0.97), ("int8", 0.95)])
 def test_native_format_keeps_perplexity_and_first_choices(kv: Any, least: float) -> None:
-    """The default format (4-bit weights, 8-bit activations) with bf16 keys and values is held to 97 % equal first
+    """The default format (4-bit weights, rounded activations) with bf16 keys and values is held to 97 % equal first
     choices; int8 keys and values are the user's own choice and a little further away."""
     model, ops = build("auto")
     agree, got, want, n = 0, 0.0, 0.0, 0
