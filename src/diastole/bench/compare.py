@@ -68,18 +68,19 @@ def model_file(model: str) -> Path:
 
 
 def field(
-    model: Path, threads: int, peers: Sequence[str], formats: Sequence[str], tell: Callable[[str], None]
+    model: Path, threads: int, kernels: str, peers: Sequence[str], formats: Sequence[str], tell: Callable[[str], None]
 ) -> list[Entry]:
-    """Everybody: Diastole as it comes, with int8 keys and values, and with bf16 weights as transformers has them;
-    llama.cpp in these formats; transformers.
+    """Everybody: Diastole on these kernels as it comes, with int8 keys and values, and with bf16 weights as transformers
+    has them; llama.cpp in these formats; transformers.
 
     Raises:
         UserError: a peer is unknown or not installed.
     """
+    own = ("kernels", kernels)
     entries = [
-        Entry("diastole", "diastole", model),
-        Entry("diastole int8 kv", "diastole", model, (("kv", "int8"),)),
-        Entry("diastole bf16 weights", "diastole", model, (("weights", "bf16"),)),
+        Entry("diastole", "diastole", model, (own,)),
+        Entry("diastole int8 kv", "diastole", model, (own, ("kv", "int8"))),
+        Entry("diastole bf16 weights", "diastole", model, (own, ("weights", "bf16"))),
     ]
     for peer in peers:
         if peer == "llama.cpp":

@@ -56,13 +56,13 @@ class Needs:
         return max(1, task.steps) * max(moved / machine.bandwidth, busy)
 
 
-def measure(threads: int) -> Machine:
-    """Measure this machine with the native kernels: about three seconds.
+def measure(threads: int, kernels: str = "native") -> Machine:
+    """Measure this machine with native kernels: about three seconds.
 
     Raises:
-        UserError: they are not built.
+        UserError: they are not built, or this machine does not run them.
     """
-    ops = table.load(threads, "native")
+    ops = table.load(threads, "native" if kernels == "auto" else kernels)
     native = table.compiled()
     if native is None:
         raise UserError("the native operators are not built: nothing to measure with", param="kernels")

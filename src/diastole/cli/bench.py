@@ -250,6 +250,7 @@ def compare(
     formats: Annotated[str, typer.Option(help="llama.cpp's, separated by commas; empty: all")] = "",
     rounds: Annotated[int, typer.Option(min=1, help="turns of each")] = 5,
     threads: Threads = 0,
+    kernels: Annotated[str, typer.Option(help="Diastole's, as in `diastole serve`; peers choose their own")] = "auto",
     save: Annotated[Path | None, typer.Option(help="folder for compare.json and compare.png")] = None,
 ) -> None:
     """Diastole, llama.cpp in each of its formats, and transformers, taking turns in one run: how many times as fast.
@@ -270,9 +271,9 @@ def compare(
     with console.status("preparing") as status:
         file = arena.model_file(model)
         names = [p.strip() for p in peers.split(",") if p.strip()]
-        entries = arena.field(file, threads, names, arena.formats(formats), status.update)
+        entries = arena.field(file, threads, kernels, names, arena.formats(formats), status.update)
         status.update("measuring the machine")
-        machine = limits.measure(threads)
+        machine = limits.measure(threads, kernels)
         for task in wanted:
             fit = [e for e in entries if suits(e, task)]
             tell = lambda what, task=task: status.update(f"{task.name}: {what}")  # noqa: E731
