@@ -7,8 +7,9 @@ phase and no decode phase, only ``known - done``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from diastole.params import SamplingParams
 from diastole.sample import Chosen, Sampler, choose_all
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import Key
+from diastole.text.grammar import Grammars
 from diastole.types import Array, Ask, Batch, Event, Grant, Outcome, Request, Stream, UserError
 
 
@@ -24,7 +26,7 @@ class Tokens(NamedTuple):
     """What an event of this loop carries."""
 
     chosen: tuple[Chosen, ...]
-    finish: str | None  # "stop" or "length" on the last event
+    finish: str | None  # on the last event: "stop", "length", or "error" where a grammar led nowhere
     prompt: int  # tokens of the prompt
     cached: int  # of them found in the prefix cache
 
@@ -62,20 +64,41 @@ class AutoRegressive:
         vocab: ids run from 0 to vocab - 1.
         eos: ids that end a text.
         fingerprint: of the stack; cached prefixes are reused only under the same.
+        grammars: of this vocabulary; None: requests may bring none.
     """
 
     unit = "token"
 
-    def __init__(self, pool: PagePool, context: int, vocab: int, eos: frozenset[int], fingerprint: str) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        context: int,
+        vocab: int,
+        eos: frozenset[int],
+        fingerprint: str,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
+        self.grammars = grammars
 
     # ---- a stream's life
 
     def check(self, request: Request) -> None:
         check_prompt(request.inputs, request.params, self.vocab, self.context, self.pool.pages * PAGE)
+        if self.grammars is None and request.params.grammar is not None:
+            raise UserError("this service follows no grammars", param="grammar")
+
+    def preparation(self, request: Request) -> Callable[[], object] | None:
+        grammar = request.params.grammar
+        if grammar is None or self.grammars is None or grammar in self.grammars:
+            return None
+        return partial(self.grammars.guide, grammar)
 
     def open(self, request: Request) -> Stream:
         params: SamplingParams = request.params
+        guide = (
+            self.grammars.guide(params.grammar) if self.grammars is not None and params.grammar is not None else None
+        )
         prompt = np.asarray(request.inputs, np.int32)
         room = min(self.context, self.pool.pages * PAGE)
         limit = room if params.max_tokens is None else len(prompt) + params.max_tokens
@@ -87,7 +110,7 @@ class AutoRegressive:
             ids,
             int(prompt[-1]),
             len(prompt),
-            Sampler(params, prompt.tolist(), 0),
+            Sampler(params, prompt.tolist(), 0, guide),
             limit,
             stops,
             space,
@@ -249,7 +272,13 @@ class AutoRegressive:
         text.ids[known] = text.tip = token = chosen.id
         stream.known = known + 1
         stream.emitted_at = now
-        finish = "stop" if token in text.stops else "length" if known + 1 >= text.limit else None
+        guide = text.sampler.guide
+        if token in text.stops:
+            finish: str | None = "stop"
+        elif guide is not None and guide.finish is not None:
+            finish = guide.finish
+        else:
+            finish = "length" if known + 1 >= text.limit else None
         if finish is not None:
             stream.finished = True
             self.close(stream)
