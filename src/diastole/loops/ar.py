@@ -96,9 +96,9 @@ class AutoRegressive:
 
     def open(self, request: Request) -> Stream:
         params: SamplingParams = request.params
-        guide = (
-            self.grammars.guide(params.grammar) if self.grammars is not None and params.grammar is not None else None
-        )
+        guide = None
+        if self.grammars is not None and params.grammar is not None:
+            guide = self.grammars.guide(params.grammar)
         prompt = np.asarray(request.inputs, np.int32)
         room = min(self.context, self.pool.pages * PAGE)
         limit = room if params.max_tokens is None else len(prompt) + params.max_tokens

@@ -1,7 +1,7 @@
 """Grammars: which tokens may come next, so that a text becomes what was asked for. The automata are llguidance's.
 
-JSON is written with one space after commas and colons and no other white space: a model that likes to write blanks could
-do so for ever otherwise.
+JSON is written with one space after commas and colons and no other white space: a model that likes to write blanks
+could do so for ever otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diastole.types import Array, UserError
 KEPT = 64  # grammars that stay compiled
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Work and memory that one grammar may cost, whatever it says: about 20 ms to compile and 15 ms for a token.
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
