@@ -105,7 +105,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def health(face: Face, exchange: Exchange) -> None:
-    """Whether the process should go on living: false only once its engine has died."""
+    """Whether the process should go on living: false only once its engine has died and cannot be restarted."""
     if face.lost:
         face.check_ready()
     await exchange.reply_json(200, {"status": "ok"})
