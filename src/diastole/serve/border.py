@@ -22,7 +22,7 @@ log = logging.getLogger("diastole.serve")
 EXCHANGE = "diastole.exchange"  # key in the scope
 OPEN_PATHS = ("/health", "/ready")  # probes have no keys
 QUIET = (*OPEN_PATHS, "/metrics")  # asked every few seconds
-CLIENT_GONE = 499  # in log and counters only: nobody was there to be told
+CLIENT_GONE = 499  # in log and counters; sent only to who waits for a request that was cancelled
 
 
 class Border:
@@ -85,6 +85,7 @@ class Border:
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
+        exchange.owner = given
 
     def _fault(self, exchange: Exchange) -> ApiError:
         """The answer to a fault of ours. The log has the details, the client an id to ask about."""

@@ -53,7 +53,14 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
         except UserError as e:
             raise of_user_error(e, {"prompt": "messages", **_names(request)}) from None
         generation = Generation(
-            service, [prompt], params, id=f"chatcmpl-{exchange.id}", slo=slo, salt=request.cache_salt or ""
+            service,
+            [prompt],
+            params,
+            id=f"chatcmpl-{exchange.id}",
+            running=face.running,
+            owner=exchange.owner,
+            slo=slo,
+            salt=request.cache_salt or "",
         )
         if request.stream:
             await _stream(exchange, generation, request, face.config.ping_seconds)

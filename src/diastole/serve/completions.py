@@ -51,7 +51,16 @@ async def completions(face: Face, exchange: Exchange) -> None:
 
     async def work() -> None:
         ids = [await prompt_ids(service, prompt, params) for prompt in prompts]
-        generation = Generation(service, ids, params, id=f"cmpl-{exchange.id}", slo=slo, salt=request.cache_salt or "")
+        generation = Generation(
+            service,
+            ids,
+            params,
+            id=f"cmpl-{exchange.id}",
+            running=face.running,
+            owner=exchange.owner,
+            slo=slo,
+            salt=request.cache_salt or "",
+        )
         heads = [""] * generation.choices
         if request.echo:
             texts = [p if isinstance(p, str) else service.tokenizer.decode(p) for p in prompts]
