@@ -112,6 +112,9 @@ class ServerConfig:
     drain_seconds: float = knob(30.0, "for running requests when the server stops", unit="s", low=0, high=86_400)
     ping_seconds: float = knob(15.0, "of silence before a stream carries a comment", unit="s", low=0.01, high=86_400)
     send_timeout_seconds: float = knob(30.0, "before a client that does not read is dropped", unit="s", low=0.01)
+    engine_timeout_seconds: float = knob(
+        60.0, "before an engine that does not answer is restarted; 0: never", unit="s", low=0, high=86_400
+    )
     log_level: str = knob("info", "how much is logged", choices=("debug", "info", "warning", "error"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -155,7 +156,7 @@ class AsyncLLM:
 
     def __init__(self, model: str = "smollm2-135m", *, threads: int = 0, **settings: Any) -> None:
         config = _config(model, threads, settings)
-        self._backend = Backend(config, Thread(config))
+        self._backend = Backend(config, partial(Thread, config))
         self._ids = count()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -187,7 +188,9 @@ class AsyncLLM:
 def _config(model: str, threads: int, settings: Mapping[str, Any]) -> Config:
     base = Config()
     service = ServiceConfig(model=model, **settings)
-    return replace(base, engine=replace(base.engine, threads=threads), service={service.name or "llm": service})
+    engine = replace(base.engine, threads=threads)
+    server = replace(base.server, engine_timeout_seconds=0.0)  # a thread that hangs cannot be ended: do not judge it
+    return replace(base, engine=engine, server=server, service={service.name or "llm": service})
 
 
 def _begin(delta: Delta) -> Completion:

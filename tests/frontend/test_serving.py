@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -209,25 +207,6 @@ def test_a_thousand_token_prompt_does_not_silence_who_speaks(server: Running) ->
     # 6,000 tokens make a dozen steps of 512, each with a token of the speaker; were they one step, it would say one or
     # two. Some may be read only after the long request has returned.
     assert len(between) >= 5
-
-
-def test_a_dead_engine_is_told_and_not_waited_for() -> None:
-    embedded()
-    running = Running()
-    try:
-        with running.http.stream(
-            "POST", "/v1/chat/completions", json=ask("Tell me a story.", max_tokens=5_000, ignore_eos=True, stream=True)
-        ) as response:
-            lines = response.iter_lines()
-            next(x for x in lines if x.startswith("data: "))
-            os.kill(running.engine_pid(), signal.SIGKILL)
-            rest = [x for x in lines if x.startswith("data: ")]
-        assert '"error"' in rest[-2]
-        assert rest[-1] == "data: [DONE]"
-        assert running.http.post("/v1/chat/completions", json=ask("Hi")).status_code == 503
-        assert running.http.get("/ready").status_code == 503
-    finally:
-        running.stop()
 
 
 def test_sigterm_lets_running_requests_end() -> None:

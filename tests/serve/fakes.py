@@ -66,6 +66,7 @@ class FakeService:
         self.wide = 1  # bytes per token of an endless answer
         self.refusal: UserError | None = None  # what the engine says after all checks
         self.fault_after: int | None = None  # tokens before it raises
+        self.fault: Exception = RuntimeError("secret detail of a fault")
         self.finish: str | None = None  # instead of "stop" and "length"
         self.vanish = False  # end without a final delta
         self.asked.clear()
@@ -102,7 +103,7 @@ class FakeService:
                 for i in reversed(live.copy()):
                     await asyncio.sleep(self.pace)
                     if self.fault_after is not None and said >= self.fault_after:
-                        raise RuntimeError("secret detail of a fault")
+                        raise self.fault
                     ids = answers[i][step : step + 1] if not self.endless else b"x" * self.wide
                     said += len(ids)
                     held[i] += ids
@@ -158,7 +159,9 @@ class FakeBackend:
         self.all = services or (FakeService(),)
         self.services: dict[str, FakeService] = {}
         self.meter = Meter()
-        self.dead = False
+        self.dead = False  # for good
+        self.restarting = False
+        self.restarts = 0
         self.failure: Exception | None = None
         self.stopped: float | None = None
         self.deaf = False
@@ -189,7 +192,7 @@ class FakeBackend:
         return bool(self.services) and not self.dead
 
     def ready(self) -> bool:
-        return self.alive()
+        return self.alive() and not self.restarting
 
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         if self.deaf:

@@ -8,21 +8,20 @@ from typing import Any
 
 from diastole.frontend import wire
 from diastole.frontend.link import Link
+from diastole.frontend.types import EngineLost
 from diastole.types import UserError
 
 
-class EngineLost(RuntimeError):
-    """The engine died while it worked on a request."""
-
-
 class EngineClient:
-    """One engine's requests. All methods belong to one event loop."""
+    """One engine's requests, for as long as it lives. All methods belong to one event loop."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._streams: dict[str, asyncio.Queue[wire.Spoken | Exception]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
+        self._pings: list[asyncio.Future[None]] = []
         self.lost = True  # until it has started
+        self.ended = asyncio.Event()  # the engine was there and is gone
 
     def __len__(self) -> int:
         """Requests in flight."""
@@ -33,7 +32,7 @@ class EngineClient:
         UserError: the engine cannot start, and why.
         """
         ready = await self._link.start(self._reply, self._loss)
-        self.lost = False
+        self.lost = self.ended.is_set()  # it may be gone again by now
         return ready
 
     async def stop(self, now: bool) -> None:
@@ -41,6 +40,13 @@ class EngineClient:
         if not self.lost:
             self._link.put(wire.Quit(now))
         await self._link.stop()
+
+    async def kill(self) -> str:
+        """End the engine in whatever state it is, and every request with it; how it ended, for a log."""
+        self._link.kill()
+        await self._link.stop()
+        self._loss()
+        return self._link.ending()
 
     @property
     def alive(self) -> bool:
@@ -88,6 +94,14 @@ class EngineClient:
         self._link.put(wire.Measure())
         return await answer
 
+    def ping(self) -> asyncio.Future[None]:
+        """Ask the engine whether it is there. The answer never comes from one that hangs or is lost."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self.lost:
+            self._pings.append(answer)
+            self._link.put(wire.Ping())
+        return answer
+
     def _reply(self, reply: wire.Reply) -> None:
         match reply:
             case wire.Heard():
@@ -103,9 +117,17 @@ class EngineClient:
                     if not answer.done():
                         answer.set_result(reply.services)
                 self._stats.clear()
+            case wire.Pong():
+                for ping in self._pings:
+                    if not ping.done():
+                        ping.set_result(None)
+                self._pings.clear()
 
     def _loss(self) -> None:
+        if self.ended.is_set():
+            return
         self.lost = True
+        self.ended.set()
         error = EngineLost("the engine process has ended")
         for inbox in self._streams.values():
             inbox.put_nowait(error)

@@ -76,6 +76,8 @@ class EngineHost:
                 for service in self.engine.services:
                     service.gauges()
                 self.send(wire.Stats({s.name: s.meter.snapshot() for s in self.engine.services}))
+            case wire.Ping():
+                self.send(wire.Pong())
             case wire.Quit():
                 self._quitting = True
                 if command.now:

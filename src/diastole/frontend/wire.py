@@ -42,7 +42,11 @@ class Quit(msgspec.Struct, tag="quit"):
     now: bool = False
 
 
-Command = Add | Abort | Measure | Quit
+class Ping(msgspec.Struct, tag="ping"):
+    """Say that you are there. The engine answers between two steps."""
+
+
+Command = Add | Abort | Measure | Quit | Ping
 
 
 class Card(msgspec.Struct):
@@ -101,4 +105,8 @@ class Stats(msgspec.Struct, tag="stats"):
     services: dict[str, Any]
 
 
-Reply = Ready | Failed | Refused | Heard | Stats
+class Pong(msgspec.Struct, tag="pong"):
+    """The engine is there."""
+
+
+Reply = Ready | Failed | Refused | Heard | Stats | Pong

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from diastole import __version__
 from diastole.serve import metrics
 from diastole.serve.border import EXCHANGE, Border
+from diastole.serve.cancel import cancel, running_requests
 from diastole.serve.chat import chat_completions
 from diastole.serve.completions import completions
 from diastole.serve.errors import ApiError
@@ -23,6 +24,7 @@ from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import Gate, shutting_down
 from diastole.serve.interface import Backend, TextService
+from diastole.serve.running import Running
 from diastole.serve.tokenization import detokenize, tokenize
 
 if TYPE_CHECKING:
@@ -37,9 +39,13 @@ def create_app(backend: Backend, config: ServerConfig) -> Starlette:
     ``app.state.gate`` is the gate that a shutdown closes.
     """
     gate = Gate(config.max_queued)
-    face = Face(backend, config, gate, metrics.Traffic(label(path) for path, _, _ in ROUTES))
+    traffic = metrics.Traffic(label(path) for path, _, _ in (*ROUTES, *CONTROLS))
+    face = Face(backend, config, gate, traffic, Running())
     app = Starlette(
-        routes=[Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in ROUTES],
+        routes=[
+            *(Route(path, kind(method)(face, path, handler), methods=[method]) for path, method, handler in ROUTES),
+            *(Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in CONTROLS),
+        ],
         middleware=[Middleware(Border, face=face)],
         exception_handlers={HTTPException: _refuse},
     )
@@ -57,12 +63,24 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[EXCHANGE]
         exchange.route = label(self.path)
-        if scope["method"] != "POST":
-            await self.handler(self.face, exchange)
-            return
+        await self.answer(exchange)
+
+    async def answer(self, exchange: Exchange) -> None:
+        await self.handler(self.face, exchange)
+
+
+class WorkEndpoint(Endpoint):
+    """One that takes JSON and makes the engine or a tokenizer work: only so many are inside at once."""
+
+    async def answer(self, exchange: Exchange) -> None:
         with self.face.gate.enter():
             check_json_request(exchange)
             await self.handler(self.face, exchange)
+
+
+def kind(method: str) -> type[Endpoint]:
+    """What posts asks for work."""
+    return WorkEndpoint if method == "POST" else Endpoint
 
 
 def label(path: str) -> str:
@@ -105,7 +123,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def health(face: Face, exchange: Exchange) -> None:
-    """Whether the process should go on living: false only once its engine has died."""
+    """Whether the process should go on living: false only once its engine has died and cannot be restarted."""
     if face.lost:
         face.check_ready()
     await exchange.reply_json(200, {"status": "ok"})
@@ -163,4 +181,11 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/ready", "GET", ready),
     ("/metrics", "GET", show_metrics),
     ("/version", "GET", version),
+)
+
+# They must work when the server is full, or is going down, so the gate does not count them.
+CONTROLS: tuple[tuple[str, str, Handler], ...] = (
+    ("/v1/requests", "GET", running_requests),
+    ("/v1/requests/{id}", "DELETE", cancel),
+    ("/v1/requests/{id}/cancel", "POST", cancel),
 )

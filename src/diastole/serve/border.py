@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from diastole.frontend.types import EngineLost
 from diastole.serve.errors import ApiError, Gone, of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
@@ -21,7 +22,7 @@ log = logging.getLogger("diastole.serve")
 EXCHANGE = "diastole.exchange"  # key in the scope
 OPEN_PATHS = ("/health", "/ready")  # probes have no keys
 QUIET = (*OPEN_PATHS, "/metrics")  # asked every few seconds
-CLIENT_GONE = 499  # in log and counters only: nobody was there to be told
+CLIENT_GONE = 499  # in log and counters; sent only to who waits for a request that was cancelled
 
 
 class Border:
@@ -60,6 +61,9 @@ class Border:
                 await exchange.fail(e)
             except UserError as e:
                 await exchange.fail(of_user_error(e))
+            except EngineLost:
+                log.error("%s failed, as its engine has ended", exchange.id)
+                await exchange.fail(self.face.engine_gone("The engine that worked on this"))
             except Gone:
                 raise
             except Exception:
@@ -81,12 +85,10 @@ class Border:
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
+        exchange.owner = given
 
     def _fault(self, exchange: Exchange) -> ApiError:
         """The answer to a fault of ours. The log has the details, the client an id to ask about."""
-        if self.face.lost:
-            log.error("%s failed, as the engine has ended", exchange.id)
-            return ApiError(503, "The engine has ended.", code="model_unavailable", retry_after=30)
         id = secrets.token_hex(6)
         log.exception("fault %s in request %s", id, exchange.id)
         return ApiError(500, f"An internal error happened. Its id in the server's log is {id}.", code="internal_error")

@@ -55,7 +55,17 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
         except UserError as e:
             raise of_user_error(e, names) from None
         id, salt = f"chatcmpl-{exchange.id}", request.cache_salt or ""
-        generation = Generation(service, [prompt], params, id=id, slo=slo, salt=salt, names=names)
+        generation = Generation(
+            service,
+            [prompt],
+            params,
+            id=id,
+            running=face.running,
+            owner=exchange.owner,
+            slo=slo,
+            salt=salt,
+            names=names,
+        )
         if request.stream:
             await _stream(exchange, generation, request, face.config.ping_seconds)
         else:

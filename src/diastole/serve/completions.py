@@ -56,7 +56,9 @@ async def completions(face: Face, exchange: Exchange) -> None:
         params, names = await shaped(request, plain, {})
         ids = [await prompt_ids(service, prompt, params, names) for prompt in prompts]
         id, salt = f"cmpl-{exchange.id}", request.cache_salt or ""
-        generation = Generation(service, ids, params, id=id, slo=slo, salt=salt, names=names)
+        generation = Generation(
+            service, ids, params, id=id, running=face.running, owner=exchange.owner, slo=slo, salt=salt, names=names
+        )
         heads = [""] * generation.choices
         if request.echo:
             texts = [p if isinstance(p, str) else service.tokenizer.decode(p) for p in prompts]

@@ -14,6 +14,7 @@ TYPES: Mapping[int, str] = {
     404: "not_found_error",
     408: "timeout_error",
     429: "rate_limit_error",
+    499: "cancelled_error",  # not a status that clients take for a reason to try again
     500: "api_error",
     503: "overloaded_error",
     504: "timeout_error",

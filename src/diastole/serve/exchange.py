@@ -37,6 +37,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate, send_seconds: float) -> None:
         self.id = secrets.token_hex(12)  # ours: what clients send as an id is only echoed
+        self.owner = b""  # whose it is: who shows the same key may see and cancel it; the border knows
         self.scope, self.gate = scope, gate
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream

@@ -1,4 +1,4 @@
-"""Face: what every endpoint stands on: backend, settings, gate and counters."""
+"""Face: what every endpoint stands on: backend, settings, gate, counters and the requests that run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from diastole.serve.errors import ApiError
 from diastole.serve.gate import Gate
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.metrics import Traffic
+from diastole.serve.running import Running
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -22,21 +23,28 @@ class Face:
     config: ServerConfig
     gate: Gate
     traffic: Traffic
+    running: Running
 
     def check_ready(self) -> None:
         """Raises:
-        ApiError: 503; ``model_loading``, or ``model_unavailable`` if the engine was there and is gone.
+        ApiError: 503; ``model_loading``, or, if the engine was there and is gone, ``engine_restarting`` or
+            ``model_unavailable``.
         """
         if self.backend.ready():
             return
-        if self.lost:
-            message = "The engine has ended. It must be restarted."
-            raise ApiError(503, message, code="model_unavailable", retry_after=30)
+        if self.backend.services:
+            raise self.engine_gone("The engine")
         raise ApiError(503, "The model is still being loaded.", code="model_loading", retry_after=2)
+
+    def engine_gone(self, who: str) -> ApiError:
+        """The answer when the engine has ended. ``who``: the beginning of the message, down to the engine."""
+        if self.lost:
+            return ApiError(503, f"{who} has ended and cannot be restarted.", code="model_unavailable", retry_after=30)
+        return ApiError(503, f"{who} has ended; another is being started.", code="engine_restarting", retry_after=2)
 
     @property
     def lost(self) -> bool:
-        """The engine was started and is no longer alive."""
+        """The engine was started, is gone, and none follows."""
         return bool(self.backend.services) and not self.backend.alive()
 
     def service(self, model: str) -> TextService:

@@ -13,6 +13,7 @@ from diastole.params import SamplingParams
 from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.interface import TextService
 from diastole.serve.replies import Cached, UsageReply
+from diastole.serve.running import Running
 from diastole.types import SLO, UserError
 
 AHEAD = 64  # deltas of several prompts that may wait for a slow reader
@@ -25,6 +26,8 @@ class Generation:
 
     Args:
         id: of the answer; the engine's request ids are made from it.
+        running: where it is listed while it runs.
+        owner: who may see it there and cancel it.
         names: what the request calls a field of ``SamplingParams`` that it names otherwise.
     """
 
@@ -35,14 +38,21 @@ class Generation:
         params: SamplingParams,
         *,
         id: str,
+        running: Running,
+        owner: bytes,
         slo: SLO | None = None,
         salt: str = "",
         names: Mapping[str, str] | None = None,
     ) -> None:
         self.service, self.prompts, self.params, self.names = service, prompts, params, names
         self.id, self.slo, self.salt = id, slo, salt
+        self._running, self._owner = running, owner
         self.created = int(time.time())
         self._usage = [(0, 0, 0)] * len(prompts)
+
+    @property
+    def model(self) -> str:
+        return self.service.name
 
     @property
     def choices(self) -> int:
@@ -58,13 +68,15 @@ class Generation:
         """Run everything; leaving the context aborts what still runs.
 
         Raises:
-            ApiError: the engine refused the request, failed, or ended without finishing every choice.
+            ApiError: the engine refused the request, failed, or ended without finishing every choice; or somebody
+                cancelled the request.
         """
         stream = self._one(0) if len(self.prompts) == 1 else self._all()
-        try:
-            yield stream
-        finally:
-            await _close(stream)
+        async with self._running.enter(self, self._owner):
+            try:
+                yield stream
+            finally:
+                await _close(stream)
 
     async def _one(self, which: int) -> AsyncIterator[Delta]:
         """Deltas of one prompt, renumbered."""

@@ -77,7 +77,12 @@ class TextService(Protocol):
     def stream(
         self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
     ) -> AsyncIterator[Delta]:
-        """Run a request; ends after one final delta per choice. Closing or cancelling the iterator aborts it."""
+        """Run a request; ends after one final delta per choice. Closing or cancelling the iterator aborts it.
+
+        Raises:
+            UserError: the engine refuses it.
+            EngineLost: the engine ended.
+        """
         ...
 
 
@@ -101,9 +106,18 @@ class Backend(Protocol):
         """Wait so long for running requests, abort the rest, and end."""
         ...
 
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        """Whether there is an engine, or will be again: an engine that ends is restarted while there is hope."""
+        ...
 
-    def ready(self) -> bool: ...
+    def ready(self) -> bool:
+        """Whether an engine serves now."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """Engines that were started because the one before had ended."""
+        ...
 
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         """By service, what ``diastole.metrics.Meter.snapshot`` returns."""

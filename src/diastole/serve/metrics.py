@@ -71,13 +71,16 @@ class Traffic:
 class _Page(Collector):
     """One scrape."""
 
-    def __init__(self, stats: Mapping[str, Mapping[str, Any]] | None, traffic: Traffic) -> None:
-        self.stats, self.traffic = stats, traffic
+    def __init__(self, stats: Mapping[str, Mapping[str, Any]] | None, restarts: int, traffic: Traffic) -> None:
+        self.stats, self.restarts, self.traffic = stats, restarts, traffic
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("diastole_engine_up", "Whether the engine answers.")
         up.add_metric([], 0 if self.stats is None else 1)
         yield up
+        yield CounterMetricFamily(
+            "diastole_engine_restarts", "Engines started because the one before had ended.", value=self.restarts
+        )
         yield from _http(self.traffic)
         yield from _engine(self.stats or {})
 
@@ -134,5 +137,5 @@ async def page(backend: Backend, traffic: Traffic) -> bytes:
         except Exception as e:  # whatever ails the engine, the server's own part must be seen
             log.warning("the engine gave no statistics: %r", e)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Page(stats, traffic))
+    registry.register(_Page(stats, backend.restarts, traffic))
     return generate_latest(registry)
