@@ -68,6 +68,10 @@ class TextService:
 
         check_prompt(prompt, params, self.vocab, self.context, self.room)
 
+    def room_after(self, prompt: int) -> int:
+        """Tokens that an answer to a prompt of so many tokens may have at most."""
+        return max(0, min(self.context, self.room) - prompt)
+
     async def stream(
         self,
         prompt: Sequence[int],

@@ -18,10 +18,11 @@ from diastole.serve import metrics
 from diastole.serve.border import EXCHANGE, Border
 from diastole.serve.chat import chat_completions
 from diastole.serve.completions import completions
+from diastole.serve.cors import Cors
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
-from diastole.serve.gate import Gate, shutting_down
+from diastole.serve.gate import shutting_down
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.tokenization import detokenize, tokenize
 
@@ -34,17 +35,20 @@ Handler = Callable[[Face, Exchange], Awaitable[None]]
 def create_app(backend: Backend, config: ServerConfig) -> Starlette:
     """The server as an ASGI application. Somebody else starts and stops the backend.
 
-    ``app.state.gate`` is the gate that a shutdown closes.
+    ``app.state.face`` has the gate that a shutdown closes, and the keyring that follows its file when it is told to.
+
+    Raises:
+        UserError: a setting or the key file is wrong.
     """
-    gate = Gate(config.max_queued)
-    face = Face(backend, config, gate, metrics.Traffic(label(path) for path, _, _ in ROUTES))
+    traffic = metrics.Traffic(label(path) for path, _, _ in ROUTES)
+    face = Face(backend, config, traffic)
     app = Starlette(
         routes=[Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in ROUTES],
-        middleware=[Middleware(Border, face=face)],
+        middleware=[Middleware(Cors, origins=config.cors_origins), Middleware(Border, face=face)],
         exception_handlers={HTTPException: _refuse},
     )
     app.router.redirect_slashes = False
-    app.state.gate = gate
+    app.state.face = face
     return app
 
 
@@ -60,7 +64,7 @@ class Endpoint:
         if scope["method"] != "POST":
             await self.handler(self.face, exchange)
             return
-        with self.face.gate.enter():
+        with self.face.gate.enter(), exchange.account.enter():
             check_json_request(exchange)
             await self.handler(self.face, exchange)
 

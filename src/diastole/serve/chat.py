@@ -50,11 +50,17 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
         prompt = await chat_prompt(service, messages)
         try:
             service.check(prompt, params)
+            generation = Generation(
+                service,
+                [prompt],
+                params,
+                id=f"chatcmpl-{exchange.id}",
+                terms=face.terms(exchange),
+                slo=slo,
+                salt=request.cache_salt or "",
+            )
         except UserError as e:
             raise of_user_error(e, {"prompt": "messages", **_names(request)}) from None
-        generation = Generation(
-            service, [prompt], params, id=f"chatcmpl-{exchange.id}", slo=slo, salt=request.cache_salt or ""
-        )
         if request.stream:
             await _stream(exchange, generation, request, face.config.ping_seconds)
         else:

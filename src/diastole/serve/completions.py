@@ -39,7 +39,7 @@ async def completions(face: Face, exchange: Exchange) -> None:
     face.check_ready()
     request = read(await exchange.body(face.config.max_body_bytes), CompletionRequest)
     service = face.service(request.model)
-    limit = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    limit = face.ceilings.usual(DEFAULT_COMPLETION_TOKENS) if request.max_tokens is None else request.max_tokens
     params = sampling(request, limit, request.logprobs, {})
     prompts = split_prompts(request.prompt)
     if len(prompts) * params.n > MAX_CHOICES:
@@ -51,7 +51,15 @@ async def completions(face: Face, exchange: Exchange) -> None:
 
     async def work() -> None:
         ids = [await prompt_ids(service, prompt, params) for prompt in prompts]
-        generation = Generation(service, ids, params, id=f"cmpl-{exchange.id}", slo=slo, salt=request.cache_salt or "")
+        generation = Generation(
+            service,
+            ids,
+            params,
+            id=f"cmpl-{exchange.id}",
+            terms=face.terms(exchange),
+            slo=slo,
+            salt=request.cache_salt or "",
+        )
         heads = [""] * generation.choices
         if request.echo:
             texts = [p if isinstance(p, str) else service.tokenizer.decode(p) for p in prompts]

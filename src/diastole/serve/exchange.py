@@ -18,6 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from diastole.serve.errors import ApiError, Gone
 from diastole.serve.gate import Gate, shutting_down
+from diastole.serve.keys import NOBODY
+from diastole.serve.quota import FREE
 
 T = TypeVar("T")
 log = logging.getLogger("diastole.serve")
@@ -38,6 +40,8 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate, send_seconds: float) -> None:
         self.id = secrets.token_hex(12)  # ours: what clients send as an id is only echoed
         self.scope, self.gate = scope, gate
+        self.key = NOBODY  # these two are set by whoever checks keys
+        self.account = FREE
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
         self.complete = False
@@ -59,6 +63,7 @@ class Exchange:
             self.status = message["status"]
             message.setdefault("headers", [])
             message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            message["headers"] += [(k.encode(), v.encode()) for k, v in self.account.headers().items()]
         elif not message.get("more_body", False):
             self.complete = True
         try:
