@@ -9,9 +9,10 @@ import asyncio
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+from diastole.config import ServerConfig
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.loops.ar import check_prompt
 from diastole.metrics import Meter
@@ -85,6 +86,9 @@ class FakeService:
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         check_prompt(prompt, params, self.vocab, self.context, 10**6)
+
+    def room_after(self, prompt: int) -> int:
+        return CONTEXT - prompt
 
     async def stream(
         self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
@@ -200,20 +204,9 @@ class FakeBackend:
         return {s.name: self.meter.snapshot() for s in self.all}
 
 
-def config(**changes: Any) -> Any:
+def config(**changes: Any) -> ServerConfig:
     """Settings of a server on a free port."""
-    usual = {
-        "host": "127.0.0.1",
-        "port": 0,
-        "api_key": (),
-        "max_body_bytes": 4 * 2**20,
-        "max_queued": 512,
-        "drain_seconds": 5.0,
-        "ping_seconds": 15.0,
-        "send_timeout_seconds": 30.0,
-        "log_level": "info",
-    }
-    return SimpleNamespace(**{**usual, **changes})
+    return replace(ServerConfig(port=0, drain_seconds=5.0), **changes)
 
 
 class Running:

@@ -80,6 +80,10 @@ class TextService:
 
         check_prompt(prompt, params, self.vocab, self.context, self.card.room)
 
+    def room_after(self, prompt: int) -> int:
+        """Tokens that an answer to a prompt of so many tokens may have at most."""
+        return max(0, min(self.context, self.card.room) - prompt)
+
     async def stream(
         self,
         prompt: Sequence[int],

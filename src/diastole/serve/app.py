@@ -19,12 +19,12 @@ from diastole.serve.border import EXCHANGE, Border
 from diastole.serve.cancel import cancel, running_requests
 from diastole.serve.chat import chat_completions
 from diastole.serve.completions import completions
+from diastole.serve.cors import Cors
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
-from diastole.serve.gate import Gate, shutting_down
+from diastole.serve.gate import shutting_down
 from diastole.serve.interface import Backend, TextService
-from diastole.serve.running import Running
 from diastole.serve.tokenization import detokenize, tokenize
 
 if TYPE_CHECKING:
@@ -36,21 +36,23 @@ Handler = Callable[[Face, Exchange], Awaitable[None]]
 def create_app(backend: Backend, config: ServerConfig) -> Starlette:
     """The server as an ASGI application. Somebody else starts and stops the backend.
 
-    ``app.state.gate`` is the gate that a shutdown closes.
+    ``app.state.face`` has the gate that a shutdown closes, and the keyring that follows its file when it is told to.
+
+    Raises:
+        UserError: a setting or the key file is wrong.
     """
-    gate = Gate(config.max_queued)
     traffic = metrics.Traffic(label(path) for path, _, _ in (*ROUTES, *CONTROLS))
-    face = Face(backend, config, gate, traffic, Running())
+    face = Face(backend, config, traffic)
     app = Starlette(
         routes=[
             *(Route(path, kind(method)(face, path, handler), methods=[method]) for path, method, handler in ROUTES),
             *(Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in CONTROLS),
         ],
-        middleware=[Middleware(Border, face=face)],
+        middleware=[Middleware(Cors, origins=config.cors_origins), Middleware(Border, face=face)],
         exception_handlers={HTTPException: _refuse},
     )
     app.router.redirect_slashes = False
-    app.state.gate = gate
+    app.state.face = face
     return app
 
 
@@ -74,6 +76,7 @@ class WorkEndpoint(Endpoint):
 
     async def answer(self, exchange: Exchange) -> None:
         with self.face.gate.enter():
+            exchange.hold(exchange.account.enter())
             check_json_request(exchange)
             await self.handler(self.face, exchange)
 

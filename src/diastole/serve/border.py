@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import secrets
 import time
-from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -30,7 +27,6 @@ class Border:
 
     def __init__(self, app: ASGIApp, face: Face) -> None:
         self.app, self.face, self.traffic = app, face, face.traffic
-        self._keys = [_digest(k) for k in face.config.api_key]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,6 +40,7 @@ class Border:
         try:
             status = await self._answer(exchange)
         finally:
+            exchange.release()
             self.traffic.open -= 1
             self.traffic.count(exchange.route, scope["method"], status)
             level = logging.DEBUG if exchange.route in QUIET else logging.INFO
@@ -74,33 +71,20 @@ class Border:
         return exchange.status
 
     def _authorise(self, exchange: Exchange) -> None:
-        if not self._keys or exchange.scope["path"] in OPEN_PATHS:
+        """Find out whose request it is.
+
+        Raises:
+            ApiError: 401.
+        """
+        if exchange.scope["path"] in OPEN_PATHS:
             return
-        scheme, _, key = exchange.headers.get("authorization", "").partition(" ")
-        given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
-        if not any_equal(given, self._keys):
-            raise ApiError(
-                401,
-                "A valid API key is required: send the header 'Authorization: Bearer KEY'.",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
-        exchange.owner = given
+        scheme, _, given = exchange.headers.get("authorization", "").partition(" ")
+        exchange.key = self.face.keyring.find(given.strip() if scheme.lower() == "bearer" else "")
+        address, _ = exchange.scope.get("client") or ("", 0)
+        exchange.account = self.face.quotas.account(exchange.key, address)
 
     def _fault(self, exchange: Exchange) -> ApiError:
         """The answer to a fault of ours. The log has the details, the client an id to ask about."""
         id = secrets.token_hex(6)
         log.exception("fault %s in request %s", id, exchange.id)
         return ApiError(500, f"An internal error happened. Its id in the server's log is {id}.", code="internal_error")
-
-
-def any_equal(given: bytes, keys: Sequence[bytes]) -> bool:
-    """Whether one of the keys is given, in a time that depends on neither."""
-    found = False
-    for key in keys:
-        found |= hmac.compare_digest(given, key)
-    return found
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

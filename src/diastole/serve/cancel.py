@@ -32,7 +32,7 @@ class CancelReply(msgspec.Struct, tag_field="object", tag="request"):
 async def running_requests(face: Face, exchange: Exchange) -> None:
     """The asking key's requests, oldest first."""
     data = []
-    for work, age in face.running.of(exchange.owner):
+    for work, age in face.running.of(exchange.key.digest):
         usage = work.usage()
         told = (work.id, work.model, work.created, round(age, 3), usage.prompt_tokens, usage.completion_tokens)
         data.append(RunningReply(*told))
@@ -46,7 +46,7 @@ async def cancel(face: Face, exchange: Exchange) -> None:
         ApiError: 404, also for requests of other keys and those that are over.
     """
     id = exchange.scope["path_params"]["id"]
-    whole = face.running.cancel(id, exchange.owner)
+    whole = face.running.cancel(id, exchange.key.digest)
     if whole is None:
         message = f"No request with id {id[:100]!r} is running. GET /v1/requests lists yours."
         raise ApiError(404, message, param="id", code="request_not_found")

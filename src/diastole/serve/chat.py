@@ -52,20 +52,11 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
         prompt = await chat_prompt(service, messages)
         try:
             service.check(prompt, params)
+            id, salt = f"chatcmpl-{exchange.id}", request.cache_salt or ""
+            terms = face.terms(exchange)
+            generation = Generation(service, [prompt], params, id=id, terms=terms, slo=slo, salt=salt, names=names)
         except UserError as e:
             raise of_user_error(e, names) from None
-        id, salt = f"chatcmpl-{exchange.id}", request.cache_salt or ""
-        generation = Generation(
-            service,
-            [prompt],
-            params,
-            id=id,
-            running=face.running,
-            owner=exchange.owner,
-            slo=slo,
-            salt=salt,
-            names=names,
-        )
         if request.stream:
             await _stream(exchange, generation, request, face.config.ping_seconds)
         else:

@@ -42,7 +42,7 @@ async def completions(face: Face, exchange: Exchange) -> None:
     face.check_ready()
     request = read(await exchange.body(face.config.max_body_bytes), CompletionRequest)
     service = face.service(request.model)
-    limit = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    limit = face.ceilings.usual(DEFAULT_COMPLETION_TOKENS) if request.max_tokens is None else request.max_tokens
     plain = sampling(request, limit, request.logprobs, {})
     prompts = split_prompts(request.prompt)
     if len(prompts) * plain.n > MAX_CHOICES:
@@ -56,9 +56,11 @@ async def completions(face: Face, exchange: Exchange) -> None:
         params, names = await shaped(request, plain, {})
         ids = [await prompt_ids(service, prompt, params, names) for prompt in prompts]
         id, salt = f"cmpl-{exchange.id}", request.cache_salt or ""
-        generation = Generation(
-            service, ids, params, id=id, running=face.running, owner=exchange.owner, slo=slo, salt=salt, names=names
-        )
+        terms = face.terms(exchange)
+        try:
+            generation = Generation(service, ids, params, id=id, terms=terms, slo=slo, salt=salt, names=names)
+        except UserError as e:
+            raise of_user_error(e, names) from None
         heads = [""] * generation.choices
         if request.echo:
             texts = [p if isinstance(p, str) else service.tokenizer.decode(p) for p in prompts]

@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 from collections.abc import Coroutine, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +19,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from diastole.serve.errors import ApiError, Gone
 from diastole.serve.gate import Gate, shutting_down
+from diastole.serve.keys import NOBODY
+from diastole.serve.quota import FREE
 
 T = TypeVar("T")
 log = logging.getLogger("diastole.serve")
@@ -37,11 +40,13 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate, send_seconds: float) -> None:
         self.id = secrets.token_hex(12)  # ours: what clients send as an id is only echoed
-        self.owner = b""  # whose it is: who shows the same key may see and cancel it; the border knows
         self.scope, self.gate = scope, gate
+        self.key = NOBODY  # these two are set by whoever checks keys
+        self.account = FREE
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
         self.complete = False
+        self._held = ExitStack()
         self.route: str | None = None  # the route that took it
         self.receive, self._send, self._send_seconds = receive, send, send_seconds
         self.headers: dict[str, str] = {}  # of the request; of repeated ones the first
@@ -60,14 +65,24 @@ class Exchange:
             self.status = message["status"]
             message.setdefault("headers", [])
             message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            message["headers"] += [(k.encode(), v.encode()) for k, v in self.account.headers().items()]
         elif not message.get("more_body", False):
             self.complete = True
+            self.release()  # before the client knows, for his next request may come at once
         try:
             async with asyncio.timeout(self._send_seconds):
                 await self._send(message)
         except TimeoutError:
             self.drop()
             raise Gone(f"the client took no data for {self._send_seconds:g} s") from None
+
+    def hold(self, claim: AbstractContextManager[object]) -> None:
+        """Enter something that is left when the answer is complete, or has failed."""
+        self._held.enter_context(claim)
+
+    def release(self) -> None:
+        """Leave what is held."""
+        self._held.close()
 
     def drop(self) -> None:
         """End the connection without waiting for what is unsent."""

@@ -1,29 +1,51 @@
-"""Face: what every endpoint stands on: backend, settings, gate, counters and the requests that run."""
+"""Face: what every endpoint stands on: backend, settings, gate, keys, limits, counters and the requests that run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diastole.clock import RealClock
+from diastole.serve.ceilings import Ceilings
+from diastole.serve.cors import check_origins
 from diastole.serve.errors import ApiError
+from diastole.serve.exchange import Exchange
 from diastole.serve.gate import Gate
 from diastole.serve.interface import Backend, TextService
+from diastole.serve.keys import Keyring, Limits
 from diastole.serve.metrics import Traffic
+from diastole.serve.quota import Quotas
 from diastole.serve.running import Running
+from diastole.serve.terms import Terms
+from diastole.types import UserError
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
 
 
-@dataclass(frozen=True, slots=True)
 class Face:
-    """Made once per server."""
+    """Made once per server.
 
-    backend: Backend
-    config: ServerConfig
-    gate: Gate
-    traffic: Traffic
-    running: Running
+    Raises:
+        UserError: a setting or the key file is wrong.
+    """
+
+    def __init__(self, backend: Backend, config: ServerConfig, traffic: Traffic) -> None:
+        self.backend, self.config, self.traffic = backend, config, traffic
+        self.gate = Gate(config.max_queued)
+        self.running = Running()
+        check_origins(config.cors_origins)
+        self.keyring = Keyring(config.api_key, config.api_key_file)
+        if config.isolate_keys and self.keyring.empty:
+            message = "server.isolate_keys needs keys to tell apart: set server.api_key or server.api_key_file"
+            raise UserError(message, param="server.isolate_keys")
+        usual = Limits(config.requests_per_minute, config.tokens_per_minute, config.concurrent_requests)
+        self.quotas = Quotas(usual, RealClock(), traffic.limit)
+        self.ceilings = Ceilings(config.max_tokens, config.max_seconds, traffic.limit)
+
+    def terms(self, exchange: Exchange) -> Terms:
+        """On what terms a request's generation runs."""
+        space = exchange.key.name if self.config.isolate_keys else None
+        return Terms(exchange.account, self.ceilings, space, self.running, exchange.key.digest)
 
     def check_ready(self) -> None:
         """Raises:

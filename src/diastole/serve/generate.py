@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from diastole.frontend.types import Delta
+from diastole.frontend.types import Delta, Usage
 from diastole.params import SamplingParams
 from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.interface import TextService
 from diastole.serve.replies import Cached, UsageReply
-from diastole.serve.running import Running
+from diastole.serve.terms import Terms
 from diastole.types import SLO, UserError
 
 AHEAD = 64  # deltas of several prompts that may wait for a slow reader
@@ -26,9 +26,11 @@ class Generation:
 
     Args:
         id: of the answer; the engine's request ids are made from it.
-        running: where it is listed while it runs.
-        owner: who may see it there and cancel it.
+        terms: what the server allows it.
         names: what the request calls a field of ``SamplingParams`` that it names otherwise.
+
+    Raises:
+        UserError: the request asks for more than the server's ceilings allow.
     """
 
     def __init__(
@@ -38,17 +40,18 @@ class Generation:
         params: SamplingParams,
         *,
         id: str,
-        running: Running,
-        owner: bytes,
+        terms: Terms,
         slo: SLO | None = None,
         salt: str = "",
         names: Mapping[str, str] | None = None,
     ) -> None:
+        terms.ceilings.check(params)
         self.service, self.prompts, self.params, self.names = service, prompts, params, names
-        self.id, self.slo, self.salt = id, slo, salt
-        self._running, self._owner = running, owner
+        self.id, self.terms, self.slo, self.salt = id, terms, slo, terms.salt(salt)
         self.created = int(time.time())
-        self._usage = [(0, 0, 0)] * len(prompts)
+        self._bounded = [terms.ceilings.bound(params, service.room_after(len(p))) for p in prompts]
+        self._watch = terms.ceilings.watch()
+        self._usage = [(len(p), 0, 0) for p in prompts]
 
     @property
     def model(self) -> str:
@@ -68,24 +71,36 @@ class Generation:
         """Run everything; leaving the context aborts what still runs.
 
         Raises:
-            ApiError: the engine refused the request, failed, or ended without finishing every choice; or somebody
-                cancelled the request.
+            ApiError: the request must wait for its turn, the engine refused it, failed, or ended without finishing
+                every choice; or somebody cancelled the request.
         """
         stream = self._one(0) if len(self.prompts) == 1 else self._all()
-        async with self._running.enter(self, self._owner):
-            try:
-                yield stream
-            finally:
-                await _close(stream)
+        with self.terms.account.spend(self._most_tokens()) as bill:
+            async with self.terms.running.enter(self, self.terms.owner):
+                try:
+                    yield stream
+                finally:
+                    await _close(stream)
+                    bill.used = self.usage().total_tokens
+
+    def _most_tokens(self) -> int:
+        """Prompts and answers together, if every choice takes all that it may."""
+        return sum(
+            len(p) + self.params.n * (bounded.max_tokens or self.service.room_after(len(p)))
+            for p, bounded in zip(self.prompts, self._bounded, strict=True)
+        )
 
     async def _one(self, which: int) -> AsyncIterator[Delta]:
         """Deltas of one prompt, renumbered."""
         n = self.params.n
         open_ = set(range(n))
         id = self.id if len(self.prompts) == 1 else f"{self.id}-{which}"
-        stream = self.service.stream(self.prompts[which], self.params, request_id=id, slo=self.slo, salt=self.salt)
+        stream = self.service.stream(
+            self.prompts[which], self._bounded[which], request_id=id, slo=self.slo, salt=self.salt
+        )
+        followed = self._watch.follow(stream)
         try:
-            async for delta in stream:
+            async for delta in followed:
                 if delta.finish in ("abort", "error"):
                     raise self._unfinished(delta.finish)
                 if delta.finish is not None:
@@ -96,9 +111,12 @@ class Generation:
         except UserError as e:
             raise of_user_error(e, self.names) from None
         finally:
+            await _close(followed)
             await _close(stream)
-        if open_:
+        if open_ and not self._watch.reached:
             raise self._unfinished("error")
+        for index in sorted(open_):
+            yield Delta(which * n + index, "", (), None, "length", Usage(*self._usage[which]))
 
     async def _all(self) -> AsyncIterator[Delta]:
         """Deltas of all prompts as they come."""

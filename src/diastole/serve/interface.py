@@ -74,6 +74,10 @@ class TextService(Protocol):
         """
         ...
 
+    def room_after(self, prompt: int) -> int:
+        """Tokens that an answer to a prompt of so many tokens may have at most."""
+        ...
+
     def stream(
         self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
     ) -> AsyncIterator[Delta]:

@@ -50,6 +50,7 @@ HISTOGRAMS = {
     "step_seconds": "Time of one engine step.",
 }
 FINISHES = ("stop", "length", "abort", "error")
+LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds")
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 OTHER = "other"
 
@@ -60,12 +61,17 @@ class Traffic:
     def __init__(self, routes: Iterable[str]) -> None:
         self._routes = frozenset(routes)
         self.answered: Counter[tuple[str, str, str]] = Counter()
+        self.limited: Counter[str] = Counter()
         self.open = 0
 
     def count(self, route: str | None, method: str, status: int) -> None:
         """One request was answered; status 499: the client left first."""
         known = route if route in self._routes else OTHER
         self.answered[known or OTHER, method if method in METHODS else OTHER, str(status)] += 1
+
+    def limit(self, name: str) -> None:
+        """A limit, one of ``LIMITS``, turned a request away or cut its answer short."""
+        self.limited[name] += 1
 
 
 class _Page(Collector):
@@ -92,6 +98,12 @@ def _http(traffic: Traffic) -> Iterator[Metric]:
     for labels, n in sorted(traffic.answered.items()):
         answered.add_metric(labels, n)
     yield answered
+    limited = CounterMetricFamily(
+        "diastole_requests_limited", "Requests turned away or cut short by a limit of the server.", labels=["limit"]
+    )
+    for name in LIMITS:
+        limited.add_metric([name], traffic.limited[name])
+    yield limited
     yield GaugeMetricFamily("diastole_http_requests_open", "HTTP requests being answered.", value=traffic.open)
 
 

@@ -15,7 +15,7 @@ import uvicorn
 
 from diastole import __version__
 from diastole.serve.app import create_app
-from diastole.serve.gate import Gate
+from diastole.serve.face import Face
 from diastole.serve.interface import Backend
 from diastole.serve.protocol import BoundedProtocol
 from diastole.types import UserError
@@ -45,15 +45,16 @@ class Server:
         say: prints the banner.
 
     Raises:
-        UserError: the address cannot be bound.
+        UserError: the address cannot be bound, or a setting or the key file is wrong.
     """
 
     def __init__(self, backend: Backend, config: ServerConfig, say: Callable[[str], None] = print) -> None:
         self.backend, self.config, self._say = backend, config, say
+        app = create_app(backend, config)
+        face: Face = app.state.face
         self._socket = bind(config.host, config.port)
         self.port: int = self._socket.getsockname()[1]
-        app = create_app(backend, config)
-        self.gate: Gate = app.state.gate
+        self.gate, self._keyring = face.gate, face.keyring
         self._stopping = asyncio.Event()
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -93,6 +94,7 @@ class Server:
         http = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
         loading = asyncio.create_task(self.backend.start())
         stopping = asyncio.create_task(self._stopping.wait())
+        watching = asyncio.create_task(self._keyring.watch())
         try:
             await asyncio.wait([http, loading, stopping], return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -102,9 +104,9 @@ class Server:
             await self._drain()
         finally:
             self.gate.abort()
-            stopping.cancel()
-            loading.cancel()
-            await asyncio.gather(loading, stopping, return_exceptions=True)
+            for task in (loading, stopping, watching):
+                task.cancel()
+            await asyncio.gather(loading, stopping, watching, return_exceptions=True)
             self._uvicorn.should_exit = True
             await http
             await self._end_backend()
