@@ -1,9 +1,9 @@
 """Choosing tokens: the chain from logits to a token, and noise that depends on the request alone.
 
 Order of the chain: logit bias, penalties, grammar, temperature, top-k, top-p, min-p, then argmax(log p + Gumbel noise),
-which draws from p exactly (Gumbel-max). The noise of token id v at position t is a hash of (seed, choice, t, v): nothing
-that happens in other streams, batches or steps can change it, and a drafter that adds the same noise proposes the same
-token.
+which draws from p exactly (Gumbel-max). The noise of token id v at position t is a hash of (seed, choice, t, v):
+nothing that happens in other streams, batches or steps can change it, and a drafter that adds the same noise proposes
+the same token.
 """
 
 from __future__ import annotations

@@ -178,13 +178,13 @@ CHAT_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
     ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"response_format": {"type": "json"}}, "response_format.type", "invalid_value"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
     ({"use": ["zipcache"]}, "use", "unsupported_parameter"),
     ({"echo": True}, "echo", "unsupported_parameter"),
-    ({"guided_json": {}}, "guided_json", "unsupported_parameter"),
+    ({"guided_json": 3}, "guided_json", "invalid_schema"),
 ]
 
 

@@ -28,6 +28,7 @@ from diastole.serve.replies import (
 )
 from diastole.serve.slo import slo_of
 from diastole.serve.sse import Events, event
+from diastole.serve.structured import shaped
 from diastole.types import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -42,19 +43,19 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
     face.check_ready()
     request = read(await exchange.body(face.config.max_body_bytes), ChatRequest)
     service = face.service(request.model)
-    params = chat_params(request)
+    plain = chat_params(request)
     messages = plain_messages(request.messages)
     slo = slo_of(request.slo, exchange.headers)
 
     async def work() -> None:
+        params, names = await shaped(request, plain, {"prompt": "messages", **_names(request)})
         prompt = await chat_prompt(service, messages)
         try:
             service.check(prompt, params)
         except UserError as e:
-            raise of_user_error(e, {"prompt": "messages", **_names(request)}) from None
-        generation = Generation(
-            service, [prompt], params, id=f"chatcmpl-{exchange.id}", slo=slo, salt=request.cache_salt or ""
-        )
+            raise of_user_error(e, names) from None
+        id, salt = f"chatcmpl-{exchange.id}", request.cache_salt or ""
+        generation = Generation(service, [prompt], params, id=id, slo=slo, salt=salt, names=names)
         if request.stream:
             await _stream(exchange, generation, request, face.config.ping_seconds)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import UNSET, UnsetType
 
 from diastole.frontend.types import Delta
@@ -22,6 +24,7 @@ from diastole.serve.replies import (
 )
 from diastole.serve.slo import slo_of
 from diastole.serve.sse import Events
+from diastole.serve.structured import shaped
 from diastole.types import UserError
 
 MAX_PROMPTS = 128
@@ -40,18 +43,20 @@ async def completions(face: Face, exchange: Exchange) -> None:
     request = read(await exchange.body(face.config.max_body_bytes), CompletionRequest)
     service = face.service(request.model)
     limit = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
-    params = sampling(request, limit, request.logprobs, {})
+    plain = sampling(request, limit, request.logprobs, {})
     prompts = split_prompts(request.prompt)
-    if len(prompts) * params.n > MAX_CHOICES:
-        message = f"n times the number of prompts may be at most {MAX_CHOICES}, not {len(prompts) * params.n}."
+    if len(prompts) * plain.n > MAX_CHOICES:
+        message = f"n times the number of prompts may be at most {MAX_CHOICES}, not {len(prompts) * plain.n}."
         raise wrong("n", message)
     if request.echo and request.logprobs is not None:
         raise wrong("echo", "echo together with logprobs is not supported: a prompt's tokens are not scored.")
     slo = slo_of(request.slo, exchange.headers)
 
     async def work() -> None:
-        ids = [await prompt_ids(service, prompt, params) for prompt in prompts]
-        generation = Generation(service, ids, params, id=f"cmpl-{exchange.id}", slo=slo, salt=request.cache_salt or "")
+        params, names = await shaped(request, plain, {})
+        ids = [await prompt_ids(service, prompt, params, names) for prompt in prompts]
+        id, salt = f"cmpl-{exchange.id}", request.cache_salt or ""
+        generation = Generation(service, ids, params, id=id, slo=slo, salt=salt, names=names)
         heads = [""] * generation.choices
         if request.echo:
             texts = [p if isinstance(p, str) else service.tokenizer.decode(p) for p in prompts]
@@ -93,7 +98,9 @@ def split_prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
     return prompts
 
 
-async def prompt_ids(service: TextService, prompt: Prompt, params: SamplingParams) -> list[int]:
+async def prompt_ids(
+    service: TextService, prompt: Prompt, params: SamplingParams, names: Mapping[str, str]
+) -> list[int]:
     """A prompt as ids that the engine will take.
 
     Raises:
@@ -103,7 +110,7 @@ async def prompt_ids(service: TextService, prompt: Prompt, params: SamplingParam
         ids = await service.encode(prompt) if isinstance(prompt, str) else prompt
         service.check(ids, params)
     except UserError as e:
-        raise of_user_error(e) from None
+        raise of_user_error(e, names) from None
     return ids
 
 

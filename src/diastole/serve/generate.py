@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -25,6 +25,7 @@ class Generation:
 
     Args:
         id: of the answer; the engine's request ids are made from it.
+        names: what the request calls a field of ``SamplingParams`` that it names otherwise.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Generation:
         id: str,
         slo: SLO | None = None,
         salt: str = "",
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        self.service, self.prompts, self.params = service, prompts, params
+        self.service, self.prompts, self.params, self.names = service, prompts, params, names
         self.id, self.slo, self.salt = id, slo, salt
         self.created = int(time.time())
         self._usage = [(0, 0, 0)] * len(prompts)
@@ -73,18 +75,18 @@ class Generation:
         try:
             async for delta in stream:
                 if delta.finish in ("abort", "error"):
-                    raise _unfinished(delta.finish)
+                    raise self._unfinished(delta.finish)
                 if delta.finish is not None:
                     open_.discard(delta.index)
                 prompt, cached, generated = delta.usage
                 self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
                 yield delta if which == 0 else replace(delta, index=which * n + delta.index)
         except UserError as e:
-            raise of_user_error(e) from None
+            raise of_user_error(e, self.names) from None
         finally:
             await _close(stream)
         if open_:
-            raise _unfinished("error")
+            raise self._unfinished("error")
 
     async def _all(self) -> AsyncIterator[Delta]:
         """Deltas of all prompts as they come."""
@@ -117,14 +119,16 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _unfinished(self, finish: str) -> ApiError:
+        if finish == "abort":
+            return ApiError(503, "The request was aborted by the server.", code="request_aborted", retry_after=1)
+        if self.params.grammar is not None:
+            message = "The grammar led to a place where no token of this model may follow."
+            return ApiError(500, message, code="grammar_dead_end")
+        return ApiError(500, "The engine failed on this request.", code="engine_error")
+
 
 async def _close(stream: AsyncIterator[Delta]) -> None:
     close = getattr(stream, "aclose", None)
     if close is not None:
         await close()
-
-
-def _unfinished(finish: str) -> ApiError:
-    if finish == "abort":
-        return ApiError(503, "The request was aborted by the server.", code="request_aborted", retry_after=1)
-    return ApiError(500, "The engine failed on this request.", code="engine_error")

@@ -52,6 +52,15 @@ class Common(msgspec.Struct, kw_only=True):
     user: str | None = None
     slo: SloWish | None = None
     cache_salt: str | None = None
+    # What the text must match: see structured.py.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: Any = None
+    grammar: str | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -133,7 +142,6 @@ class CompletionRequest(Common, kw_only=True):
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "reasoning_effort": (),
@@ -154,13 +162,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "documents": ([],),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "grammar": ("",),
-    "json_schema": (),
     "repeat_penalty": (1,),
     "typical_p": (1,),
     "mirostat": (0,),

@@ -141,7 +141,7 @@ class _Words:
         self.eos_token_id = min(tokenizer.eos_ids)
         self.bos_token_id = tokenizer.bos_id
         self.special_token_ids = sorted(i for i in tokenizer.special_ids if i < vocab)
-        self.tokens = [tokenizer.token_bytes(i) for i in range(min(vocab, tokenizer.vocab_size))]
+        self.tokens = [tokenizer.token_bytes(i) for i in range(vocab)]  # b"" for ids that a padded matrix adds
         self._encode = tokenizer.encode
 
     def __call__(self, text: bytes) -> list[int]:
@@ -157,9 +157,9 @@ def _vocabulary(tokenizer: Tokenizer, vocab: int) -> Any:
     ends = sorted(i for i in tokenizer.eos_ids if i < vocab)
     if not ends:
         raise UserError("this model has no end-of-text token, without which no grammar can end", param="grammar")
-    return LLTokenizer(TokenizerWrapper(_Words(tokenizer, vocab)), n_vocab=vocab, eos_token=ends)
+    return LLTokenizer(TokenizerWrapper(_Words(tokenizer, vocab)), eos_token=ends)
 
 
 def _one_line(why: str) -> str:
-    lines = [line.strip() for line in why.splitlines() if line.strip()]
+    lines = [line.strip() for line in why.replace("<non-verbose/>", "").splitlines() if line.strip()]
     return " ".join(lines)[:300] or "no reason was given"
