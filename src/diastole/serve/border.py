@@ -73,6 +73,8 @@ class Border:
         if not self._keys or exchange.scope["path"] in OPEN_PATHS:
             return
         scheme, _, key = exchange.headers.get("authorization", "").partition(" ")
+        if not scheme and (other := exchange.dialect.key_header):
+            scheme, key = "bearer", exchange.headers.get(other, "")
         given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
         if not any_equal(given, self._keys):
             raise ApiError(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from diastole.serve.dialect import dialect_of
 from diastole.serve.errors import ApiError, Gone
 from diastole.serve.gate import Gate, shutting_down
 
@@ -38,6 +39,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate, send_seconds: float) -> None:
         self.id = secrets.token_hex(12)  # ours: what clients send as an id is only echoed
         self.scope, self.gate = scope, gate
+        self.dialect = dialect_of(scope["path"])
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
         self.complete = False
@@ -101,10 +103,11 @@ class Exchange:
         if self.complete:
             return
         if self.status == 0:
-            await self.reply(error.status, error.body(), headers=error.headers, linger="connection" in error.headers)
+            body = self.dialect.error(error)
+            await self.reply(error.status, body, headers=error.headers, linger="connection" in error.headers)
         elif self.events:
-            body = b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
-            await self.send({"type": "http.response.body", "body": body})
+            last = self.dialect.error_event(error) + self.dialect.end
+            await self.send({"type": "http.response.body", "body": last})
         else:
             self.drop()  # half an answer: nothing true can follow it
 

@@ -91,7 +91,9 @@ def plain_calls(calls: Sequence[ToolCall], path: str) -> list[dict[str, Any]]:
         if not isinstance(arguments, dict):
             field = f"{where}.function.arguments"
             raise wrong(field, f"{field} must be a string that holds a JSON object.")
-        plain.append({"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}})
+        plain.append(
+            {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+        )
     return plain
 
 

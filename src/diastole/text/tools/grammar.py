@@ -47,13 +47,10 @@ def _calls(format: Format, more: int) -> str:
 def _auto(format: Format, more: int) -> str:
     if format.bare:  # an answer is calls or text, and its first character tells which
         first = "".join(f"\\{c}" for c in format.bare)
-        return f"start: {_calls(format, more)} | TEXT\nTEXT: /([^{first}\\s](.|\\n)*)?/"
-    one = f"opening call {_quoted(format.last)}"
-    return (
-        f"start: ({one}){{0,{more + 1}}} TEXT\n"
-        f"opening[lazy]: TEXT {_quoted(format.first)}\n"
-        "TEXT: /(.|\\n)*/"
-    )
+        return f"start: {_calls(format, more)} | TEXT\nTEXT: /\\s*([^{first}\\s](.|\\n)*)?/"
+    one = " ".join(("opening", _quoted(format.first.removeprefix(format.opener)), "call", _quoted(format.last)))
+    opening = f"opening[lazy]: TEXT {_quoted(format.opener)}"
+    return f"start: ({one}){{0,{more + 1}}} TEXT\n{opening}\nTEXT: /(.|\\n)*/"
 
 
 def _schema(parameters: Mapping[str, Any]) -> str:

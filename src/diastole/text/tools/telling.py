@@ -1,4 +1,4 @@
-"""Telling a model of its tools: through its own template where that knows a format of ours, else in a system message."""
+"""Telling a model of its tools: by its own template where that knows a format of ours, else in a system message."""
 
 from __future__ import annotations
 
