@@ -21,6 +21,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "thinking": ({"type": "disabled"},),
     "service_tier": ("auto", "standard_only"),
     "mcp_servers": ([],),
+    "speed": ("standard",),
 }
 
 
@@ -52,6 +53,8 @@ class ToolDefinition(msgspec.Struct):
     description: str | None = None
     input_schema: Any = None
     strict: bool | None = None
+    input_examples: list[Any] | None = None
+    defer_loading: bool | None = None
 
 
 class Choice(msgspec.Struct):
@@ -72,6 +75,7 @@ class CountRequest(msgspec.Struct, kw_only=True):
     system: str | list[Block] | None = None
     tools: list[ToolDefinition] | None = None
     tool_choice: Choice | None = None
+    cache_control: dict[str, Any] | None = None  # a hint that is not needed: every prefix is cached
 
 
 class MessagesRequest(CountRequest, kw_only=True):
@@ -131,6 +135,9 @@ def toolbox_of(request: CountRequest) -> Toolbox:
         path = f"tools[{i}]"
         if tool.type not in (None, "custom"):
             raise unsupported(f"{path}.type", f"Only tools of type 'custom' are, not {str(tool.type)[:40]!r}.")
+        for field in ("input_examples", "defer_loading"):
+            if getattr(tool, field):
+                raise unsupported(f"{path}.{field}", "Leave it out.")
         if tool.input_schema is None:
             raise required(f"{path}.input_schema")
         definition = Definition(

@@ -10,12 +10,12 @@ from msgspec import UNSET, UnsetType
 from diastole.frontend.types import Delta
 from diastole.params import MAX_TOP_LOGPROBS, SamplingParams
 from diastole.serve.answer import Answer
-from diastole.serve.errors import ApiError, of_user_error
+from diastole.serve.errors import of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.generate import Generation
 from diastole.serve.interface import TextService
-from diastole.serve.openai import ChatRequest, Message, read, sampling, unsupported, wrong
+from diastole.serve.openai import ChatRequest, Message, read, required, sampling, unsupported, wrong
 from diastole.serve.replies import (
     ChatChoice,
     ChatChunk,
@@ -135,7 +135,7 @@ def _plain(message: Message, path: str, names: Mapping[str, str]) -> dict[str, A
     if message.role == "tool":
         where, id = f"{path}.tool_call_id", message.tool_call_id
         if id is None:
-            raise ApiError(400, f"{where} is required.", param=where, code="missing_required_parameter")
+            raise required(where)
         if id not in names:
             raise unknown_result(where, id)
         plain["tool_call_id"] = id
@@ -161,7 +161,7 @@ def _text(message: Message, path: str) -> str:
             error.code = "unsupported_content"
             raise error
         if part.text is None:
-            raise ApiError(400, f"{where}.text is required.", param=f"{where}.text", code="missing_required_parameter")
+            raise required(f"{where}.text")
         texts.append(part.text)
     return "\n".join(texts)
 

@@ -277,6 +277,11 @@ def wrong(param: str, message: str, code: str = "invalid_value") -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
 
+def required(param: str) -> ApiError:
+    """400, a field is missing."""
+    return ApiError(400, f"{param} is required.", param=param, code="missing_required_parameter")
+
+
 def unsupported(param: str, advice: str) -> ApiError:
     """400, a field is not served."""
     return ApiError(400, f"{param} is not supported here. {advice}", param=param, code="unsupported_parameter")

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from diastole.serve.answer import Answer, fresh_id
-from diastole.serve.openai import ChatRequest, Message, ToolCall, ToolChoice, unsupported, wrong
+from diastole.serve.openai import ChatRequest, Message, ToolCall, ToolChoice, required, unsupported, wrong
 from diastole.serve.toolbox import NONE, Definition, Toolbox, toolbox
 from diastole.text.tools import AUTO, REQUIRED, CallEnd, CallPiece, CallStart, Piece
 
@@ -42,6 +42,8 @@ def toolbox_of(request: ChatRequest) -> Toolbox:
         if tool.type != "function":
             raise unsupported(f"{path}.type", f"Only tools of type 'function' are, not {tool.type[:40]!r}.")
         given, function = tool.function, f"{path}.function"
+        if given is None:
+            raise required(function)
         definitions.append(
             Definition(
                 f"{function}.name",
@@ -66,6 +68,8 @@ def _choice(given: str | ToolChoice | None, any_: bool) -> str:
         choice = given
     elif given.type != "function":
         raise unsupported("tool_choice.type", f"Only 'function' is, not {given.type[:40]!r}.")
+    elif given.function is None:
+        raise required("tool_choice.function")
     else:
         choice = given.function.name
     if not any_ and choice != NONE:
@@ -91,9 +95,8 @@ def plain_calls(calls: Sequence[ToolCall], path: str) -> list[dict[str, Any]]:
         if not isinstance(arguments, dict):
             field = f"{where}.function.arguments"
             raise wrong(field, f"{field} must be a string that holds a JSON object.")
-        plain.append(
-            {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
-        )
+        function = {"name": call.function.name, "arguments": arguments}
+        plain.append({"id": call.id, "type": "function", "function": function})
     return plain
 
 

@@ -114,7 +114,7 @@ class Parser:
 
     def _in_text(self, last: bool) -> bool:
         text, opener = self._buffer, self._format.opener
-        if self._at_start() and (bare := self._format.bare) and text.lstrip().startswith(bare):
+        if self._begins_bare(text.lstrip()):
             self._open(text, "", bare=True)
             return True
         before, found, after = text.partition(opener)
@@ -183,8 +183,12 @@ class Parser:
 
     # ---- steps
 
-    def _at_start(self) -> bool:
-        return self._quiet and not self._begun and not self._called
+    def _begins_bare(self, text: str) -> bool:
+        """Whether the answer begins like calls without the opener, and not like the opener."""
+        bare, opener = self._format.bare, self._format.opener
+        if not bare or not self._quiet or self._begun or not text.startswith(bare):
+            return False
+        return not (opener.startswith(text) or text.startswith(opener))
 
     def _open(self, rest: str, opener: str, bare: bool) -> None:
         self._held, self._buffer, self._bare = opener, rest, bare
