@@ -100,6 +100,56 @@ def test_the_openai_client_chats(server: Running) -> None:
     assert [c.id for c in server.openai.models.list()] == [MODEL]
 
 
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+def test_a_required_tool_is_called_and_its_result_is_answered(server: Running) -> None:
+    question = {"role": "user", "content": "How is the weather in Rome for three days?"}
+    wish: dict[str, Any] = {
+        "model": MODEL,
+        "temperature": 0,
+        "max_tokens": 80,
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": WEATHER}}],
+    }
+    forced = {"messages": [question], "tool_choice": "required", "parallel_tool_calls": False}
+    choice = server.openai.chat.completions.create(**wish, **forced).choices[0]  # type: ignore[call-overload]
+    assert choice.finish_reason == "tool_calls"
+    [call] = choice.message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    assert call.function.name == "weather"
+    assert arguments["city"] in ("Paris", "Rome")
+    assert 1 <= arguments["days"] <= 7
+    streamed = ""
+    for chunk in server.openai.chat.completions.create(**wish, **forced, stream=True):  # type: ignore[call-overload]
+        for piece in chunk.choices[0].delta.tool_calls or ():
+            streamed += piece.function.arguments
+    assert streamed == call.function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny and warm"}
+    messages = [question, choice.message, result]
+    answer = server.openai.chat.completions.create(**wish, messages=messages)  # type: ignore[call-overload]
+    assert answer.choices[0].message.content
+
+
+def test_messages_are_answered_and_counted(server: Running) -> None:
+    talk = {"model": MODEL, "messages": [{"role": "user", "content": "What is 2+2?"}]}
+    reply = server.http.post("/v1/messages", json={**talk, "max_tokens": 40, "temperature": 0}).json()
+    assert "4" in reply["content"][0]["text"]
+    assert reply["stop_reason"] == "end_turn"
+    usage = reply["usage"]
+    counted = server.http.post("/v1/messages/count_tokens", json=talk).json()
+    assert counted["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
+    tools = [{"name": "weather", "input_schema": WEATHER}]
+    wish = {**talk, "tools": tools, "tool_choice": {"type": "tool", "name": "weather"}, "max_tokens": 80}
+    reply = server.http.post("/v1/messages", json=wish).json()
+    assert reply["stop_reason"] == "tool_use"
+    assert reply["content"][0]["input"]["city"] in ("Paris", "Rome")
+
+
 def test_completions_with_choices_stops_and_logprobs(server: Running) -> None:
     made = server.openai.completions.create(
         model=MODEL, prompt="One, two, three,", max_tokens=20, n=3, seed=5, temperature=0.8, logprobs=2

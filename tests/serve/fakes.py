@@ -18,6 +18,7 @@ from diastole.loops.ar import check_prompt
 from diastole.metrics import Meter
 from diastole.params import SamplingParams
 from diastole.serve.run import Server, serve
+from diastole.text.tools import HERMES, Format
 from diastole.types import SLO, UserError
 
 BOS, EOS, VOCAB = 256, 257, 258
@@ -49,7 +50,7 @@ class Asked(NamedTuple):
 
 
 class FakeService:
-    """Echoes. Its attributes make it slow, endless, refusing or faulty."""
+    """Echoes, or says what it is told to. Its attributes make it slow, endless, refusing or faulty."""
 
     def __init__(self, name: str = "echo", aliases: tuple[str, ...] = ("parrot",)) -> None:
         self.name, self.aliases = name, aliases
@@ -64,6 +65,10 @@ class FakeService:
     def reset(self) -> None:
         self.pace = 0.0  # seconds before each token
         self.endless = False
+        self.says: str | None = None  # instead of the prompt
+        self.cut = 1  # bytes, or tokens, of each delta
+        self.tool_format: Format = HERMES
+        self.told: list[tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = []  # messages and tools
         self.wide = 1  # bytes per token of an endless answer
         self.refusal: UserError | None = None  # what the engine says after all checks
         self.fault_after: int | None = None  # tokens before it raises
@@ -79,6 +84,7 @@ class FakeService:
     ) -> list[int]:
         if any(m["role"] == "system" for m in messages[1:]):
             raise UserError("a system message must come first", param="messages", code="template_error")
+        self.told.append((messages, tools))
         return [BOS, *self.tokenizer.encode("\n".join(m["content"] for m in messages), special=True)]
 
     async def encode(self, text: str) -> list[int]:
@@ -96,7 +102,9 @@ class FakeService:
         self.asked.append(Asked(request_id, list(prompt), params, slo, salt))
         if self.refusal is not None:
             raise self.refusal
-        answers = [self._answer(i, prompt, params) for i in range(params.n)]
+        told = [self._answer(i, prompt, params) for i in range(params.n)]
+        answers = [answer for answer, _ in told]
+        cut = self.cut
         held = [b""] * params.n
         said = 0
         self.running.add(request_id)
@@ -108,12 +116,12 @@ class FakeService:
                     await asyncio.sleep(self.pace)
                     if self.fault_after is not None and said >= self.fault_after:
                         raise self.fault
-                    ids = answers[i][step : step + 1] if not self.endless else b"x" * self.wide
+                    ids = answers[i][step * cut : (step + 1) * cut] if not self.endless else b"x" * self.wide
                     said += len(ids)
                     held[i] += ids
                     text, held[i] = _characters(held[i])
                     finish = None
-                    if not self.endless and step + 1 >= len(answers[i]):
+                    if not self.endless and (step + 1) * cut >= len(answers[i]):
                         live.remove(i)
                         finish = self.finish or ("length" if params.max_tokens == len(answers[i]) else "stop")
                     if self.vanish and finish is not None:
@@ -121,7 +129,8 @@ class FakeService:
                     if said > len(live):
                         self.spoken.add(request_id)
                     usage = Usage(len(prompt), len(prompt) // 2, said)
-                    yield Delta(i, text, tuple(ids), _logprobs(ids, params.logprobs), finish, usage)
+                    stop = told[i][1] if finish == "stop" else None
+                    yield Delta(i, text, tuple(ids), _logprobs(ids, params.logprobs), finish, usage, stop)
                 if not live:
                     ended = True
                     return
@@ -130,11 +139,14 @@ class FakeService:
             if not ended:
                 self.aborted.append(request_id)
 
-    def _answer(self, choice: int, prompt: Sequence[int], params: SamplingParams) -> bytes:
-        text = (f"<{choice}>" if params.n > 1 else "") + self.tokenizer.decode(prompt)
+    def _answer(self, choice: int, prompt: Sequence[int], params: SamplingParams) -> tuple[bytes, str | None]:
+        """What is said, and the stop string that ends it."""
+        text = (f"<{choice}>" if params.n > 1 else "") + (self.says or self.tokenizer.decode(prompt))
+        hit = None
         for stop in params.stop:
-            text = text.partition(stop)[0]
-        return text.encode()[: params.max_tokens]
+            text, found, _ = text.partition(stop)
+            hit = stop if found else hit
+        return text.encode()[: params.max_tokens], hit
 
 
 def _characters(data: bytes) -> tuple[str, bytes]:

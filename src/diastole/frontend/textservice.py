@@ -18,6 +18,7 @@ from diastole.frontend.types import Delta
 from diastole.frontend.voice import Voice
 from diastole.params import SamplingParams
 from diastole.text import Tokenizer
+from diastole.text.tools import Format
 from diastole.types import SLO
 
 
@@ -56,6 +57,10 @@ class TextService:
     @property
     def tokenizer(self) -> Tokenizer:
         return self.voice.tokenizer
+
+    @property
+    def tool_format(self) -> Format:
+        return self.voice.telling.format
 
     async def chat_ids(
         self,

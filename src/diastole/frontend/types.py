@@ -46,3 +46,4 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] | None
     finish: str | None
     usage: Usage
+    stop: str | None = None  # the stop string that ended it

@@ -25,6 +25,7 @@ from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import shutting_down
 from diastole.serve.interface import Backend, TextService
+from diastole.serve.messages import count_tokens, messages
 from diastole.serve.tokenization import detokenize, tokenize
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ async def show_metrics(face: Face, exchange: Exchange) -> None:
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/chat/completions", "POST", chat_completions),
     ("/v1/completions", "POST", completions),
+    ("/v1/messages", "POST", messages),
+    ("/v1/messages/count_tokens", "POST", count_tokens),
     ("/v1/models", "GET", models),
     ("/v1/models/{id:path}", "GET", model),
     ("/tokenize", "POST", tokenize),

@@ -79,6 +79,8 @@ class Border:
         if exchange.scope["path"] in OPEN_PATHS:
             return
         scheme, _, given = exchange.headers.get("authorization", "").partition(" ")
+        if not scheme and (other := exchange.dialect.key_header):
+            scheme, given = "bearer", exchange.headers.get(other, "")
         exchange.key = self.face.keyring.find(given.strip() if scheme.lower() == "bearer" else "")
         address, _ = exchange.scope.get("client") or ("", 0)
         exchange.account = self.face.quotas.account(exchange.key, address)

@@ -167,7 +167,7 @@ async def _stream(
 
     told = _Choices(generation, request.logprobs is not None)
     unsaid = set(range(generation.choices)) if request.echo else set()  # choices whose prompt is still to be echoed
-    async with Events(exchange, b"", ping_seconds) as events, generation.deltas() as deltas:
+    async with Events(exchange, (), ping_seconds) as events, generation.deltas() as deltas:
         async for delta in deltas:
             text = delta.text
             if delta.index in unsaid:

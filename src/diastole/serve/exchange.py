@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from diastole.serve.dialect import dialect_of
 from diastole.serve.errors import ApiError, Gone
 from diastole.serve.gate import Gate, shutting_down
 from diastole.serve.keys import NOBODY
@@ -43,6 +44,7 @@ class Exchange:
         self.scope, self.gate = scope, gate
         self.key = NOBODY  # these two are set by whoever checks keys
         self.account = FREE
+        self.dialect = dialect_of(scope["path"])
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
         self.complete = False
@@ -117,10 +119,11 @@ class Exchange:
         if self.complete:
             return
         if self.status == 0:
-            await self.reply(error.status, error.body(), headers=error.headers, linger="connection" in error.headers)
+            body = self.dialect.error(error)
+            await self.reply(error.status, body, headers=error.headers, linger="connection" in error.headers)
         elif self.events:
-            body = b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
-            await self.send({"type": "http.response.body", "body": body})
+            last = self.dialect.error_event(error) + self.dialect.end
+            await self.send({"type": "http.response.body", "body": last})
         else:
             self.drop()  # half an answer: nothing true can follow it
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from diastole.frontend.types import Delta
 from diastole.params import SamplingParams
+from diastole.text.tools import Format
 from diastole.types import SLO
 
 
@@ -52,10 +53,16 @@ class TextService(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
+    @property
+    def tool_format(self) -> Format:
+        """How the model writes calls of tools."""
+        ...
+
     async def chat_ids(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: dict[str, Any]
     ) -> list[int]:
-        """A conversation as prompt ids, by the model's template; off the event loop.
+        """A conversation as prompt ids, by the model's template; off the event loop. Arguments of tool calls are
+        objects in it.
 
         Raises:
             UserError: the template refuses the messages, or there is none.

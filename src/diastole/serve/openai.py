@@ -74,12 +74,48 @@ class Part(msgspec.Struct):
     text: str | None = None
 
 
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    """A call that the assistant made earlier."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
 class Message(msgspec.Struct):
     role: str
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+
+
+class Function(msgspec.Struct):
+    name: str
+    description: str | None = None
+    parameters: Any = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    """A function that may be called. ``type`` is looked at first: tools of other types have other fields."""
+
+    type: str
+    function: Function | None = None
+
+
+class NamedFunction(msgspec.Struct):
+    name: str
+
+
+class ToolChoice(msgspec.Struct):
+    type: str
+    function: NamedFunction | None = None
 
 
 class ChatRequest(Common, kw_only=True):
@@ -89,6 +125,9 @@ class ChatRequest(Common, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionRequest(Common, kw_only=True):
@@ -101,8 +140,6 @@ class CompletionRequest(Common, kw_only=True):
 
 # Fields that would change the answer and are not served, with the values that change nothing.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -204,6 +241,15 @@ def sampling(request: Common, max_tokens: int | None, logprobs: int | None, name
         "max_tokens": max_tokens,
         "logprobs": logprobs,
     }
+    return checked_params(given, names)
+
+
+def checked_params(given: Mapping[str, Any], names: Mapping[str, str]) -> SamplingParams:
+    """Sampling from fields, where None means the default.
+
+    Raises:
+        ApiError: a value is out of range.
+    """
     for name, value in given.items():
         if isinstance(value, int) and abs(value) >= 2**64:  # JSON's integers have no limit of their own
             raise wrong(names.get(name, name), f"{names.get(name, name)} is out of range.")
@@ -229,6 +275,11 @@ def _bias(given: Mapping[str, float]) -> dict[int, float]:
 def wrong(param: str, message: str, code: str = "invalid_value") -> ApiError:
     """400, a field's value is wrong."""
     return ApiError(400, message, param=param, code=code)
+
+
+def required(param: str) -> ApiError:
+    """400, a field is missing."""
+    return ApiError(400, f"{param} is required.", param=param, code="missing_required_parameter")
 
 
 def unsupported(param: str, advice: str) -> ApiError:
