@@ -46,7 +46,7 @@ def assemble(name: str, load: Loader, config: ServiceConfig, eos: frozenset[int]
     stack.kv.alloc(spec, pages, ops)
     pool = PagePool(pages, stack.kv, PrefixCache(PAGE) if config.prefix_cache else None)
     fingerprint = f"{checkpoint.fingerprint}/{stack.kv.layout}/{stack.fingerprint}"
-    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint)
+    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint, model.width)
     cost, meter = FittedCost(), Meter()
     ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams)
     return Service(name, model, loop, {"kv": stack.kv}, stack.compose, cost, ledger, meter)

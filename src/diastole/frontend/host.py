@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from diastole.engine.engine import Engine
 from diastole.frontend import wire
 from diastole.loops.ar import Tokens
+from diastole.loops.pooling import Pooled
 from diastole.types import SLO, Event, Request, UserError
 
 
@@ -38,7 +39,17 @@ class EngineHost:
             events = self.engine.step()
             idle = events is None
             if events:
-                self.send(wire.Heard([spoken_of(e) for e in events]))
+                self._tell(events)
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        spoken = []
+        for event in events:
+            if isinstance(event.data, Pooled):
+                self.send(wire.Vector(event.id, event.data.vector.tobytes()))
+            else:
+                spoken.append(spoken_of(event))
+        if spoken:
+            self.send(wire.Heard(spoken))
 
     def _take(self, wait: bool) -> None:
         """Do all commands that have come; ``wait`` for one if there is none."""
@@ -53,7 +64,9 @@ class EngineHost:
     def _do(self, command: wire.Command) -> None:
         match command:
             case wire.Add():
-                self._add(command)
+                self._add(command, command.salt)
+            case wire.Embed():
+                self._add(command, "")
             case wire.Abort():
                 self.engine.abort(command.id, command.reason, command.choice)
             case wire.Measure():
@@ -67,17 +80,17 @@ class EngineHost:
                         for id in {s.req.id for s in service.ledger.streams}:
                             self.engine.abort(id)
 
-    def _add(self, add: wire.Add) -> None:
+    def _add(self, add: wire.Add | wire.Embed, salt: str) -> None:
         prompt = np.frombuffer(add.prompt, np.int32)
         slo = add.slo or self.slo.get(add.service, SLO())
         try:
-            self.engine.add(Request(add.id, add.service, prompt, add.params, slo, salt=add.salt))
+            self.engine.add(Request(add.id, add.service, prompt, add.params, slo, salt=salt))
         except UserError as e:
             self.send(wire.Refused(add.id, e.message, e.param, e.code))
 
 
 def spoken_of(event: Event) -> wire.Spoken:
-    """An engine event of a language model in the form that travels."""
+    """What a language model said in an engine event, in the form that travels."""
     data: Tokens = event.data
     logprobs = None
     if data.chosen and data.chosen[0].logprob is not None:

@@ -16,9 +16,9 @@ from diastole.frontend.client import EngineClient
 from diastole.frontend.speaker import Speakers
 from diastole.frontend.types import Delta
 from diastole.frontend.voice import Voice
-from diastole.params import SamplingParams
+from diastole.params import PoolParams, SamplingParams
 from diastole.text import Tokenizer
-from diastole.types import SLO
+from diastole.types import SLO, Array
 
 
 def seeded(params: SamplingParams) -> SamplingParams:
@@ -38,6 +38,7 @@ class TextService:
         self, card: wire.Card, voice: Voice, client: EngineClient, aliases: tuple[str, ...], created: int, path: Path
     ) -> None:
         self.name, self.context, self.vocab, self.room = card.name, card.context, card.vocab, card.room
+        self.width = card.width
         self.aliases, self.created, self.path = aliases, created, path
         self.voice, self._client = voice, client
 
@@ -58,7 +59,7 @@ class TextService:
         """See ``Voice.prompt``; off the event loop."""
         return await asyncio.to_thread(self.voice.prompt, text)
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams | PoolParams) -> None:
         """What the engine would refuse, said before anything is sent.
 
         Raises:
@@ -93,3 +94,10 @@ class TextService:
                 yield delta
         finally:
             await spoken.aclose()  # type: ignore[attr-defined]
+
+    async def embed(
+        self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
+    ) -> Array:
+        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it."""
+        ids = np.asarray(prompt, np.int32).tobytes()
+        return np.frombuffer(await self._client.embed(wire.Embed(request_id, self.name, ids, params, slo)), np.float32)
