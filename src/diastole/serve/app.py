@@ -18,6 +18,7 @@ from diastole.serve import metrics
 from diastole.serve.border import EXCHANGE, Border
 from diastole.serve.chat import chat_completions
 from diastole.serve.completions import completions
+from diastole.serve.embeddings import embeddings
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
@@ -144,6 +145,10 @@ def _card(name: str, service: TextService) -> dict[str, object]:
         "owned_by": "diastole",
         "root": service.name,
         "max_model_len": service.context,
+        "embeddings": {
+            "dimensions": service.width,
+            "kind": "mean of the language model's final hidden states, of length 1; not trained to compare sentences",
+        },
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
     }
 
@@ -155,6 +160,7 @@ async def show_metrics(face: Face, exchange: Exchange) -> None:
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/chat/completions", "POST", chat_completions),
     ("/v1/completions", "POST", completions),
+    ("/v1/embeddings", "POST", embeddings),
     ("/v1/models", "GET", models),
     ("/v1/models/{id:path}", "GET", model),
     ("/tokenize", "POST", tokenize),

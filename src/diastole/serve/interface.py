@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from diastole.frontend.types import Delta
-from diastole.params import SamplingParams
-from diastole.types import SLO
+from diastole.params import PoolParams, SamplingParams
+from diastole.types import SLO, Array
 
 
 class Tokenizer(Protocol):
@@ -50,6 +50,11 @@ class TextService(Protocol):
     def vocab(self) -> int: ...
 
     @property
+    def width(self) -> int:
+        """Numbers in a vector of ``embed``."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer: ...
 
     async def chat_ids(
@@ -66,7 +71,7 @@ class TextService(Protocol):
         """A plain prompt as ids, with the beginning-of-text token where the model wants it."""
         ...
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams | PoolParams) -> None:
         """Refuse what the engine would refuse.
 
         Raises:
@@ -78,6 +83,12 @@ class TextService(Protocol):
         self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
     ) -> AsyncIterator[Delta]:
         """Run a request; ends after one final delta per choice. Closing or cancelling the iterator aborts it."""
+        ...
+
+    async def embed(
+        self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
+    ) -> Array:
+        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it."""
         ...
 
 
