@@ -24,6 +24,7 @@ from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import Gate, shutting_down
 from diastole.serve.interface import Backend, TextService
+from diastole.serve.responses import responses
 from diastole.serve.tokenization import detokenize, tokenize
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ async def show_metrics(face: Face, exchange: Exchange) -> None:
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/chat/completions", "POST", chat_completions),
     ("/v1/completions", "POST", completions),
+    ("/v1/responses", "POST", responses),
     ("/v1/embeddings", "POST", embeddings),
     ("/v1/models", "GET", models),
     ("/v1/models/{id:path}", "GET", model),

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -40,6 +40,7 @@ class Exchange:
         self.scope, self.gate = scope, gate
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
+        self.last_words: Callable[[ApiError], bytes] = error_event  # how an event stream ends that an error ends
         self.complete = False
         self.route: str | None = None  # the route that took it
         self.receive, self._send, self._send_seconds = receive, send, send_seconds
@@ -103,8 +104,7 @@ class Exchange:
         if self.status == 0:
             await self.reply(error.status, error.body(), headers=error.headers, linger="connection" in error.headers)
         elif self.events:
-            body = b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
-            await self.send({"type": "http.response.body", "body": body})
+            await self.send({"type": "http.response.body", "body": self.last_words(error)})
         else:
             self.drop()  # half an answer: nothing true can follow it
 
@@ -188,3 +188,8 @@ class Exchange:
                         return
         except TimeoutError:
             return
+
+
+def error_event(error: ApiError) -> bytes:
+    """An error as the last event of a stream of completions."""
+    return b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"

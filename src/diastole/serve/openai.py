@@ -131,7 +131,16 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 CHAT_UNSERVED = {**NEUTRAL, "echo": (False,)}
 # Each of these runs code that the server's owner did not choose.
 TEMPLATES = {"chat_template": ("",), "chat_template_kwargs": ({},)}
-_REASONS = {"priority": "Requests are served without priorities: leave it out or give slo instead."}
+_REASONS = {
+    "conversation": "Nothing is stored: send the whole conversation as input.",
+    "max_completion_tokens": "Its name here is max_output_tokens.",
+    "max_tokens": "Its name here is max_output_tokens.",
+    "messages": "Their place here is input.",
+    "previous_response_id": "Nothing is stored: send the whole conversation as input.",
+    "priority": "Requests are served without priorities: leave it out or give slo instead.",
+    "store": "Nothing is stored: leave it out or say false.",
+    "truncation": "Nothing is cut: leave it out, and send what fits.",
+}
 
 R = TypeVar("R", bound=Common)
 S = TypeVar("S", bound=msgspec.Struct)

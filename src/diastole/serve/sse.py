@@ -50,12 +50,12 @@ class Events:
 
     async def put(self, event: Any) -> None:
         """Send one event, given as a struct or plain values."""
-        await self._write(b"data: " + self._encode(event) + b"\n\n")
+        await self.write(b"data: " + self._encode(event) + b"\n\n")
 
-    async def done(self) -> None:
-        """Say that this was all."""
+    async def done(self, last: bytes = DONE) -> None:
+        """Say that this was all, with the bytes of the last event."""
         await self._open()
-        await self._exchange.send({"type": "http.response.body", "body": DONE})
+        await self._exchange.send({"type": "http.response.body", "body": last})
 
     async def _open(self) -> None:
         async with self._opening:
@@ -66,7 +66,8 @@ class Events:
             if self._hello:
                 await self._exchange.send({"type": "http.response.body", "body": self._hello, "more_body": True})
 
-    async def _write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
+        """Send an event's bytes."""
         if not self._exchange.events:
             await self._open()
         self._last = time.monotonic()
@@ -79,7 +80,7 @@ class Events:
                 await asyncio.sleep(self._ping_seconds - silent)
                 continue
             try:
-                await self._write(PING)
+                await self.write(PING)
             except Gone:
                 return  # the connection is dropped by now, which ends the work too
 
