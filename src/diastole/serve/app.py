@@ -20,12 +20,14 @@ from diastole.serve.cancel import cancel, running_requests
 from diastole.serve.chat import chat_completions
 from diastole.serve.completions import completions
 from diastole.serve.cors import Cors
+from diastole.serve.embeddings import embeddings
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import shutting_down
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.messages import count_tokens, messages
+from diastole.serve.responses import responses
 from diastole.serve.tokenization import detokenize, tokenize
 
 if TYPE_CHECKING:
@@ -166,6 +168,10 @@ def _card(name: str, service: TextService) -> dict[str, object]:
         "owned_by": "diastole",
         "root": service.name,
         "max_model_len": service.context,
+        "embeddings": {
+            "dimensions": service.width,
+            "kind": "mean of the language model's final hidden states, of length 1; not trained to compare sentences",
+        },
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
     }
 
@@ -179,6 +185,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/completions", "POST", completions),
     ("/v1/messages", "POST", messages),
     ("/v1/messages/count_tokens", "POST", count_tokens),
+    ("/v1/responses", "POST", responses),
+    ("/v1/embeddings", "POST", embeddings),
     ("/v1/models", "GET", models),
     ("/v1/models/{id:path}", "GET", model),
     ("/tokenize", "POST", tokenize),

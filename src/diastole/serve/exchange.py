@@ -47,6 +47,7 @@ class Exchange:
         self.dialect = dialect_of(scope["path"])
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
+        self.last_words = self.dialect.error_event  # in an event stream that an error ends
         self.complete = False
         self._held = ExitStack()
         self.route: str | None = None  # the route that took it
@@ -122,7 +123,7 @@ class Exchange:
             body = self.dialect.error(error)
             await self.reply(error.status, body, headers=error.headers, linger="connection" in error.headers)
         elif self.events:
-            last = self.dialect.error_event(error) + self.dialect.end
+            last = self.last_words(error) + self.dialect.end
             await self.send({"type": "http.response.body", "body": last})
         else:
             self.drop()  # half an answer: nothing true can follow it
