@@ -113,6 +113,9 @@ class ServerConfig:
     ping_seconds: float = knob(15.0, "of silence before a stream carries a comment", unit="s", low=0.01, high=86_400)
     send_timeout_seconds: float = knob(30.0, "before a client that does not read is dropped", unit="s", low=0.01)
     log_level: str = knob("info", "how much is logged", choices=("debug", "info", "warning", "error"))
+    log_format: str = knob("text", "lines for people, or one JSON object per line", choices=("text", "json"))
+    vllm_metrics: bool = knob(False, "give /metrics under vLLM's names too")
+    otlp_endpoint: str = knob("", "OpenTelemetry collector, e.g. http://localhost:4318; empty: no traces")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,19 @@
 """A backend without a model: it answers every prompt with the prompt, one byte per token, and notes what it was asked.
 
-Run as a program it serves on a port of the system's choice, for tests that need a process to send signals to.
+Run as a program it serves on a port of the system's choice, for tests that need a process to send signals to; its
+arguments: seconds to drain, seconds before each token, other settings as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from diastole.config import ServerConfig
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.loops.ar import check_prompt
 from diastole.metrics import Meter
@@ -197,20 +199,9 @@ class FakeBackend:
         return {s.name: self.meter.snapshot() for s in self.all}
 
 
-def config(**changes: Any) -> Any:
+def config(**changes: Any) -> ServerConfig:
     """Settings of a server on a free port."""
-    usual = {
-        "host": "127.0.0.1",
-        "port": 0,
-        "api_key": (),
-        "max_body_bytes": 4 * 2**20,
-        "max_queued": 512,
-        "drain_seconds": 5.0,
-        "ping_seconds": 15.0,
-        "send_timeout_seconds": 30.0,
-        "log_level": "info",
-    }
-    return SimpleNamespace(**{**usual, **changes})
+    return ServerConfig(**{"port": 0, "drain_seconds": 5.0, **changes})
 
 
 class Running:
@@ -263,4 +254,4 @@ class Running:
 if __name__ == "__main__":
     backend = FakeBackend()
     backend.service.pace = float(sys.argv[2])
-    serve(backend, config(drain_seconds=float(sys.argv[1])))
+    serve(backend, config(drain_seconds=float(sys.argv[1]), **json.loads(sys.argv[3])))

@@ -24,6 +24,7 @@ from diastole.serve.face import Face
 from diastole.serve.gate import Gate, shutting_down
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.tokenization import detokenize, tokenize
+from diastole.serve.tracing import Traces
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
 Handler = Callable[[Face, Exchange], Awaitable[None]]
 
 
-def create_app(backend: Backend, config: ServerConfig) -> Starlette:
-    """The server as an ASGI application. Somebody else starts and stops the backend.
+def create_app(backend: Backend, config: ServerConfig, traces: Traces) -> Starlette:
+    """The server as an ASGI application. Somebody else starts and stops the backend, and closes the traces.
 
     ``app.state.gate`` is the gate that a shutdown closes.
     """
     gate = Gate(config.max_queued)
-    face = Face(backend, config, gate, metrics.Traffic(label(path) for path, _, _ in ROUTES))
+    face = Face(backend, config, gate, metrics.Traffic(label(path) for path, _, _ in ROUTES), traces)
     app = Starlette(
         routes=[Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in ROUTES],
         middleware=[Middleware(Border, face=face)],
@@ -149,7 +150,8 @@ def _card(name: str, service: TextService) -> dict[str, object]:
 
 
 async def show_metrics(face: Face, exchange: Exchange) -> None:
-    await exchange.reply(200, await metrics.page(face.backend, face.traffic), metrics.TYPE)
+    text = await metrics.page(face.backend, face.traffic, face.config.vllm_metrics)
+    await exchange.reply(200, text, metrics.TYPE)
 
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (

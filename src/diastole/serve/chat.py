@@ -53,7 +53,13 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
         except UserError as e:
             raise of_user_error(e, {"prompt": "messages", **_names(request)}) from None
         generation = Generation(
-            service, [prompt], params, id=f"chatcmpl-{exchange.id}", slo=slo, salt=request.cache_salt or ""
+            service,
+            [prompt],
+            params,
+            id=f"chatcmpl-{exchange.id}",
+            slo=slo,
+            salt=request.cache_salt or "",
+            notes=exchange.notes,
         )
         if request.stream:
             await _stream(exchange, generation, request, face.config.ping_seconds)

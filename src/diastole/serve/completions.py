@@ -51,7 +51,15 @@ async def completions(face: Face, exchange: Exchange) -> None:
 
     async def work() -> None:
         ids = [await prompt_ids(service, prompt, params) for prompt in prompts]
-        generation = Generation(service, ids, params, id=f"cmpl-{exchange.id}", slo=slo, salt=request.cache_salt or "")
+        generation = Generation(
+            service,
+            ids,
+            params,
+            id=f"cmpl-{exchange.id}",
+            slo=slo,
+            salt=request.cache_salt or "",
+            notes=exchange.notes,
+        )
         heads = [""] * generation.choices
         if request.echo:
             texts = [p if isinstance(p, str) else service.tokenizer.decode(p) for p in prompts]

@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from diastole.serve.errors import ApiError, Gone
 from diastole.serve.gate import Gate, shutting_down
+from diastole.serve.notes import Notes
 
 T = TypeVar("T")
 log = logging.getLogger("diastole.serve")
@@ -42,6 +43,7 @@ class Exchange:
         self.events = False  # the answer is an event stream
         self.complete = False
         self.route: str | None = None  # the route that took it
+        self.notes = Notes()
         self.receive, self._send, self._send_seconds = receive, send, send_seconds
         self.headers: dict[str, str] = {}  # of the request; of repeated ones the first
         for name, value in scope["headers"]:

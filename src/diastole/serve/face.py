@@ -1,4 +1,4 @@
-"""Face: what every endpoint stands on: backend, settings, gate and counters."""
+"""Face: what every endpoint stands on: backend, settings, gate, counters and traces."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from diastole.serve.errors import ApiError
 from diastole.serve.gate import Gate
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.metrics import Traffic
+from diastole.serve.tracing import Traces
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -22,6 +23,7 @@ class Face:
     config: ServerConfig
     gate: Gate
     traffic: Traffic
+    traces: Traces
 
     def check_ready(self) -> None:
         """Raises:

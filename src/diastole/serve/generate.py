@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from diastole.frontend.types import Delta
 from diastole.params import SamplingParams
-from diastole.serve.errors import ApiError, of_user_error
+from diastole.serve.errors import ApiError, Gone, of_user_error
 from diastole.serve.interface import TextService
+from diastole.serve.notes import Notes, Pace
 from diastole.serve.replies import Cached, UsageReply
 from diastole.types import SLO, UserError
 
@@ -25,6 +26,7 @@ class Generation:
 
     Args:
         id: of the answer; the engine's request ids are made from it.
+        notes: are told what came of it; None: nobody wants to know.
     """
 
     def __init__(
@@ -36,11 +38,15 @@ class Generation:
         id: str,
         slo: SLO | None = None,
         salt: str = "",
+        notes: Notes | None = None,
     ) -> None:
         self.service, self.prompts, self.params = service, prompts, params
         self.id, self.slo, self.salt = id, slo, salt
         self.created = int(time.time())
         self._usage = [(0, 0, 0)] * len(prompts)
+        self._finishes: list[str | None] = [None] * self.choices
+        self._notes = Notes() if notes is None else notes
+        self._pace = Pace(self._notes.began, self.choices)
 
     @property
     def choices(self) -> int:
@@ -59,10 +65,32 @@ class Generation:
             ApiError: the engine refused the request, failed, or ended without finishing every choice.
         """
         stream = self._one(0) if len(self.prompts) == 1 else self._all()
+        rest = "abort"  # what becomes of choices that have not ended
         try:
             yield stream
+        except Gone:
+            raise
+        except Exception:
+            rest = "error"
+            raise
         finally:
             await _close(stream)
+            self._tell(rest)
+
+    def _tell(self, rest: str) -> None:
+        usage, notes = self.usage(), self._notes
+        notes["model"] = self.service.name
+        if self.params.max_tokens is not None:
+            notes["max_tokens"] = self.params.max_tokens
+        if self.choices > 1:
+            notes["choices"] = self.choices
+        notes["prompt_tokens"] = usage.prompt_tokens
+        notes["completion_tokens"] = usage.completion_tokens
+        notes["cached_tokens"] = usage.prompt_tokens_details.cached_tokens
+        notes["finish"] = ",".join(finish or rest for finish in self._finishes)
+        for name, seconds in (("ttft", self._pace.ttft), ("tpot", self._pace.tpot)):
+            if seconds is not None:
+                notes[name] = round(seconds, 6)
 
     async def _one(self, which: int) -> AsyncIterator[Delta]:
         """Deltas of one prompt, renumbered."""
@@ -74,11 +102,14 @@ class Generation:
             async for delta in stream:
                 if delta.finish in ("abort", "error"):
                     raise _unfinished(delta.finish)
+                at = which * n + delta.index
+                self._pace.heard(at, len(delta.ids))
                 if delta.finish is not None:
                     open_.discard(delta.index)
+                    self._finishes[at] = delta.finish
                 prompt, cached, generated = delta.usage
                 self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
-                yield delta if which == 0 else replace(delta, index=which * n + delta.index)
+                yield delta if which == 0 else replace(delta, index=at)
         except UserError as e:
             raise of_user_error(e) from None
         finally:
