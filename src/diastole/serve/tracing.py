@@ -134,8 +134,7 @@ def traces_of(config: ServerConfig) -> Traces:
     """
     if not config.otlp_endpoint:
         return NoTraces()
-    address = urlsplit(config.otlp_endpoint)
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if not _is_http(config.otlp_endpoint):
         message = f"server.otlp_endpoint must be an address such as http://localhost:4318, not {config.otlp_endpoint!r}"
         raise UserError(message, param="server.otlp_endpoint")
     try:
@@ -146,3 +145,11 @@ def traces_of(config: ServerConfig) -> Traces:
         raise UserError(message, param="server.otlp_endpoint") from None
     base = config.otlp_endpoint.rstrip("/").removesuffix(TRACES_PATH)
     return Spans(BatchSpanProcessor(OTLPSpanExporter(base + TRACES_PATH, timeout=EXPORT_SECONDS)))
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
