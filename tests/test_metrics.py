@@ -10,7 +10,9 @@ from diastole.types import SLO
 PROMISE = SLO(first=1.0, gap=0.1)
 
 
-def life(meter: Meter, *outputs: float, reason: str = "stop", admitted: float = 0.25, ended: float | None = None) -> None:
+def life(
+    meter: Meter, *outputs: float, reason: str = "stop", admitted: float = 0.25, ended: float | None = None
+) -> None:
     """A request that arrives at 0, with outputs at these times."""
     meter.arrived("r", 0.0, 10, PROMISE)
     meter.admitted("r", admitted)

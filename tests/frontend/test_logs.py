@@ -35,7 +35,9 @@ def test_json_is_one_object_on_one_ascii_line() -> None:
 
 
 def test_text_is_one_printable_line() -> None:
-    line = TextLines().format(record("%s", EVIL, model=EVIL, route="/v1/models", plain="a b", ttft=0.123456789, none=""))
+    line = TextLines().format(
+        record("%s", EVIL, model=EVIL, route="/v1/models", plain="a b", ttft=0.123456789, none="")
+    )
     assert "\n" not in line
     assert line.isprintable()
     assert len(line) < 8 * LONGEST
@@ -86,4 +88,3 @@ def test_a_reader_who_is_gone_is_no_fault() -> None:
     stream.close()
     lines.emit(record("hello"))
     lines.close()
-
