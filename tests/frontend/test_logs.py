@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
 from datetime import datetime
@@ -88,3 +89,25 @@ def test_a_reader_who_is_gone_is_no_fault() -> None:
     stream.close()
     lines.emit(record("hello"))
     lines.close()
+
+
+def test_all_that_a_process_says_is_json() -> None:
+    code = (
+        "import logging, warnings\n"
+        "from diastole.config import ServerConfig\n"
+        "from diastole.frontend import logs\n"
+        "logs.start(ServerConfig(log_format='json', log_level='warning'))\n"
+        "logging.getLogger('diastole.x').info('too quiet')\n"
+        "logging.getLogger('elsewhere').warning('%d lines\\nof text', 2)\n"
+        "warnings.warn('careful', stacklevel=1)\n"
+        "raise RuntimeError('boom')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    read = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(r["level"], r["message"]) for r in read] == [
+        ("warning", "2 lines\nof text"),
+        ("warning", "careful"),
+        ("critical", "the process ends by a fault"),
+    ]
+    assert read[2]["exception"].endswith("RuntimeError: boom")

@@ -45,7 +45,8 @@ class Pace:
     @property
     def ttft(self) -> float | None:
         """To the first token of all; None before it."""
-        return min((t for t in self._first if t), default=self._began) - self._began or None
+        firsts = [at for at in self._first if at]
+        return min(firsts) - self._began if firsts else None
 
     @property
     def tpot(self) -> float | None:
