@@ -1,15 +1,16 @@
 """A backend without a model: it answers every prompt with the prompt, one byte per token, and notes what it was asked.
 
-Run as a program it serves on a port of the system's choice, for tests that need a process to send signals to.
+Run as a program it serves on a port of the system's choice, for tests that need a process to send signals to; its
+arguments: seconds to drain, seconds before each token, other settings as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -246,7 +247,7 @@ class FakeBackend:
 
 def config(**changes: Any) -> ServerConfig:
     """Settings of a server on a free port."""
-    return replace(ServerConfig(port=0, drain_seconds=5.0), **changes)
+    return ServerConfig(**{"port": 0, "drain_seconds": 5.0, **changes})
 
 
 class Running:
@@ -299,4 +300,4 @@ class Running:
 if __name__ == "__main__":
     backend = FakeBackend()
     backend.service.pace = float(sys.argv[2])
-    serve(backend, config(drain_seconds=float(sys.argv[1])))
+    serve(backend, config(drain_seconds=float(sys.argv[1]), **json.loads(sys.argv[3])))

@@ -29,6 +29,7 @@ from diastole.serve.interface import Backend, TextService
 from diastole.serve.messages import count_tokens, messages
 from diastole.serve.responses import responses
 from diastole.serve.tokenization import detokenize, tokenize
+from diastole.serve.tracing import NoTraces, Traces
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 Handler = Callable[[Face, Exchange], Awaitable[None]]
 
 
-def create_app(backend: Backend, config: ServerConfig) -> Starlette:
-    """The server as an ASGI application. Somebody else starts and stops the backend.
+def create_app(backend: Backend, config: ServerConfig, traces: Traces | None = None) -> Starlette:
+    """The server as an ASGI application. Somebody else starts and stops the backend, and closes the traces.
 
     ``app.state.face`` has the gate that a shutdown closes, and the keyring that follows its file when it is told to.
 
@@ -45,7 +46,7 @@ def create_app(backend: Backend, config: ServerConfig) -> Starlette:
         UserError: a setting or the key file is wrong.
     """
     traffic = metrics.Traffic(label(path) for path, _, _ in (*ROUTES, *CONTROLS))
-    face = Face(backend, config, traffic)
+    face = Face(backend, config, traffic, traces or NoTraces())
     app = Starlette(
         routes=[
             *(Route(path, kind(method)(face, path, handler), methods=[method]) for path, method, handler in ROUTES),
@@ -177,7 +178,8 @@ def _card(name: str, service: TextService) -> dict[str, object]:
 
 
 async def show_metrics(face: Face, exchange: Exchange) -> None:
-    await exchange.reply(200, await metrics.page(face.backend, face.traffic), metrics.TYPE)
+    text = await metrics.page(face.backend, face.traffic, face.config.vllm_metrics)
+    await exchange.reply(200, text, metrics.TYPE)
 
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (

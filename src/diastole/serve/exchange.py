@@ -21,6 +21,7 @@ from diastole.serve.dialect import dialect_of
 from diastole.serve.errors import ApiError, Gone
 from diastole.serve.gate import Gate, shutting_down
 from diastole.serve.keys import NOBODY
+from diastole.serve.notes import Notes
 from diastole.serve.quota import FREE
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class Exchange:
         self.complete = False
         self._held = ExitStack()
         self.route: str | None = None  # the route that took it
+        self.notes = Notes()
         self.receive, self._send, self._send_seconds = receive, send, send_seconds
         self.headers: dict[str, str] = {}  # of the request; of repeated ones the first
         for name, value in scope["headers"]:
