@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from diastole.engine.trace import ServiceView, Trace, View
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.loops.ar import check_prompt
 from diastole.metrics import Meter
@@ -158,6 +159,8 @@ class FakeBackend:
         self.all = services or (FakeService(),)
         self.services: dict[str, FakeService] = {}
         self.meter = Meter()
+        self.steps = Trace()  # tests let it have run
+        self.now = 0.0
         self.dead = False
         self.failure: Exception | None = None
         self.stopped: float | None = None
@@ -195,6 +198,12 @@ class FakeBackend:
         if self.deaf:
             raise RuntimeError("deaf")
         return {s.name: self.meter.snapshot() for s in self.all}
+
+    async def trace(self, since: int) -> View:
+        if self.deaf:
+            await asyncio.Event().wait()
+        services = {s.name: ServiceView(16, len(s.running), len(s.running), 0, []) for s in self.all}
+        return View(self.now, self.steps.last, self.steps.since(since), services)
 
 
 def config(**changes: Any) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.frontend.link import Link
 from diastole.types import UserError
@@ -22,6 +24,7 @@ class EngineClient:
         self._link = link
         self._streams: dict[str, asyncio.Queue[wire.Spoken | Exception]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
+        self._views: deque[asyncio.Future[View]] = deque()  # one for each answer that will come, in order
         self.lost = True  # until it has started
 
     def __len__(self) -> int:
@@ -88,6 +91,15 @@ class EngineClient:
         self._link.put(wire.Measure())
         return await answer
 
+    async def trace(self, since: int) -> View:
+        """What the engine holds now, and what it did after step ``since``."""
+        if self.lost:
+            raise EngineLost("the engine process has ended")
+        answer: asyncio.Future[View] = asyncio.get_running_loop().create_future()
+        self._views.append(answer)
+        self._link.put(wire.Trace(since))
+        return await answer
+
     def _reply(self, reply: wire.Reply) -> None:
         match reply:
             case wire.Heard():
@@ -103,13 +115,18 @@ class EngineClient:
                     if not answer.done():
                         answer.set_result(reply.services)
                 self._stats.clear()
+            case wire.Traced():
+                view = self._views.popleft()
+                if not view.done():
+                    view.set_result(reply.view)
 
     def _loss(self) -> None:
         self.lost = True
         error = EngineLost("the engine process has ended")
         for inbox in self._streams.values():
             inbox.put_nowait(error)
-        for answer in self._stats:
+        for answer in (*self._stats, *self._views):
             if not answer.done():
                 answer.set_exception(error)
         self._stats.clear()
+        self._views.clear()

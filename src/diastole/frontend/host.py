@@ -60,6 +60,8 @@ class EngineHost:
                 for service in self.engine.services:
                     service.gauges()
                 self.send(wire.Stats({s.name: s.meter.snapshot() for s in self.engine.services}))
+            case wire.Trace():
+                self.send(wire.Traced(self.engine.view(command.since)))
             case wire.Quit():
                 self._quitting = True
                 if command.now:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from diastole.engine.trace import View
 from diastole.params import SamplingParams
 from diastole.types import SLO
 
@@ -36,13 +37,19 @@ class Measure(msgspec.Struct, tag="measure"):
     """Send the meters' snapshots."""
 
 
+class Trace(msgspec.Struct, tag="trace"):
+    """Send what the engine holds now, and what it did after this step."""
+
+    since: int
+
+
 class Quit(msgspec.Struct, tag="quit"):
     """Stop once nothing runs any more; with ``now``, at once."""
 
     now: bool = False
 
 
-Command = Add | Abort | Measure | Quit
+Command = Add | Abort | Measure | Trace | Quit
 
 
 class Card(msgspec.Struct):
@@ -101,4 +108,10 @@ class Stats(msgspec.Struct, tag="stats"):
     services: dict[str, Any]
 
 
-Reply = Ready | Failed | Refused | Heard | Stats
+class Traced(msgspec.Struct, tag="traced"):
+    """The answer to one ``Trace``, in the order in which these came."""
+
+    view: View
+
+
+Reply = Ready | Failed | Refused | Heard | Stats | Traced

@@ -23,7 +23,9 @@ from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import Gate, shutting_down
 from diastole.serve.interface import Backend, TextService
+from diastole.serve.static import CONSOLE
 from diastole.serve.tokenization import detokenize, tokenize
+from diastole.serve.trace import show_trace
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -163,4 +165,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/ready", "GET", ready),
     ("/metrics", "GET", show_metrics),
     ("/version", "GET", version),
+    ("/engine/trace", "GET", show_trace),
+    ("/", "GET", CONSOLE.index),
+    ("/console/{name}", "GET", CONSOLE.part),
 )
