@@ -77,9 +77,23 @@ class Trace:
         self._ring: deque[tuple[int, float, float, str, tuple[Work, ...]]] = deque(maxlen=steps)
 
     def ran(self, service: str, began: float, took: float, grants: Sequence[Grant]) -> None:
-        """Note a step, before it is committed: what kind of work a grant is shows only in what its stream still lacked."""
+        """Note a step, before it is committed: what kind of work a grant is shows only in what its stream still lacked.
+
+        A stream that has spoken and absorbs the one unit it lacks decodes. All else fills its state: prefill, also when
+        a preempted stream is computed again.
+        """
         self.last += 1
-        works = tuple([(g.stream.req.id, g.stream.index, kind_of(g), g.n) for g in grants])
+        works = tuple(
+            [
+                (
+                    s.req.id,
+                    s.index,
+                    DECODE if n == 1 and s.emitted_at is not None and s.known - s.done == 1 else PREFILL,
+                    n,
+                )
+                for s, n in grants
+            ]
+        )
         self._ring.append((self.last, began, took, service, works))
 
     def since(self, seq: int, most: int = MOST_WORKS) -> list[Step]:
@@ -93,13 +107,6 @@ class Trace:
             steps.append(Step(number, began, took, service, shown))
         steps.reverse()
         return steps
-
-
-def kind_of(grant: Grant) -> str:
-    """Decode: a stream that has spoken absorbs the one unit it lacks. All else fills its state: prefill, also when a
-    preempted stream is computed again."""
-    stream, n = grant
-    return DECODE if n == 1 and stream.emitted_at is not None and stream.known - stream.done == 1 else PREFILL
 
 
 def shown_id(id: str) -> str:

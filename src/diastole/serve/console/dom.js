@@ -59,12 +59,12 @@ function copyBySelection(text) {
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-/** Seconds as people read them: 850 µs, 12.3 ms, 1.24 s. */
+/** Seconds as people read them: 850 µs, 12.3 ms, 1.24 s. The space does not break. */
 export function seconds(value) {
-  if (value < 0.001) return `${Math.round(value * 1e6)} µs`;
-  if (value < 0.1) return `${(value * 1e3).toFixed(1)} ms`;
-  if (value < 1) return `${Math.round(value * 1e3)} ms`;
-  return `${value.toFixed(value < 10 ? 2 : 1)} s`;
+  if (value < 0.001) return `${Math.round(value * 1e6)}\u00a0µs`;
+  if (value < 0.1) return `${(value * 1e3).toFixed(1)}\u00a0ms`;
+  if (value < 1) return `${Math.round(value * 1e3)}\u00a0ms`;
+  return `${Number(value.toFixed(value < 10 ? 2 : 1))}\u00a0s`;
 }
 
 export const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;

@@ -102,12 +102,12 @@ function draw(canvas, history) {
   if (most > 1e-6) context.fillText(`highest ${(100 * most).toFixed(1)} %`, 2, 10);
 }
 
-/** Streams against their promises. */
+/** Streams against their promises. Roles are told, since narrow screens show the rows as blocks. */
 export class Streams {
   constructor() {
     this.body = h("tbody");
     const heads = ["Stream", "Absorbed", "First token", "Between tokens"].map((t) => h("th", { scope: "col" }, t));
-    const table = h("table", { class: "streams" }, h("thead", {}, h("tr", {}, ...heads)), this.body);
+    const table = h("table", { class: "streams", role: "table" }, h("thead", {}, h("tr", {}, ...heads)), this.body);
     this.none = h("p", { class: "hint" }, "No stream has run in the last seconds.");
     this.more = h("p", { class: "hint" });
     this.element = h("div", {}, table, this.none, this.more);
@@ -128,16 +128,16 @@ function row(lane, now) {
   const { known, done, arrived, first, slo, running } = lane.view;
   const state = !lane.alive ? "ended" : running ? "running" : "waiting";
   const mark = mine.has(lane.id) ? " · you" : "";
-  const name = h("th", { scope: "row" }, h("code", {}, lane.name), h("small", {}, `${state}${mark}`));
-  const absorbed = h("td", { "data-head": "Absorbed" }, `${done.toLocaleString("en")} of ${known.toLocaleString("en")}`);
+  const name = h("th", { scope: "row", role: "rowheader" }, h("code", {}, lane.name), h("small", {}, `${state}${mark}`));
+  const absorbed = h("td", { role: "cell", "data-head": "Absorbed" }, `${done.toLocaleString("en")} of ${known.toLocaleString("en")}`);
   const begin = first === null ? now - arrived : first - arrived;
   return h(
     "tr",
-    { class: lane.alive ? "" : "ended" },
+    { class: lane.alive ? "" : "ended", role: "row" },
     name,
     absorbed,
     promise("First token", begin, slo.first, first === null ? "not yet, " : ""),
-    lane.gap === null ? h("td", { "data-head": "Between tokens" }, "–") : promise("Between tokens", lane.gap, slo.gap, ""),
+    lane.gap === null ? h("td", { role: "cell", "data-head": "Between tokens" }, "–") : promise("Between tokens", lane.gap, slo.gap, ""),
   );
 }
 
@@ -145,5 +145,5 @@ function row(lane, now) {
 function promise(head, value, promised, before) {
   const [level, word] = judge(value, promised);
   const badge = h("span", { class: `level ${level}` }, word);
-  return h("td", { "data-head": head }, h("span", {}, `${before}${seconds(value)}`), badge, h("small", {}, `promised ${seconds(promised)}`));
+  return h("td", { role: "cell", "data-head": head }, h("span", {}, `${before}${seconds(value)}`), badge, h("small", {}, `promised\u00a0${seconds(promised)}`));
 }

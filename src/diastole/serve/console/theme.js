@@ -18,7 +18,7 @@
     document.documentElement.dataset.theme = theme;
     const button = document.getElementById("theme");
     if (button) {
-      button.textContent = { auto: "Auto", light: "Light", dark: "Dark" }[theme];
+      button.textContent = `◐ ${{ auto: "Auto", light: "Light", dark: "Dark" }[theme]}`;
       button.setAttribute("aria-label", `Colours: ${theme}. Press to change.`);
     }
     document.dispatchEvent(new Event("themechange"));

@@ -7,13 +7,15 @@ const AXIS = 24;
 const MOST_LANES = 20;
 const REACH = 4; // pixels around the pointer in which a bar is found
 const HEIGHTS = { prefill: 18, decode: 10 };
-const BRIGHTEST = { prefill: 512, decode: 8 }; // units
+const PALEST = { prefill: 0.45, decode: 0.75 }; // share of the colour in a bar of one unit
+const FULL = { prefill: 512, decode: 8 }; // units of a bar in full colour
+const HELP = "Point at a bar, or go from bar to bar with the arrow keys.";
 
 export class Timeline {
   constructor() {
     this.canvas = h("canvas", { tabindex: "0", role: "application", "aria-label": "Timeline of the engine's steps. Arrow keys go from bar to bar and from stream to stream.", "aria-describedby": "bar-words" });
     this.tip = h("div", { class: "tip", hidden: true, "aria-hidden": "true" });
-    this.words = h("p", { id: "bar-words", class: "words", role: "status" }, "");
+    this.words = h("p", { id: "bar-words", class: "words", role: "status" }, HELP);
     this.frame = h("div", { class: "frame" }, this.canvas, this.tip);
     this.lanes = [];
     this.span = 10;
@@ -32,7 +34,8 @@ export class Timeline {
   readColours() {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
-    this.colours = { prefill: colour("fill"), decode: colour("beat"), ink: colour("ink"), soft: colour("soft"), line: colour("line"), accent: colour("accent") };
+    this.colours = { prefill: colour("fill"), decode: colour("beat") };
+    for (const name of ["ink", "soft", "line", "accent", "raised"]) this.colours[name] = colour(name);
   }
 
   /** Draw the lanes for the `span` seconds before `end`. */
@@ -98,17 +101,17 @@ export class Timeline {
     context.fillStyle = this.colours.line;
     context.fillRect(this.gutter, middle, width - this.gutter, 1);
     for (const bar of lane.bars) this.bar(context, bar, middle);
-    context.globalAlpha = 1;
   }
 
   bar(context, bar, middle) {
     if (bar.to < this.end - this.span || bar.from > this.end) return;
     const from = Math.max(this.x(bar.from), this.gutter);
     const to = Math.min(this.x(bar.to), this.canvas.clientWidth);
-    const height = HEIGHTS[bar.kind] ?? HEIGHTS.prefill;
-    const most = BRIGHTEST[bar.kind] ?? BRIGHTEST.prefill;
-    context.globalAlpha = 0.45 + 0.55 * Math.min(Math.log2(1 + bar.units) / Math.log2(1 + most), 1);
-    context.fillStyle = this.colours[bar.kind] ?? this.colours.accent;
+    const kind = bar.kind in HEIGHTS ? bar.kind : "prefill";
+    const strength = Math.min(Math.log2(bar.units) / Math.log2(FULL[kind]), 1);
+    const share = PALEST[kind] + (1 - PALEST[kind]) * strength;
+    context.fillStyle = mix(this.colours[kind], this.colours.raised, share); // opaque: thin bars may overlap
+    const height = HEIGHTS[kind];
     const gap = to - from > 3 ? 1 : 0; // bars that touch are told apart where there is room
     context.fillRect(from, middle - height / 2 + 0.5, Math.max(to - from - gap, 0.7), height);
   }
@@ -135,7 +138,10 @@ export class Timeline {
 
   key(event) {
     const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-    if (event.key === "Escape") this.choose(null);
+    if (event.key === "Escape" && this.chosen) {
+      event.stopPropagation(); // it is not meant for an answer that is being written
+      this.choose(null);
+    }
     const move = moves[event.key];
     if (!move) return;
     event.preventDefault();
@@ -159,7 +165,7 @@ export class Timeline {
     this.chosen = chosen;
     this.tip.hidden = chosen === null;
     if (chosen === null) {
-      say(this.words, "");
+      say(this.words, HELP);
       return;
     }
     const { lane, bar } = chosen;
@@ -183,4 +189,11 @@ export class Timeline {
     this.tip.style.left = `${Math.max(0, Math.min(x + 8, room))}px`;
     this.tip.style.top = `${(row + 1) * LANE + 4}px`;
   }
+}
+
+/** A colour mixed with another, both "#rrggbb". */
+function mix(colour, other, share) {
+  const part = (text, i) => parseInt(text.slice(1 + 2 * i, 3 + 2 * i), 16);
+  const parts = [0, 1, 2].map((i) => Math.round(part(colour, i) * share + part(other, i) * (1 - share)));
+  return `rgb(${parts.join(" ")})`;
 }
