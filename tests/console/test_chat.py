@@ -61,6 +61,7 @@ def test_stop_and_escape_end_the_work_on_the_server(browser: Browser, server: Ru
     assert "about" in browser.text(".turn:last-child .stats")  # nobody said how many tokens it were
 
 
+TABLE = {"div", "table", "thead", "tbody", "tr", "th", "td"}
 HOSTILE = [
     "<img src=x onerror=\"document.title='owned'\"> <script>document.title='owned'</script>",
     "",
@@ -81,7 +82,7 @@ def test_markup_of_models_stays_text(browser: Browser, server: Running) -> None:
     write(browser, *HOSTILE)
     answered(browser)
     inside = browser.js("[...document.querySelectorAll('#turns .text *')].map((e) => e.localName)")
-    assert set(inside) <= {*"p a br figure figcaption span button pre code div table thead tbody tr th td strong".split()}
+    assert set(inside) == {"p", "a", "figure", "figcaption", "span", "button", "pre", "code", *TABLE, "strong"}
     assert HOSTILE[0] in browser.text(".assistant .text")
     assert browser.js("[...document.querySelectorAll('#turns a')].map((a) => a.href)") == ["https://example.org/b"]
     assert browser.text(".assistant pre code") == HOSTILE[5]
@@ -114,9 +115,11 @@ def test_markdown(browser: Browser, server: Running) -> None:
     shown = browser.js("document.querySelector('.assistant .text').innerHTML")
     assert shown == (
         "<h3>Title</h3><p>Some <em>soft</em>, <strong>strong</strong> and <code>code *not soft*</code>; "
-        'snake_case_name, 2 * 3 * 4.</p><ol start="1"><li>one</li><li>two<ul><li>inner</li><li>other</li></ul></li></ol>'
+        'snake_case_name, 2 * 3 * 4.</p><ol start="1"><li>one</li>'
+        "<li>two<ul><li>inner</li><li>other</li></ul></li></ol>"
         "<blockquote><p>quoted<br>twice</p></blockquote><hr>"
-        '<p>See <a href="https://example.org/x" target="_blank" rel="noopener noreferrer nofollow">https://example.org/x</a>.</p>'
+        '<p>See <a href="https://example.org/x" target="_blank" rel="noopener noreferrer nofollow">'
+        "https://example.org/x</a>.</p>"
     )
 
 
@@ -174,7 +177,7 @@ def test_settings_are_sent_and_wrong_ones_are_not(browser: Browser, server: Runn
     browser.driver.refresh()
     browser.wait(lambda: browser.text(".assistant .text") == "Be brie", "the conversation after a reload")
     assert browser.find("#settings [name=seed]").get_attribute("value") == "11"
-    browser.find("#settings [name=top_p]").send_keys("7")
+    browser.js("document.forms.settings.elements.top_p.value = 7")
     write(browser, "Never sent")
     assert browser.js("document.activeElement.name") == "top_p"
     assert len(server.service.asked) == 1
@@ -204,7 +207,7 @@ def test_errors_are_said_and_can_be_tried_again(browser: Browser, server: Runnin
     server.service.fault_after = 3
     write(browser, "Will it fail?")
     answered(browser)
-    assert browser.text(".error p") == "The engine failed on this request." or "internal error" in browser.text(".error p")
+    assert browser.text(".error p").startswith("An internal error happened.")
     assert "secret" not in browser.text("body")
     server.service.fault_after = None
     browser.button("Try again").click()
@@ -220,7 +223,7 @@ def test_a_server_that_is_gone(browser: Browser) -> None:
         wait_ready(server)
         start(browser, server)
     write(browser, "Anybody?")
-    browser.wait(lambda: "cannot be reached" in browser.text(".error"), "the news")
+    browser.wait(lambda: "cannot be reached" in browser.text(".assistant .error"), "the news")
     browser.complaints()
 
 
@@ -310,7 +313,8 @@ CONTRAST = """
 (() => {
   const parse = (c) => c.match(/[\\d.]+/g).map(Number);
   const light = (c) => {
-    const [r, g, b] = parse(c).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = parse(c).map((v) => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const ground = (e) => {
@@ -340,7 +344,7 @@ def test_text_stands_out(browser: Browser, server: Running, scheme: str) -> None
     answered(browser)
     for view in ("chat", "engine", "try"):
         browser.find(f"[data-view={view}]").click()
-        assert browser.js(CONTRAST) == []
+        assert browser.js(CONTRAST.strip()) == []
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280, 2560])
@@ -350,8 +354,10 @@ def test_no_width_scrolls_sideways(browser: Browser, server: Running, width: int
     answered(browser)
     for view in ("chat", "engine", "try"):
         browser.find(f"[data-view={view}]").click()
-        wide = browser.js("[document, ...document.querySelectorAll('.turns, .page, .side')].map((e) => e.documentElement ?? e)"
-                          ".filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.className || e.localName)")
+        wide = browser.js(
+            "[document, ...document.querySelectorAll('.turns, .page, .side')].map((e) => e.documentElement ?? e)"
+            ".filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.className || e.localName)"
+        )
         assert wide == []
     if width < 600:
         browser.find("[data-view=chat]").click()

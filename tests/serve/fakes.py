@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from diastole.engine.trace import ServiceView, Trace, View
+from diastole.engine.trace import ServiceView, StreamView, Trace, View
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.loops.ar import check_prompt
 from diastole.metrics import Meter
@@ -161,6 +161,8 @@ class FakeBackend:
         self.meter = Meter()
         self.steps = Trace()  # tests let it have run
         self.now = 0.0
+        self.streams: list[StreamView] = []
+        self.watched: list[int] = []  # the "since" of each who asked for the trace
         self.dead = False
         self.failure: Exception | None = None
         self.stopped: float | None = None
@@ -202,7 +204,8 @@ class FakeBackend:
     async def trace(self, since: int) -> View:
         if self.deaf:
             await asyncio.Event().wait()
-        services = {s.name: ServiceView(16, len(s.running), len(s.running), 0, []) for s in self.all}
+        self.watched.append(since)
+        services = {s.name: ServiceView(16, len(s.running), len(s.running), 0, self.streams) for s in self.all}
         return View(self.now, self.steps.last, self.steps.since(since), services)
 
 

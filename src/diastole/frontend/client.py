@@ -125,7 +125,8 @@ class EngineClient:
         error = EngineLost("the engine process has ended")
         for inbox in self._streams.values():
             inbox.put_nowait(error)
-        for answer in (*self._stats, *self._views):
+        answers: list[asyncio.Future[Any]] = [*self._stats, *self._views]
+        for answer in answers:
             if not answer.done():
                 answer.set_exception(error)
         self._stats.clear()

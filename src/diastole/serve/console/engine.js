@@ -111,7 +111,7 @@ export class EngineView {
   }
 
   take(view) {
-    if (view.last < this.lanes.last) this.offset = -Infinity;
+    if (view.last < this.lanes.last) this.offset = -Infinity; // the engine was started anew
     this.lanes.take(view);
     // Answers come late by the way they take: the least late one tells the clock best.
     this.offset = Math.max(this.offset, view.now - performance.now() / 1000);

@@ -47,7 +47,10 @@ export class Lanes {
 
   /** Take in an answer of /engine/trace. */
   take(view) {
-    if (view.last < this.last) this.clear(); // the engine was started anew
+    if (view.last < this.last) {
+      this.clear(); // the engine was started anew: the next question is for all it has done
+      return;
+    }
     this.now = view.now;
     for (const step of view.steps) {
       for (const [id, choice, kind, units] of step.streams) this.lane(id, choice, step.service).add(step, kind, units);
