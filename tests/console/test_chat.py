@@ -37,7 +37,7 @@ def answered(browser: Browser) -> str:
 
 def test_an_answer_streams_and_tells_its_figures(browser: Browser, server: Running) -> None:
     start(browser, server)
-    server.service.pace = 0.02
+    server.service.pace = 0.05
     write(browser, "A quite ordinary question, forty bytes long")
     browser.wait(lambda: 0 < len(browser.text(".assistant .text")) < 30, "a part of the answer")
     assert answered(browser) == "A quite ordinary question, forty bytes long"
@@ -123,9 +123,10 @@ def test_markdown(browser: Browser, server: Running) -> None:
     )
 
 
-@pytest.mark.parametrize("piece", ["*a ", "[", "`", "| ", "#", "> ", "- ", " ", "**", "_a", "1. ", "\\", "[a](", "|-"])
+@pytest.mark.parametrize("piece", ["*a ", "[", "`", "| ", "#", "> ", "- ", " ", "**", "_a", "1. ", "\\", "[a](", "*_~"])
 def test_no_text_holds_up_the_page(browser: Browser, server: Running, piece: str) -> None:
-    """A thousand times the same mark, on one line and on many: the work stays in proportion."""
+    """Marks that nothing closes must not each be searched for to the end, and there are more lines here than a call
+    takes arguments."""
     start(browser, server)
     took = browser.driver.execute_async_script(
         """
@@ -133,13 +134,14 @@ def test_no_text_holds_up_the_page(browser: Browser, server: Running, piece: str
         import("/console/markdown.js").then(({ render }) => {
           const root = document.createElement("div");
           const began = performance.now();
-          for (const end of ["", "\\n"]) render(root, (piece + end).repeat(8000));
+          for (const end of ["", "\\n"]) render(root, (piece + end).repeat(32000));
           done(performance.now() - began);
-        });
+        }).catch((error) => done(String(error)));
         """,
         piece,
     )
-    assert took < 5000  # milliseconds; what is quadratic takes minutes
+    assert isinstance(took, float | int), took
+    assert took < 10_000  # milliseconds; it takes some hundreds
 
 
 def test_blocks_that_are_complete_are_left_alone(browser: Browser, server: Running) -> None:
@@ -225,6 +227,18 @@ def test_a_server_that_is_gone(browser: Browser) -> None:
     write(browser, "Anybody?")
     browser.wait(lambda: "cannot be reached" in browser.text(".assistant .error"), "the news")
     browser.complaints()
+
+
+def test_a_question_without_an_answer_is_not_sent_again(browser: Browser, server: Running) -> None:
+    """Many models take questions and answers by turns only."""
+    start(browser, server)
+    server.service.fault_after = 0
+    write(browser, "Lost")
+    browser.wait(lambda: ended(browser) and browser.text(".assistant .error"), "the fault")
+    server.service.fault_after = None
+    write(browser, "Found")
+    browser.wait(lambda: browser.text(".turn:last-child .text") == "Found", "the answer")
+    assert [c for c in browser.complaints() if "500" not in c] == []
 
 
 def test_model_picker(browser: Browser) -> None:

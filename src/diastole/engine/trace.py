@@ -74,7 +74,7 @@ class Trace:
 
     def __init__(self, steps: int = STEPS) -> None:
         self.last = 0
-        self._ring: deque[tuple[int, float, float, str, tuple[Work, ...]]] = deque(maxlen=steps)
+        self._ring: deque[tuple[int, float, float, str, list[Work]]] = deque(maxlen=steps)
 
     def ran(self, service: str, began: float, took: float, grants: Sequence[Grant]) -> None:
         """Note a step, before it is committed: what kind of work a grant is shows only in what its stream still lacked.
@@ -83,17 +83,10 @@ class Trace:
         a preempted stream is computed again.
         """
         self.last += 1
-        works = tuple(
-            [
-                (
-                    s.req.id,
-                    s.index,
-                    DECODE if n == 1 and s.emitted_at is not None and s.known - s.done == 1 else PREFILL,
-                    n,
-                )
-                for s, n in grants
-            ]
-        )
+        works = [
+            (s.req.id, s.index, DECODE if n == 1 == s.known - s.done and s.emitted_at is not None else PREFILL, n)
+            for s, n in grants
+        ]
         self._ring.append((self.last, began, took, service, works))
 
     def since(self, seq: int, most: int = MOST_WORKS) -> list[Step]:

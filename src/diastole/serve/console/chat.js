@@ -123,9 +123,14 @@ export class Chat {
     });
   }
 
-  /** The conversation as the API takes it. Answers that failed before their first word are no part of it. */
+  /** The conversation as the API takes it. A question whose answer has no word is no part of it, unless it is the last:
+   *  many models want questions and answers by turns. */
   messages(turns) {
-    const told = turns.filter((t) => t.content).map(({ role, content }) => ({ role, content }));
+    const told = [];
+    for (const { role, content } of turns) {
+      if (content) told.push({ role, content });
+      else told.pop();
+    }
     const { system } = this.settings;
     return system ? [{ role: "system", content: system }, ...told] : told;
   }

@@ -1,6 +1,6 @@
 // Small helpers around the DOM. Text goes in as text nodes: nothing here, or anywhere else, parses HTML.
 
-/** An element: h("a", {class: "x", href: "…", onclick: f, disabled: true}, "text", otherElement). */
+/** An element: h("a", {class: "x", href: "…", onclick: f, disabled: true}, "text", otherElement, [more, elements]). */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -8,7 +8,8 @@ export function h(tag, attributes = {}, ...children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
   }
-  element.append(...children.filter((c) => c !== null && c !== undefined && c !== false));
+  // One by one: a call takes fewer arguments than a long text has lines.
+  for (const child of children.flat()) element.append(child);
   return element;
 }
 

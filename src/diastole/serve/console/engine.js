@@ -1,6 +1,6 @@
 // The live view of the engine: asks /engine/trace twice a second while it is seen.
 import { getJson, getText, parseMetrics } from "./api.js";
-import { $, announce, calm, h, say } from "./dom.js";
+import { $, calm, h, say } from "./dom.js";
 import { run } from "./example.js";
 import { Lanes } from "./lanes.js";
 import { Pages, Streams, Totals } from "./panels.js";
@@ -27,6 +27,8 @@ export class EngineView {
     this.offset = -Infinity; // from the page's clock to the engine's, in seconds
     this.build();
     document.addEventListener("visibilitychange", () => this.wake());
+    document.addEventListener("themechange", () => this.draw());
+    addEventListener("resize", () => this.draw());
   }
 
   build() {
@@ -35,12 +37,13 @@ export class EngineView {
     this.span = h("select", { "aria-label": "Length of the timeline" }, ...SPANS.map((s) => h("option", { value: s }, `${s} s`)));
     this.span.addEventListener("change", () => this.draw());
     this.status = h("p", { class: "trouble", role: "status", hidden: true });
+    this.failure = h("p", { class: "trouble", role: "status", hidden: true });
     this.empty = h("p", { class: "empty" }, "Nothing has run in the last ten seconds. Send a message in the chat, or run an example: two answers, and a long prompt between them.");
     this.more = h("p", { class: "hint" });
     const key = (kind, words) => h("span", { class: `key ${kind}` }, words);
     const legend = h("p", { class: "legend" }, key("prefill", "prefill: absorbs what is known"), key("decode", "decode: one token"), h("span", {}, "width is time, stronger is more tokens"));
     const title = h("div", { class: "title" }, h("h1", {}, "Engine"), this.example, this.span, this.pause);
-    const page = h("div", { class: "page wide" }, title, this.status, this.totals.element);
+    const page = h("div", { class: "page wide" }, title, this.status, this.failure, this.totals.element);
     page.append(
       h("section", { class: "card", "aria-label": "Timeline" }, h("h2", {}, "Steps"), legend, this.timeline.frame, this.empty, this.more, this.timeline.words),
       h("section", { class: "card", "aria-label": "Streams" }, h("h2", {}, "Streams and their promises"), this.streams.element),
@@ -81,10 +84,10 @@ export class EngineView {
     }
     this.running = new AbortController();
     this.example.textContent = "Stop the example";
-    const trouble = await run(this.model(), this.running.signal);
+    tell(this.failure, "");
+    tell(this.failure, await run(this.model(), this.running.signal));
     this.running = null;
     this.example.textContent = "Run an example";
-    if (trouble) announce(trouble);
   }
 
   async poll() {
@@ -96,18 +99,13 @@ export class EngineView {
       const view = await getJson(`engine/trace?since=${this.lanes.last}`);
       this.take(view);
       if (this.polls++ % COUNT_EVERY === 0) this.totals.count(parseMetrics(await getText("metrics")), performance.now() / 1000);
-      this.trouble("");
+      tell(this.status, "");
     } catch (error) {
-      this.trouble(error.message);
+      tell(this.status, error.message);
       delay = AFTER_FAILURE_MS;
     }
     this.polling = false;
     if (this.active) this.timer = setTimeout(() => this.poll(), delay);
-  }
-
-  trouble(words) {
-    say(this.status, words);
-    this.status.hidden = !words;
   }
 
   take(view) {
@@ -145,4 +143,10 @@ export class EngineView {
     this.empty.hidden = lanes.length > 0;
     say(this.more, this.timeline.hiddenLanes ? `and ${this.timeline.hiddenLanes} older streams` : "");
   }
+}
+
+/** Show what went wrong; no words: nothing did. */
+function tell(element, words) {
+  say(element, words ?? "");
+  element.hidden = !words;
 }

@@ -49,7 +49,7 @@ function block(lines, at, depth) {
   // A page has one h1; an answer begins below it.
   if (heading) {
     const title = heading[2].trimEnd().replace(/ #{1,6}$/, "");
-    return [1, () => h(`h${Math.min(heading[1].length + 2, 6)}`, {}, ...inline(title))];
+    return [1, () => h(`h${Math.min(heading[1].length + 2, 6)}`, {}, inline(title))];
   }
   if (RULE.test(line)) return [1, () => h("hr")];
   if (depth < DEEPEST && QUOTE.test(line)) return quote(lines, at, depth);
@@ -77,7 +77,7 @@ function quote(lines, at, depth) {
   let end = at;
   while (end < lines.length && QUOTE.test(lines[end])) end++;
   const inner = lines.slice(at, end).map((line) => line.replace(QUOTE, ""));
-  return [end - at, () => h("blockquote", {}, ...blocks(inner, depth + 1).map((b) => b.build()))];
+  return [end - at, () => h("blockquote", {}, blocks(inner, depth + 1).map((b) => b.build()))];
 }
 
 /** A list: its items, and what is indented below them. */
@@ -102,7 +102,7 @@ function list(lines, at, depth) {
     end++;
   }
   const attributes = ordered ? { start: parseInt(mark, 10) } : {};
-  const build = () => h(ordered ? "ol" : "ul", attributes, ...items.map((item) => h("li", {}, ...itemParts(item, depth))));
+  const build = () => h(ordered ? "ol" : "ul", attributes, items.map((item) => h("li", {}, itemParts(item, depth))));
   return [end - at, build];
 }
 
@@ -119,11 +119,11 @@ function table(lines, at) {
   const sides = cells(lines[at + 1]).map((c) => (c.endsWith(":") ? (c.startsWith(":") ? "center" : "end") : "start"));
   const row = (tag, line) => {
     const given = cells(line);
-    return h("tr", {}, ...sides.map((side, i) => h(tag, { class: `to-${side}` }, ...inline(given[i] ?? ""))));
+    return h("tr", {}, sides.map((side, i) => h(tag, { class: `to-${side}` }, inline(given[i] ?? ""))));
   };
   const build = () => {
     const body = lines.slice(at + 2, end).map((line) => row("td", line));
-    const grid = h("table", {}, h("thead", {}, row("th", lines[at])), h("tbody", {}, ...body));
+    const grid = h("table", {}, h("thead", {}, row("th", lines[at])), h("tbody", {}, body));
     return h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Table" }, grid);
   };
   return [end - at, build];
@@ -141,5 +141,5 @@ function paragraph(lines, at, depth) {
     FENCE.test(line) || HEADING.test(line) || RULE.test(line) || (depth < DEEPEST && (QUOTE.test(line) || ITEM.test(line)));
   while (end < lines.length && lines[end].trim() && !starts(lines[end])) end++;
   const parts = () => lines.slice(at, end).flatMap((line, i) => [...(i ? [h("br")] : []), ...inline(line.trim())]);
-  return [end - at, () => h("p", {}, ...parts())];
+  return [end - at, () => h("p", {}, parts())];
 }

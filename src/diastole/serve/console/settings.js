@@ -14,11 +14,11 @@ export class Settings {
     }
     this.form.addEventListener("input", () => keep("settings", Object.fromEntries(new FormData(this.form))));
     this.form.addEventListener("submit", (event) => event.preventDefault());
-    $("side-toggle").addEventListener("click", () => this.open($("side-toggle").ariaExpanded !== "true"));
+    $("side-toggle").addEventListener("click", () => this.open(!this.form.classList.contains("open")));
   }
 
   open(wanted) {
-    $("side-toggle").ariaExpanded = String(wanted);
+    $("side-toggle").setAttribute("aria-expanded", String(wanted));
     this.form.classList.toggle("open", wanted);
   }
 

@@ -7,7 +7,7 @@ const AXIS = 24;
 const MOST_LANES = 20;
 const REACH = 4; // pixels around the pointer in which a bar is found
 const HEIGHTS = { prefill: 18, decode: 10 };
-const PALEST = { prefill: 0.45, decode: 0.75 }; // share of the colour in a bar of one unit
+const PALEST = { prefill: 0.45, decode: 0.85 }; // share of the colour in a bar of one unit
 const FULL = { prefill: 512, decode: 8 }; // units of a bar in full colour
 const HELP = "Point at a bar, or go from bar to bar with the arrow keys.";
 
