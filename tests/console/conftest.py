@@ -66,6 +66,10 @@ class Browser:
             assert time.monotonic() < deadline, f"never came: {what}"
             time.sleep(0.02)
 
+    def leave(self) -> None:
+        """Be on no page."""
+        self.driver.get("about:blank")
+
     def complaints(self) -> list[str]:
         """What the console of the page has got since it was opened."""
         return [f"{e['level']}: {e['message']}" for e in self.driver.get_log("browser")]
@@ -106,7 +110,7 @@ def browser(_browser: Browser) -> Iterator[Browser]:
     """A browser whose page must end without a complaint, unless the test has read them."""
     yield _browser
     assert _browser.complaints() == []
-    _browser.driver.get("about:blank")
+    _browser.leave()
 
 
 @pytest.fixture(scope="module")
