@@ -91,6 +91,7 @@ class ServiceConfig:
     max_streams: int = knob(64, "streams that hold state at once", low=1, high=65_536)
     step_tokens: int = knob(512, "most tokens in one step", unit="tokens", low=1, high=2**20)
     prefix_cache: bool = knob(True, "reuse the state of prompts that begin alike")
+    repetition_stop: bool = knob(True, "end texts that have become a loop, where a request does not say")
     kernels: str = knob(
         "auto",
         "operators to run on",

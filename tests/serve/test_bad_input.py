@@ -175,6 +175,7 @@ CHAT_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"cache_salt": "x" * 257}, "cache_salt", "invalid_value"),
     ({"user": 1}, "user", "invalid_type"),
     ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
+    ({"repetition_detection": {"max_pattern_size": 4}}, "repetition_detection", "invalid_type"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
     ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),

@@ -44,7 +44,7 @@ class Backend:
         cards = {c.name: c for c in ready.cards}
         for (key, config), voice in zip(self.config.service.items(), loaded, strict=True):
             card = cards[service_name(key, config)]
-            service = TextService(card, voice, self._client, config.aliases, int(time.time()), Path(paths[key]))
+            service = TextService(card, voice, self._client, config, int(time.time()), Path(paths[key]))
             for name in (service.name, *config.aliases):
                 if name in self.services:
                     raise UserError(f"two services are called {name!r}: names and aliases must differ", param="name")

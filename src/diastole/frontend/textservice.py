@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from diastole.config import ServiceConfig
 from diastole.frontend import wire
 from diastole.frontend.client import EngineClient
 from diastole.frontend.speaker import Speakers
@@ -31,14 +32,16 @@ class TextService:
 
     Args:
         card: what the engine says of it.
+        config: its settings.
         path: where its model lies, for those who list models.
     """
 
     def __init__(
-        self, card: wire.Card, voice: Voice, client: EngineClient, aliases: tuple[str, ...], created: int, path: Path
+        self, card: wire.Card, voice: Voice, client: EngineClient, config: ServiceConfig, created: int, path: Path
     ) -> None:
         self.name, self.context, self.vocab, self.room = card.name, card.context, card.vocab, card.room
-        self.aliases, self.created, self.path = aliases, created, path
+        self.aliases, self.created, self.path = config.aliases, created, path
+        self._repetition_stop = config.repetition_stop
         self.voice, self._client = voice, client
 
     @property
@@ -84,7 +87,7 @@ class TextService:
         """Run a request; ends after one final delta per choice. Leaving the iterator early aborts it."""
         ids = np.asarray(prompt, np.int32).tobytes()
         add = wire.Add(request_id, self.name, ids, seeded(params), slo, salt)
-        speakers = Speakers(self.tokenizer, params)
+        speakers = Speakers(self.tokenizer, params, self._repetition_stop)
         spoken = self._client.stream(add)
         try:
             async for said in spoken:
@@ -93,7 +96,7 @@ class TextService:
                     continue
                 delta, stopped = heard
                 if stopped:
-                    self._client.end_choice(request_id, delta.index)
+                    self._client.end_choice(request_id, delta.index, delta.finish or "stop")
                 yield delta
         finally:
             await spoken.aclose()  # type: ignore[attr-defined]

@@ -49,7 +49,7 @@ HISTOGRAMS = {
     "request_generation_tokens": "Generated tokens by request.",
     "step_seconds": "Time of one engine step.",
 }
-FINISHES = ("stop", "length", "abort", "error")
+FINISHES = ("stop", "length", "repetition", "abort", "error")
 LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds")
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 OTHER = "other"

@@ -52,6 +52,7 @@ class Common(msgspec.Struct, kw_only=True):
     user: str | None = None
     slo: SloWish | None = None
     cache_salt: str | None = None
+    repetition_detection: bool | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -199,6 +200,7 @@ def sampling(request: Common, max_tokens: int | None, logprobs: int | None, name
         "stop_token_ids": None if request.stop_token_ids is None else tuple(request.stop_token_ids),
         "include_stop": request.include_stop_str_in_output,
         "ignore_eos": request.ignore_eos,
+        "repetition_stop": request.repetition_detection,
         "logit_bias": None if request.logit_bias is None else _bias(request.logit_bias),
         "max_tokens": max_tokens,
         "logprobs": logprobs,
