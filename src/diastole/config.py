@@ -118,6 +118,9 @@ class ServerConfig:
     max_seconds: float = knob(0.0, "longest time of one generation; 0: no limit", unit="s", low=0)
     max_body_bytes: Bytes = knob(Bytes(4 * 2**20), "largest request body", low=1)
     max_queued: int = knob(512, "requests in flight before new ones are refused", low=1, high=10**6)
+    max_wait_seconds: float = knob(
+        60.0, "that a request may be expected to wait for its first token; 0: no limit", unit="s", low=0
+    )
     drain_seconds: float = knob(30.0, "for running requests when the server stops", unit="s", low=0, high=86_400)
     ping_seconds: float = knob(15.0, "of silence before a stream carries a comment", unit="s", low=0.01, high=86_400)
     send_timeout_seconds: float = knob(30.0, "before a client that does not read is dropped", unit="s", low=0.01)

@@ -55,7 +55,7 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
                 [prompt],
                 params,
                 id=f"chatcmpl-{exchange.id}",
-                terms=face.terms(exchange),
+                terms=face.terms(exchange, service, slo),
                 slo=slo,
                 salt=request.cache_salt or "",
             )

@@ -56,7 +56,7 @@ async def completions(face: Face, exchange: Exchange) -> None:
             ids,
             params,
             id=f"cmpl-{exchange.id}",
-            terms=face.terms(exchange),
+            terms=face.terms(exchange, service, slo),
             slo=slo,
             salt=request.cache_salt or "",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from diastole.clock import RealClock
@@ -9,13 +10,14 @@ from diastole.serve.ceilings import Ceilings
 from diastole.serve.cors import check_origins
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
+from diastole.serve.forecast import Forecast
 from diastole.serve.gate import Gate
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.keys import Keyring, Limits
 from diastole.serve.metrics import Traffic
 from diastole.serve.quota import Quotas
 from diastole.serve.terms import Terms
-from diastole.types import UserError
+from diastole.types import SLO, UserError
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -30,6 +32,7 @@ class Face:
 
     def __init__(self, backend: Backend, config: ServerConfig, traffic: Traffic) -> None:
         self.backend, self.config, self.traffic = backend, config, traffic
+        self._clock = RealClock()
         self.gate = Gate(config.max_queued)
         check_origins(config.cors_origins)
         self.keyring = Keyring(config.api_key, config.api_key_file)
@@ -37,13 +40,19 @@ class Face:
             message = "server.isolate_keys needs keys to tell apart: set server.api_key or server.api_key_file"
             raise UserError(message, param="server.isolate_keys")
         usual = Limits(config.requests_per_minute, config.tokens_per_minute, config.concurrent_requests)
-        self.quotas = Quotas(usual, RealClock(), traffic.limit)
+        self.quotas = Quotas(usual, self._clock, traffic.limit)
         self.ceilings = Ceilings(config.max_tokens, config.max_seconds, traffic.limit)
 
-    def terms(self, exchange: Exchange) -> Terms:
-        """On what terms a request's generation runs."""
+        self._forecasts: dict[str, Forecast] = {}
+
+    def terms(self, exchange: Exchange, service: TextService, slo: SLO | None) -> Terms:
+        """On what terms a request's generation runs. ``slo``: the promise that it asks for."""
+        if service.name not in self._forecasts:
+            self._forecasts[service.name] = Forecast(self._clock, self.traffic.limit)
+        forecast = self._forecasts[service.name]
+        most = min(self.config.max_wait_seconds or math.inf, math.inf if slo is None else slo.first)
         space = exchange.key.name if self.config.isolate_keys else None
-        return Terms(exchange.account, self.ceilings, space)
+        return Terms(exchange.account, self.ceilings, forecast, most, space)
 
     def check_ready(self) -> None:
         """Raises:

@@ -68,6 +68,7 @@ class Generation:
             ApiError: the request must wait for its turn, the engine refused it, failed, or ended without finishing
                 every choice.
         """
+        self.terms.forecast.check([len(p) for p in self.prompts], self.terms.most_seconds)
         with self.terms.account.spend(self._most_tokens()) as bill:
             stream = self._one(0) if len(self.prompts) == 1 else self._all()
             try:
@@ -92,15 +93,18 @@ class Generation:
             self.prompts[which], self._bounded[which], request_id=id, slo=self.slo, salt=self.salt
         )
         followed = self._watch.follow(stream)
+        forecast = self.terms.forecast
         try:
-            async for delta in followed:
-                if delta.finish in ("abort", "error"):
-                    raise _unfinished(delta.finish)
-                if delta.finish is not None:
-                    open_.discard(delta.index)
-                prompt, cached, generated = delta.usage
-                self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
-                yield delta if which == 0 else replace(delta, index=which * n + delta.index)
+            with forecast.queue(len(self.prompts[which])) as place:
+                async for delta in followed:
+                    if delta.finish in ("abort", "error"):
+                        raise _unfinished(delta.finish)
+                    forecast.served(place)
+                    if delta.finish is not None:
+                        open_.discard(delta.index)
+                    prompt, cached, generated = delta.usage
+                    self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
+                    yield delta if which == 0 else replace(delta, index=which * n + delta.index)
         except UserError as e:
             raise of_user_error(e) from None
         finally:

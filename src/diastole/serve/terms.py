@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diastole.serve.ceilings import Ceilings
+from diastole.serve.forecast import Forecast
 from diastole.serve.quota import Account
 
 
@@ -14,11 +15,15 @@ class Terms:
 
     Args:
         account: pays for its tokens.
+        forecast: of its service.
+        most_seconds: until its first token; above that it is turned away.
         space: whose cached prefixes it may find; None: everybody's.
     """
 
     account: Account
     ceilings: Ceilings
+    forecast: Forecast
+    most_seconds: float
     space: str | None
 
     def salt(self, own: str) -> str:
