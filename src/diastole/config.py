@@ -65,6 +65,10 @@ class EngineConfig:
     threads: int = knob(0, "compute threads; 0: one per physical core", low=0, high=1024)
     memory: Bytes = knob(Bytes(0), "for key/value pages of all services; 0: a quarter of what is free", low=0)
     swap: Bytes = knob(Bytes(256 * 2**20), "for the packed state of preempted streams; 0: recompute them", low=0)
+    admission: str = knob("arrival", "who of those who wait comes next", choices=("arrival", "priority"))
+    admission_ageing_seconds: float = knob(
+        30.0, "of waiting that count as one step of priority", unit="s", low=0.001, high=1e6
+    )
     dispatch: str = knob("slack", "how services share the clock", choices=("slack",))
 
 

@@ -46,6 +46,7 @@ class Asked(NamedTuple):
     params: SamplingParams
     slo: SLO | None
     salt: str
+    priority: int
 
 
 class FakeService:
@@ -62,6 +63,7 @@ class FakeService:
         self.reset()
 
     def reset(self) -> None:
+        self.priorities = False
         self.pace = 0.0  # seconds before each token
         self.endless = False
         self.wide = 1  # bytes per token of an endless answer
@@ -90,9 +92,16 @@ class FakeService:
         return CONTEXT - prompt
 
     async def stream(
-        self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        slo: SLO | None = None,
+        salt: str = "",
+        priority: int = 0,
     ) -> AsyncIterator[Delta]:
-        self.asked.append(Asked(request_id, list(prompt), params, slo, salt))
+        self.asked.append(Asked(request_id, list(prompt), params, slo, salt, priority))
         if self.refusal is not None:
             raise self.refusal
         answers = [self._answer(i, prompt, params) for i in range(params.n)]

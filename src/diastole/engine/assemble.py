@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from diastole import registry
 from diastole.config import ServiceConfig
+from diastole.engine.admission import Admission
 from diastole.engine.compose import Mixed
 from diastole.engine.cost import FittedCost
 from diastole.engine.ledger import Ledger
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
     from diastole.kernels.table import Ops
 
 
-def assemble(name: str, load: Loader, config: ServiceConfig, eos: frozenset[int], memory: int, swap: int) -> Service:
+def assemble(
+    name: str,
+    load: Loader,
+    config: ServiceConfig,
+    eos: frozenset[int],
+    memory: int,
+    swap: int,
+    admission: Admission | None = None,
+) -> Service:
     """A language model service.
 
     Args:
@@ -32,6 +41,7 @@ def assemble(name: str, load: Loader, config: ServiceConfig, eos: frozenset[int]
         eos: ids that end a text, as the tokenizer knows them.
         memory: bytes for key/value pages, at most.
         swap: bytes for the packed state of preempted streams.
+        admission: who of those who wait comes next; None: who came first.
 
     Raises:
         UserError: the model, a setting or the room does not fit; ``param`` names it.
@@ -48,7 +58,7 @@ def assemble(name: str, load: Loader, config: ServiceConfig, eos: frozenset[int]
     fingerprint = f"{checkpoint.fingerprint}/{stack.kv.layout}/{stack.fingerprint}"
     loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint)
     cost, meter = FittedCost(), Meter()
-    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams)
+    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     return Service(name, model, loop, {"kv": stack.kv}, stack.compose, cost, ledger, meter)
 
 

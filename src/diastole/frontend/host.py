@@ -71,7 +71,7 @@ class EngineHost:
         prompt = np.frombuffer(add.prompt, np.int32)
         slo = add.slo or self.slo.get(add.service, SLO())
         try:
-            self.engine.add(Request(add.id, add.service, prompt, add.params, slo, salt=add.salt))
+            self.engine.add(Request(add.id, add.service, prompt, add.params, slo, salt=add.salt, priority=add.priority))
         except UserError as e:
             self.send(wire.Refused(add.id, e.message, e.param, e.code))
 

@@ -40,6 +40,7 @@ class TextService:
         self, card: wire.Card, voice: Voice, client: EngineClient, config: ServiceConfig, created: int, path: Path
     ) -> None:
         self.name, self.context, self.vocab, self.room = card.name, card.context, card.vocab, card.room
+        self.priorities = card.priorities
         self.aliases, self.created, self.path = config.aliases, created, path
         self._repetition_stop = config.repetition_stop
         self.voice, self._client = voice, client
@@ -83,10 +84,11 @@ class TextService:
         request_id: str,
         slo: SLO | None = None,
         salt: str = "",
+        priority: int = 0,
     ) -> AsyncIterator[Delta]:
         """Run a request; ends after one final delta per choice. Leaving the iterator early aborts it."""
         ids = np.asarray(prompt, np.int32).tobytes()
-        add = wire.Add(request_id, self.name, ids, seeded(params), slo, salt)
+        add = wire.Add(request_id, self.name, ids, seeded(params), slo, salt, priority)
         speakers = Speakers(self.tokenizer, params, self._repetition_stop)
         spoken = self._client.stream(add)
         try:

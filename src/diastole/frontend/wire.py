@@ -22,6 +22,7 @@ class Add(msgspec.Struct, tag="add"):
     params: SamplingParams
     slo: SLO | None = None
     salt: str = ""
+    priority: int = 0
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -52,6 +53,7 @@ class Card(msgspec.Struct):
     context: int
     vocab: int
     room: int  # tokens that the page pool holds
+    priorities: bool = False  # whether they count
 
 
 class Ready(msgspec.Struct, tag="ready"):

@@ -26,7 +26,7 @@ from diastole.serve.replies import (
     UsageReply,
     chat_logprobs,
 )
-from diastole.serve.slo import slo_of
+from diastole.serve.slo import priority_of, slo_of
 from diastole.serve.sse import Events, event
 from diastole.types import UserError
 
@@ -45,6 +45,7 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
     params = chat_params(request)
     messages = plain_messages(request.messages)
     slo = slo_of(request.slo, exchange.headers)
+    priority = priority_of(request.priority, exchange.headers, service)
 
     async def work() -> None:
         prompt = await chat_prompt(service, messages)
@@ -58,6 +59,7 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
                 terms=face.terms(exchange, service, slo),
                 slo=slo,
                 salt=request.cache_salt or "",
+                priority=priority,
             )
         except UserError as e:
             raise of_user_error(e, {"prompt": "messages", **_names(request)}) from None

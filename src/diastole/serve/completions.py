@@ -20,7 +20,7 @@ from diastole.serve.replies import (
     completion_logprobs,
     started,
 )
-from diastole.serve.slo import slo_of
+from diastole.serve.slo import priority_of, slo_of
 from diastole.serve.sse import Events
 from diastole.types import UserError
 
@@ -48,6 +48,7 @@ async def completions(face: Face, exchange: Exchange) -> None:
     if request.echo and request.logprobs is not None:
         raise wrong("echo", "echo together with logprobs is not supported: a prompt's tokens are not scored.")
     slo = slo_of(request.slo, exchange.headers)
+    priority = priority_of(request.priority, exchange.headers, service)
 
     async def work() -> None:
         ids = [await prompt_ids(service, prompt, params) for prompt in prompts]
@@ -59,6 +60,7 @@ async def completions(face: Face, exchange: Exchange) -> None:
             terms=face.terms(exchange, service, slo),
             slo=slo,
             salt=request.cache_salt or "",
+            priority=priority,
         )
         heads = [""] * generation.choices
         if request.echo:

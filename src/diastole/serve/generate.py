@@ -42,10 +42,12 @@ class Generation:
         terms: Terms,
         slo: SLO | None = None,
         salt: str = "",
+        priority: int = 0,
     ) -> None:
         terms.ceilings.check(params)
         self.service, self.prompts, self.params = service, prompts, params
         self.id, self.terms, self.slo, self.salt = id, terms, slo, terms.salt(salt)
+        self.priority = priority
         self.created = int(time.time())
         self._bounded = [terms.ceilings.bound(params, service.room_after(len(p))) for p in prompts]
         self._watch = terms.ceilings.watch()
@@ -90,7 +92,12 @@ class Generation:
         open_ = set(range(n))
         id = self.id if len(self.prompts) == 1 else f"{self.id}-{which}"
         stream = self.service.stream(
-            self.prompts[which], self._bounded[which], request_id=id, slo=self.slo, salt=self.salt
+            self.prompts[which],
+            self._bounded[which],
+            request_id=id,
+            slo=self.slo,
+            salt=self.salt,
+            priority=self.priority,
         )
         followed = self._watch.follow(stream)
         forecast = self.terms.forecast

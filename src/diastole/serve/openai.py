@@ -53,6 +53,7 @@ class Common(msgspec.Struct, kw_only=True):
     slo: SloWish | None = None
     cache_salt: str | None = None
     repetition_detection: bool | None = None
+    priority: int | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -105,7 +106,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "best_of": (1,),
     "suffix": ("",),
-    "priority": (0,),
     "use": ([],),
     "use_beam_search": (False,),
     "length_penalty": (1,),
@@ -131,7 +131,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 # Each of these runs code that the server's owner did not choose.
 TEMPLATES = {"chat_template": ("",), "chat_template_kwargs": ({},)}
-_REASONS = {"priority": "Requests are served without priorities: leave it out or give slo instead."}
 
 R = TypeVar("R", bound=Common)
 
@@ -173,7 +172,7 @@ def refuse_unsupported(fields: Mapping[str, msgspec.Raw], only_chat: bool) -> No
         if name in TEMPLATES:
             message = f"{name}: a request may not bring its own template; the model's is used."
             raise ApiError(403, message, param=name, code="template_not_allowed")
-        raise unsupported(name, _REASONS.get(name, "Leave it out."))
+        raise unsupported(name, "Leave it out.")
 
 
 def sampling(request: Common, max_tokens: int | None, logprobs: int | None, names: Mapping[str, str]) -> SamplingParams:
