@@ -122,6 +122,9 @@ class ServerConfig:
     max_seconds: float = knob(0.0, "longest time of one generation; 0: no limit", unit="s", low=0)
     max_body_bytes: Bytes = knob(Bytes(4 * 2**20), "largest request body", low=1)
     max_queued: int = knob(512, "requests in flight before new ones are refused", low=1, high=10**6)
+    max_joules: float = knob(
+        0.0, "most energy of one generation, its share of the host's; 0: no limit", unit="J", low=0
+    )
     max_wait_seconds: float = knob(
         60.0, "that a request may be expected to wait for its first token; 0: no limit", unit="s", low=0
     )

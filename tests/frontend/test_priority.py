@@ -31,7 +31,8 @@ def test_the_urgent_one_overtakes() -> None:
     body = {"model": MODEL, "prompt": "a", "max_tokens": 5_000, "ignore_eos": True, "stream": True, "priority": 9}
     try:
         with server.http.stream("POST", "/v1/completions", json=body) as running:
-            next(running.iter_lines())
+            lines = running.iter_lines()  # kept, since dropping it would hang up
+            next(lines)
             threads = [ask("patient", 5)]
             eventually(lambda: server.metric("num_requests_waiting") == 1, "the second one never waited")
             threads.append(ask("urgent", -5))

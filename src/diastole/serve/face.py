@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from diastole.clock import RealClock
 from diastole.serve.ceilings import Ceilings
 from diastole.serve.cors import check_origins
+from diastole.serve.energy import host_energy
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.forecast import Forecast
@@ -41,7 +42,8 @@ class Face:
             raise UserError(message, param="server.isolate_keys")
         usual = Limits(config.requests_per_minute, config.tokens_per_minute, config.concurrent_requests)
         self.quotas = Quotas(usual, self._clock, traffic.limit)
-        self.ceilings = Ceilings(config.max_tokens, config.max_seconds, traffic.limit)
+        energy = host_energy(self._clock) if config.max_joules else None
+        self.ceilings = Ceilings(config.max_tokens, config.max_seconds, config.max_joules, energy, traffic.limit)
 
         self._forecasts: dict[str, Forecast] = {}
 

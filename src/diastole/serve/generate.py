@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from diastole.frontend.types import Delta, Usage
 from diastole.params import SamplingParams
+from diastole.serve.ceilings import Watch
 from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.interface import TextService
 from diastole.serve.replies import Cached, UsageReply
@@ -50,7 +51,7 @@ class Generation:
         self.priority = priority
         self.created = int(time.time())
         self._bounded = [terms.ceilings.bound(params, service.room_after(len(p))) for p in prompts]
-        self._watch = terms.ceilings.watch()
+        self._watch = Watch()
         self._usage = [(len(p), 0, 0) for p in prompts]
 
     @property
@@ -71,7 +72,10 @@ class Generation:
                 every choice.
         """
         self.terms.forecast.check([len(p) for p in self.prompts], self.terms.most_seconds)
-        with self.terms.account.spend(self._most_tokens()) as bill:
+        with (
+            self.terms.account.spend(self._most_tokens()) as bill,
+            self.terms.ceilings.watch() as self._watch,
+        ):
             stream = self._one(0) if len(self.prompts) == 1 else self._all()
             try:
                 yield stream
@@ -119,6 +123,7 @@ class Generation:
             await _close(stream)
         if open_ and not self._watch.reached:
             raise _unfinished("error")
+        self._watch.cut |= bool(open_)
         for index in sorted(open_):
             yield Delta(which * n + index, "", (), None, "length", Usage(*self._usage[which]))
 

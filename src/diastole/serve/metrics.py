@@ -50,7 +50,7 @@ HISTOGRAMS = {
     "step_seconds": "Time of one engine step.",
 }
 FINISHES = ("stop", "length", "repetition", "abort", "error")
-LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds")
+LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds", "joules")
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 OTHER = "other"
 
