@@ -64,7 +64,8 @@ class Endpoint:
         if scope["method"] != "POST":
             await self.handler(self.face, exchange)
             return
-        with self.face.gate.enter(), exchange.account.enter():
+        with self.face.gate.enter(), exchange.account.enter() as visit:
+            exchange.ending = visit.end
             check_json_request(exchange)
             await self.handler(self.face, exchange)
 

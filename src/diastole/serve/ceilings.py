@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from diastole.frontend.types import Delta
@@ -49,13 +49,13 @@ class Ceilings:
     @contextmanager
     def watch(self) -> Iterator[Watch]:
         """Watch a generation, from now on."""
-        watch = Watch()
-        if self.energy is not None:
-            with self.energy.share() as share:
-                yield (watch := _Metered(self._end(), self.energy, share, self.joules))
-        elif self.seconds:
-            yield (watch := _Timed(self._end()))
-        else:
+        with ExitStack() as stack:
+            watch = Watch()
+            if self.energy is not None:
+                share = stack.enter_context(self.energy.share())
+                watch = _Metered(self._end(), self.energy, share, self.joules)
+            elif self.seconds:
+                watch = _Timed(self._end())
             yield watch
         if watch.cut:
             self._count(watch.reached)

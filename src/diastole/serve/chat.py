@@ -181,15 +181,16 @@ async def _stream(exchange: Exchange, generation: Generation, request: ChatReque
         return ChatChunk(generation.id, generation.created, request.model, choices, usage)
 
     hello = b"".join(event(chunk([ChunkChoice(i, ChatDelta("assistant", ""))])) for i in range(generation.choices))
-    async with Events(exchange, hello, ping_seconds) as events, generation.deltas() as deltas:
-        async for delta in deltas:
-            if delta.text or delta.logprobs:
-                logprobs = None
-                if request.logprobs and delta.logprobs:
-                    logprobs = ChatLogprobs(chat_logprobs(generation.service.tokenizer, delta.logprobs))
-                await events.put(chunk([ChunkChoice(delta.index, ChatDelta(content=delta.text), logprobs)]))
-            if delta.finish is not None:
-                await events.put(chunk([ChunkChoice(delta.index, ChatDelta(), None, delta.finish)]))
+    async with Events(exchange, hello, ping_seconds) as events:
+        async with generation.deltas() as deltas:
+            async for delta in deltas:
+                if delta.text or delta.logprobs:
+                    logprobs = None
+                    if request.logprobs and delta.logprobs:
+                        logprobs = ChatLogprobs(chat_logprobs(generation.service.tokenizer, delta.logprobs))
+                    await events.put(chunk([ChunkChoice(delta.index, ChatDelta(content=delta.text), logprobs)]))
+                if delta.finish is not None:
+                    await events.put(chunk([ChunkChoice(delta.index, ChatDelta(), None, delta.finish)]))
         if request.include_usage:
             await events.put(chunk([], generation.usage()))
         await events.done()

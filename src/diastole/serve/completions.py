@@ -166,17 +166,18 @@ async def _stream(
 
     told = _Choices(generation, request.logprobs is not None)
     unsaid = set(range(generation.choices)) if request.echo else set()  # choices whose prompt is still to be echoed
-    async with Events(exchange, b"", ping_seconds) as events, generation.deltas() as deltas:
-        async for delta in deltas:
-            text = delta.text
-            if delta.index in unsaid:
-                unsaid.remove(delta.index)
-                text = heads[delta.index] + text
-            logprobs = told.logprobs(delta)
-            if text or (logprobs is not None and logprobs.tokens):
-                await events.put(chunk([CompletionChoice(delta.index, text, logprobs)]))
-            if delta.finish is not None:
-                await events.put(chunk([CompletionChoice(delta.index, "", None, delta.finish)]))
+    async with Events(exchange, b"", ping_seconds) as events:
+        async with generation.deltas() as deltas:
+            async for delta in deltas:
+                text = delta.text
+                if delta.index in unsaid:
+                    unsaid.remove(delta.index)
+                    text = heads[delta.index] + text
+                logprobs = told.logprobs(delta)
+                if text or (logprobs is not None and logprobs.tokens):
+                    await events.put(chunk([CompletionChoice(delta.index, text, logprobs)]))
+                if delta.finish is not None:
+                    await events.put(chunk([CompletionChoice(delta.index, "", None, delta.finish)]))
         if request.include_usage:
             await events.put(chunk([], generation.usage()))
         await events.done()

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -42,6 +42,7 @@ class Exchange:
         self.scope, self.gate = scope, gate
         self.key = NOBODY  # these two are set by whoever checks keys
         self.account = FREE
+        self.ending: Callable[[], None] = lambda: None  # called before the last piece of the answer is sent
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
         self.complete = False
@@ -66,6 +67,7 @@ class Exchange:
             message["headers"] += [(k.encode(), v.encode()) for k, v in self.account.headers().items()]
         elif not message.get("more_body", False):
             self.complete = True
+            self.ending()
         try:
             async with asyncio.timeout(self._send_seconds):
                 await self._send(message)

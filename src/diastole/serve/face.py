@@ -44,7 +44,6 @@ class Face:
         self.quotas = Quotas(usual, self._clock, traffic.limit)
         energy = host_energy(self._clock) if config.max_joules else None
         self.ceilings = Ceilings(config.max_tokens, config.max_seconds, config.max_joules, energy, traffic.limit)
-
         self._forecasts: dict[str, Forecast] = {}
 
     def terms(self, exchange: Exchange, service: TextService, slo: SLO | None) -> Terms:
