@@ -66,7 +66,7 @@ def test_a_choice_that_ends_twice_does_not_end_another() -> None:
         await asyncio.sleep(0)
         script.reply(wire.Heard([spoken("r", 0), spoken("r", 1)]))
         said.append(await task)
-        client.end_choice("r", 0)
+        client.end_choice("r", 0, "stop")
         script.reply(wire.Heard([spoken("r", 0, "length"), spoken("r", 1), spoken("r", 1, "stop")]))
         said += [s async for s in stream]
         return [(s.choice, s.finish) for s in said]

@@ -52,6 +52,7 @@ class Asked(NamedTuple):
     params: SamplingParams | PoolParams
     slo: SLO | None
     salt: str
+    priority: int
 
 
 class FakeService:
@@ -69,6 +70,7 @@ class FakeService:
         self.reset()
 
     def reset(self) -> None:
+        self.priorities = False
         self.pace = 0.0  # seconds before each token
         self.endless = False
         self.says: str | None = None  # instead of the prompt
@@ -104,9 +106,16 @@ class FakeService:
         return CONTEXT - prompt
 
     async def stream(
-        self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        slo: SLO | None = None,
+        salt: str = "",
+        priority: int = 0,
     ) -> AsyncIterator[Delta]:
-        self.asked.append(Asked(request_id, list(prompt), params, slo, salt))
+        self.asked.append(Asked(request_id, list(prompt), params, slo, salt, priority))
         if self.refusal is not None:
             raise self.refusal
         told = [self._answer(i, prompt, params) for i in range(params.n)]
@@ -150,7 +159,7 @@ class FakeService:
         self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
     ) -> Array:
         """Told by the prompt's first and last token and its length."""
-        self.asked.append(Asked(request_id, list(prompt), params, slo, ""))
+        self.asked.append(Asked(request_id, list(prompt), params, slo, "", 0))
         if self.refusal is not None:
             raise self.refusal
         self.running.add(request_id)

@@ -51,7 +51,7 @@ class Backend:
             self._voices = loaded = await voices
         for (key, config), voice in zip(self.config.service.items(), loaded, strict=True):
             card = self._cards[service_name(key, config)]
-            service = TextService(card, voice, self._engine, config.aliases, int(time.time()), Path(paths[key]))
+            service = TextService(card, voice, self._engine, config, int(time.time()), Path(paths[key]))
             for name in (service.name, *config.aliases):
                 if name in self.services:
                     raise UserError(f"two services are called {name!r}: names and aliases must differ", param="name")

@@ -102,11 +102,11 @@ class EngineClient:
             if answer.cancelled() and not self.lost:
                 self._link.put(wire.Abort(wish.id))
 
-    def end_choice(self, id: str, choice: int) -> None:
-        """A stop string was found: the choice needs no more tokens."""
-        self._link.put(wire.Abort(id, "stop", choice))
+    def end_choice(self, id: str, choice: int, reason: str) -> None:
+        """A stop string or a loop was found: the choice needs no more tokens."""
+        self._link.put(wire.Abort(id, reason, choice))
         if id in self._streams:  # count it as ended, as the engine will say no more of it
-            self._streams[id].put_nowait(wire.Spoken(id, choice, [], None, "stop", 0, 0))
+            self._streams[id].put_nowait(wire.Spoken(id, choice, [], None, reason, 0, 0))
 
     async def stats(self) -> Mapping[str, Any]:
         """Snapshots of the meters by service."""

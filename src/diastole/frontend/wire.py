@@ -23,6 +23,7 @@ class Add(msgspec.Struct, tag="add"):
     params: SamplingParams
     slo: SLO | None = None
     salt: str = ""
+    priority: int = 0
 
 
 class Embed(msgspec.Struct, tag="embed"):
@@ -74,6 +75,7 @@ class Card(msgspec.Struct):
     vocab: int
     room: int  # tokens that the page pool holds
     width: int = 0  # numbers in a vector of ``Embed``
+    priorities: bool = False  # whether they count
 
 
 class Ready(msgspec.Struct, tag="ready"):

@@ -81,8 +81,8 @@ class WorkEndpoint(Endpoint):
     """One that takes JSON and makes the engine or a tokenizer work: only so many are inside at once."""
 
     async def answer(self, exchange: Exchange) -> None:
-        with self.face.gate.enter():
-            exchange.hold(exchange.account.enter())
+        with self.face.gate.enter(), exchange.account.enter() as visit:
+            exchange.ending = visit.end
             check_json_request(exchange)
             await self.handler(self.face, exchange)
 

@@ -40,7 +40,6 @@ class Border:
         try:
             status = await self._answer(exchange)
         finally:
-            exchange.release()
             self.traffic.open -= 1
             self.traffic.count(exchange.route, scope["method"], status)
             self._tell(exchange, status, time.monotonic() - exchange.notes.began)

@@ -57,6 +57,11 @@ class TextService(Protocol):
         ...
 
     @property
+    def priorities(self) -> bool:
+        """Whether priorities of requests count; else there is only priority 0."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer: ...
 
     @property
@@ -92,7 +97,14 @@ class TextService(Protocol):
         ...
 
     def stream(
-        self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        slo: SLO | None = None,
+        salt: str = "",
+        priority: int = 0,
     ) -> AsyncIterator[Delta]:
         """Run a request; ends after one final delta per choice. Closing or cancelling the iterator aborts it.
 
