@@ -378,6 +378,9 @@ def test_auto_allows_text_and_binds_calls(format: Format) -> None:
         assert grammar.takes(text), text
     assert not grammar.takes(format.written([call(format, arguments='{"city": "Bonn"}')]))
     assert not grammar.takes(format.written([call(format, "g")]))
+    wrong = call(format, arguments='{"city": "Bonn"}')
+    for text in (f"{format.opener}\n[{wrong}]", f"Well.{format.opener}\n{wrong}"):
+        assert not grammar.takes(text), text
 
 
 def test_auto_has_text_around_tagged_calls() -> None:
