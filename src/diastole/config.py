@@ -124,6 +124,9 @@ class ServerConfig:
         60.0, "before an engine that does not answer is restarted; 0: never", unit="s", low=0, high=86_400
     )
     log_level: str = knob("info", "how much is logged", choices=("debug", "info", "warning", "error"))
+    log_format: str = knob("text", "lines for people, or one JSON object per line", choices=("text", "json"))
+    vllm_metrics: bool = knob(False, "give /metrics under vLLM's names too")
+    otlp_endpoint: str = knob("", "OpenTelemetry collector, e.g. http://localhost:4318; empty: no traces")
 
 
 @dataclass(frozen=True, slots=True)

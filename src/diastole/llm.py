@@ -21,8 +21,8 @@ from diastole.frontend.speaker import Speakers
 from diastole.frontend.textservice import seeded
 from diastole.frontend.types import Delta, TokenLogprob, Usage
 from diastole.frontend.voice import voice_of
-from diastole.params import SamplingParams
-from diastole.types import SLO, Request
+from diastole.params import PoolParams, SamplingParams
+from diastole.types import SLO, Array, Request
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
 
@@ -65,7 +65,7 @@ class LLM:
 
     def _open(self, config: Config) -> None:
         self._engine, cards, self.kernels = build_engine(config)
-        self.name, self.context = cards[0].name, cards[0].context
+        self.name, self.context, self.width = cards[0].name, cards[0].context, cards[0].width
         self.voice = voice_of(resolve(next(iter(config.service.values())).model))
         self._ids = count()
 
@@ -96,6 +96,28 @@ class LLM:
         """Answer piece by piece. Leaving the iterator early ends the request."""
         for _, delta in self._run([(prompt, params or SamplingParams())]):
             yield delta
+
+    def embed(self, prompts: Sequence[Prompt], params: PoolParams | None = None) -> Array:
+        """Read all prompts together: a vector of length 1 for each, (len(prompts), width) float32.
+
+        Raises:
+            UserError: a prompt is empty or longer than the context.
+        """
+        vectors = np.empty((len(prompts), self.width), np.float32)
+        rows: dict[str, int] = {}
+        try:
+            for i, prompt in enumerate(prompts):
+                id = f"llm-{next(self._ids)}"
+                ids = np.asarray(self._to_ids(prompt), np.int32)
+                self._engine.add(Request(id, self.name, ids, params or PoolParams(), SLO(1e9, 1e9)))
+                rows[id] = i
+            while self._engine.busy:
+                for event in self._engine.step() or ():
+                    vectors[rows[event.id]] = event.data.vector
+        finally:
+            for id in rows:
+                self._engine.abort(id)
+        return vectors
 
     def _run(self, wishes: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[tuple[int, Delta]]:
         which: dict[str, int] = {}

@@ -1,11 +1,12 @@
-"""SamplingParams: what a user may ask of autoregressive decoding, checked where it enters."""
+"""What a user may ask of a language model, checked where it enters: ``SamplingParams`` where it speaks, ``PoolParams``
+where it only reads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from diastole.types import UserError
 
@@ -85,6 +86,27 @@ class SamplingParams:
         if self.grammar is not None and self.ignore_eos:
             message = "ignore_eos cannot be combined with a grammar, which says where the text ends"
             raise UserError(message, param="ignore_eos", code="invalid_value")
+
+
+Pooling = Literal["mean", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolParams:
+    """A prompt is read and becomes one vector of length 1, made of the model's final hidden states: their mean over the
+    prompt's tokens, or the one at its last token.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+
+    kind: Pooling = "mean"
+    grammar: ClassVar[None] = None  # nothing is written
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Pooling):
+            message = f"kind must be one of {', '.join(get_args(Pooling))}, not {self.kind!r:.60}"
+            raise UserError(message, param="kind", code="invalid_value")
 
 
 # Python's JSON integers have no limit of their own, so every integer field needs one.

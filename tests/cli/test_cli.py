@@ -39,7 +39,7 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for word in ("serve", "chat", "generate", "pull", "list", "check", "bench"):
+    for word in ("serve", "chat", "generate", "pull", "list", "top", "check", "bench"):
         assert word in done.stdout
 
 

@@ -1,27 +1,31 @@
 """A backend without a model: it answers every prompt with the prompt, one byte per token, and notes what it was asked.
 
-Run as a program it serves on a port of the system's choice, for tests that need a process to send signals to.
+Run as a program it serves on a port of the system's choice, for tests that need a process to send signals to; its
+arguments: seconds to drain, seconds before each token, other settings as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from diastole.config import ServerConfig
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.loops.ar import check_prompt
 from diastole.metrics import Meter
-from diastole.params import SamplingParams
+from diastole.params import PoolParams, SamplingParams
 from diastole.serve.run import Server, serve
 from diastole.text.tools import HERMES, Format
-from diastole.types import SLO, UserError
+from diastole.types import SLO, Array, UserError
 
 BOS, EOS, VOCAB = 256, 257, 258
+WIDTH = 4
 CONTEXT = 4096
 
 
@@ -44,7 +48,7 @@ class FakeTokenizer:
 class Asked(NamedTuple):
     id: str
     prompt: list[int]
-    params: SamplingParams
+    params: SamplingParams | PoolParams
     slo: SLO | None
     salt: str
 
@@ -55,6 +59,7 @@ class FakeService:
     def __init__(self, name: str = "echo", aliases: tuple[str, ...] = ("parrot",)) -> None:
         self.name, self.aliases = name, aliases
         self.context, self.created, self.vocab = CONTEXT, 1_700_000_000, VOCAB
+        self.width = WIDTH
         self.tokenizer = FakeTokenizer()
         self.asked: list[Asked] = []
         self.running: set[str] = set()
@@ -75,6 +80,7 @@ class FakeService:
         self.fault: Exception = RuntimeError("secret detail of a fault")
         self.finish: str | None = None  # instead of "stop" and "length"
         self.vanish = False  # end without a final delta
+        self.most_running = 0
         self.asked.clear()
         self.aborted.clear()
         self.spoken.clear()
@@ -90,7 +96,7 @@ class FakeService:
     async def encode(self, text: str) -> list[int]:
         return [BOS, *self.tokenizer.encode(text, special=False)]
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams | PoolParams) -> None:
         check_prompt(prompt, params, self.vocab, self.context, 10**6)
 
     def room_after(self, prompt: int) -> int:
@@ -138,6 +144,29 @@ class FakeService:
             self.running.discard(request_id)
             if not ended:
                 self.aborted.append(request_id)
+
+    async def embed(
+        self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
+    ) -> Array:
+        """Told by the prompt's first and last token and its length."""
+        self.asked.append(Asked(request_id, list(prompt), params, slo, ""))
+        if self.refusal is not None:
+            raise self.refusal
+        self.running.add(request_id)
+        self.most_running = max(self.most_running, len(self.running))
+        try:
+            await asyncio.sleep(self.pace)
+            while self.endless:
+                await asyncio.sleep(0.001)
+            if self.fault_after is not None:
+                raise self.fault
+            vector = np.array([prompt[0] + 1, prompt[-1] + 1, len(prompt), self.wide], np.float32)
+        except asyncio.CancelledError:
+            self.aborted.append(request_id)
+            raise
+        finally:
+            self.running.discard(request_id)
+        return vector / np.linalg.norm(vector)
 
     def _answer(self, choice: int, prompt: Sequence[int], params: SamplingParams) -> tuple[bytes, str | None]:
         """What is said, and the stop string that ends it."""
@@ -218,7 +247,7 @@ class FakeBackend:
 
 def config(**changes: Any) -> ServerConfig:
     """Settings of a server on a free port."""
-    return replace(ServerConfig(port=0, drain_seconds=5.0), **changes)
+    return ServerConfig(**{"port": 0, "drain_seconds": 5.0, **changes})
 
 
 class Running:
@@ -271,4 +300,4 @@ class Running:
 if __name__ == "__main__":
     backend = FakeBackend()
     backend.service.pace = float(sys.argv[2])
-    serve(backend, config(drain_seconds=float(sys.argv[1])))
+    serve(backend, config(drain_seconds=float(sys.argv[1]), **json.loads(sys.argv[3])))

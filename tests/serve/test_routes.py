@@ -8,6 +8,7 @@ import pytest
 
 from diastole import __version__
 from diastole.frontend.types import EngineLost
+from diastole.types import SLO
 from serve.fakes import FakeBackend, FakeService, Running
 from serve.test_chat import HELLO, URL, wait_ready
 
@@ -87,7 +88,7 @@ def test_metrics(http: httpx.Client, server: Running) -> None:
     http.request("PROPFIND", "/nowhere")
     meter = server.backend.meter
     meter.count("prompt_tokens", 7)
-    meter.arrived("m", 0.0, 7)
+    meter.arrived("m", 0.0, 7, SLO())
     meter.admitted("m", 0.1)
     meter.emitted(["m", "m"], 0.5)
     meter.ended("m", 0.6, "length")

@@ -33,7 +33,7 @@ def assemble(
     eos: frozenset[int],
     memory: int,
     swap: int,
-    tokenizer: Callable[[], Tokenizer],
+    tokenizer: Callable[[], Tokenizer] | None = None,
 ) -> Service:
     """A language model service.
 
@@ -42,7 +42,7 @@ def assemble(
         eos: ids that end a text, as the tokenizer knows them.
         memory: bytes for key/value pages, at most.
         swap: bytes for the packed state of preempted streams.
-        tokenizer: gives the model's, when the first grammar comes.
+        tokenizer: gives the model's, when the first grammar comes; None: requests may bring none.
 
     Raises:
         UserError: the model, a setting or the room does not fit; ``param`` names it.
@@ -57,8 +57,8 @@ def assemble(
     stack.kv.alloc(spec, pages, ops)
     pool = PagePool(pages, stack.kv, PrefixCache(PAGE) if config.prefix_cache else None)
     fingerprint = f"{checkpoint.fingerprint}/{stack.kv.layout}/{stack.fingerprint}"
-    grammars = Grammars(tokenizer, model.vocab)
-    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint, grammars)
+    grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
+    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint, model.width, grammars)
     cost, meter = FittedCost(), Meter()
     ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams)
     return Service(name, model, loop, {"kv": stack.kv}, stack.compose, cost, ledger, meter)

@@ -38,8 +38,7 @@ class Engine:
             output = self.executor.run(service, batch)
             end = self.clock.now()
             service.cost.learn(batch.grants, end - now)
-            service.meter.count("steps")
-            service.meter.histograms["step_seconds"].observe(end - now)
+            service.meter.stepped(end - now, len(batch.inputs))
             events = service.ledger.settle(service.loop.commit(batch, output, end), end)
         service.ledger.relieve(batch.starved)
         return events

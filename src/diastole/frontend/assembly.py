@@ -63,7 +63,7 @@ def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
         checkpoint.close()
         assert isinstance(service.loop, AutoRegressive)
         loop = service.loop
-        cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE))
+        cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE, loop.width))
         services.append(service)
     return Engine(services, RealClock(), LeastSlack()), cards, kernels
 

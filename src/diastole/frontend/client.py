@@ -18,6 +18,7 @@ class EngineClient:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._streams: dict[str, asyncio.Queue[wire.Spoken | Exception]] = {}
+        self._vectors: dict[str, asyncio.Future[bytes]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
         self._pings: list[asyncio.Future[None]] = []
         self.lost = True  # until it has started
@@ -25,7 +26,7 @@ class EngineClient:
 
     def __len__(self) -> int:
         """Requests in flight."""
-        return len(self._streams)
+        return len(self._streams) + len(self._vectors)
 
     async def start(self) -> wire.Ready:
         """Raises:
@@ -79,6 +80,25 @@ class EngineClient:
             if open_choices and not self.lost:
                 self._link.put(wire.Abort(add.id))
 
+    async def embed(self, wish: wire.Embed) -> bytes:
+        """Have a prompt read: its vector, float32 numbers. Cancelling this aborts it.
+
+        Raises:
+            UserError: the engine refuses it.
+            EngineLost: the engine died.
+        """
+        if self.lost:
+            raise EngineLost("the engine process has ended")
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._vectors[wish.id] = answer
+        try:
+            self._link.put(wish)
+            return await answer
+        finally:
+            del self._vectors[wish.id]
+            if answer.cancelled() and not self.lost:
+                self._link.put(wire.Abort(wish.id))
+
     def end_choice(self, id: str, choice: int) -> None:
         """A stop string was found: the choice needs no more tokens."""
         self._link.put(wire.Abort(id, "stop", choice))
@@ -108,10 +128,15 @@ class EngineClient:
                 for spoken in reply.spoken:
                     if spoken.id in self._streams:
                         self._streams[spoken.id].put_nowait(spoken)
+            case wire.Vector():
+                if (vector := self._vectors.get(reply.id)) is not None and not vector.done():
+                    vector.set_result(reply.data)
             case wire.Refused():
+                error = UserError(reply.message, param=reply.param, code=reply.code)
                 if reply.id in self._streams:
-                    error = UserError(reply.message, param=reply.param, code=reply.code)
                     self._streams[reply.id].put_nowait(error)
+                elif (vector := self._vectors.get(reply.id)) is not None and not vector.done():
+                    vector.set_exception(error)
             case wire.Stats():
                 for answer in self._stats:
                     if not answer.done():
@@ -131,7 +156,8 @@ class EngineClient:
         error = EngineLost("the engine process has ended")
         for inbox in self._streams.values():
             inbox.put_nowait(error)
-        for answer in self._stats:
+        answers: list[asyncio.Future[Any]] = [*self._stats, *self._vectors.values()]
+        for answer in answers:
             if not answer.done():
                 answer.set_exception(error)
         self._stats.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from diastole.engine.engine import Engine
 from diastole.frontend import wire
 from diastole.loops.ar import Tokens
+from diastole.loops.pooling import Pooled
 from diastole.types import SLO, Event, Request, UserError
 
 
@@ -49,7 +50,17 @@ class EngineHost:
             events = self.engine.step()
             idle = events is None
             if events:
-                self.send(wire.Heard([spoken_of(e) for e in events]))
+                self._tell(events)
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        spoken = []
+        for event in events:
+            if isinstance(event.data, Pooled):
+                self.send(wire.Vector(event.id, event.data.vector.tobytes()))
+            else:
+                spoken.append(spoken_of(event))
+        if spoken:
+            self.send(wire.Heard(spoken))
 
     def _take(self, wait: bool) -> None:
         """Do all commands that have come; ``wait`` for one if there is none."""
@@ -64,7 +75,9 @@ class EngineHost:
     def _do(self, command: wire.Command | _Prepared) -> None:
         match command:
             case wire.Add():
-                self._take_in(command)
+                self._take_in(command, command.salt)
+            case wire.Embed():
+                self._take_in(command, "")
             case _Prepared(request, error):
                 if request.id in self._preparing:
                     self._preparing.discard(request.id)
@@ -86,11 +99,11 @@ class EngineHost:
                         for id in {s.req.id for s in service.ledger.streams}:
                             self.engine.abort(id)
 
-    def _take_in(self, add: wire.Add) -> None:
+    def _take_in(self, add: wire.Add | wire.Embed, salt: str) -> None:
         """Open a request, or have done first what would take long on this thread."""
         prompt = np.frombuffer(add.prompt, np.int32)
         slo = add.slo or self.slo.get(add.service, SLO())
-        request = Request(add.id, add.service, prompt, add.params, slo, salt=add.salt)
+        request = Request(add.id, add.service, prompt, add.params, slo, salt=salt)
         try:
             work = self.engine.preparation(request)
         except UserError as e:
@@ -124,7 +137,7 @@ class EngineHost:
 
 
 def spoken_of(event: Event) -> wire.Spoken:
-    """An engine event of a language model in the form that travels."""
+    """What a language model said in an engine event, in the form that travels."""
     data: Tokens = event.data
     logprobs = None
     if data.chosen and data.chosen[0].logprob is not None:

@@ -16,10 +16,10 @@ from diastole.frontend.speaker import Speakers
 from diastole.frontend.supervisor import Supervisor
 from diastole.frontend.types import Delta
 from diastole.frontend.voice import Voice
-from diastole.params import SamplingParams
+from diastole.params import PoolParams, SamplingParams
 from diastole.text import Tokenizer
 from diastole.text.tools import Format
-from diastole.types import SLO
+from diastole.types import SLO, Array
 
 
 def seeded(params: SamplingParams) -> SamplingParams:
@@ -55,6 +55,10 @@ class TextService:
         return self.card.vocab
 
     @property
+    def width(self) -> int:
+        return self.card.width
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self.voice.tokenizer
 
@@ -75,7 +79,7 @@ class TextService:
         """See ``Voice.prompt``; off the event loop."""
         return await asyncio.to_thread(self.voice.prompt, text)
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams | PoolParams) -> None:
         """What the engine would refuse, said before anything is sent.
 
         Raises:
@@ -120,3 +124,12 @@ class TextService:
                 yield delta
         finally:
             await spoken.aclose()  # type: ignore[attr-defined]
+
+    async def embed(
+        self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
+    ) -> Array:
+        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it."""
+        ids = np.asarray(prompt, np.int32).tobytes()
+        return np.frombuffer(
+            await self._engine.client.embed(wire.Embed(request_id, self.name, ids, params, slo)), np.float32
+        )

@@ -20,13 +20,16 @@ from diastole.serve.cancel import cancel, running_requests
 from diastole.serve.chat import chat_completions
 from diastole.serve.completions import completions
 from diastole.serve.cors import Cors
+from diastole.serve.embeddings import embeddings
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import shutting_down
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.messages import count_tokens, messages
+from diastole.serve.responses import responses
 from diastole.serve.tokenization import detokenize, tokenize
+from diastole.serve.tracing import NoTraces, Traces
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
 Handler = Callable[[Face, Exchange], Awaitable[None]]
 
 
-def create_app(backend: Backend, config: ServerConfig) -> Starlette:
-    """The server as an ASGI application. Somebody else starts and stops the backend.
+def create_app(backend: Backend, config: ServerConfig, traces: Traces | None = None) -> Starlette:
+    """The server as an ASGI application. Somebody else starts and stops the backend, and closes the traces.
 
     ``app.state.face`` has the gate that a shutdown closes, and the keyring that follows its file when it is told to.
 
@@ -43,7 +46,7 @@ def create_app(backend: Backend, config: ServerConfig) -> Starlette:
         UserError: a setting or the key file is wrong.
     """
     traffic = metrics.Traffic(label(path) for path, _, _ in (*ROUTES, *CONTROLS))
-    face = Face(backend, config, traffic)
+    face = Face(backend, config, traffic, traces or NoTraces())
     app = Starlette(
         routes=[
             *(Route(path, kind(method)(face, path, handler), methods=[method]) for path, method, handler in ROUTES),
@@ -166,12 +169,17 @@ def _card(name: str, service: TextService) -> dict[str, object]:
         "owned_by": "diastole",
         "root": service.name,
         "max_model_len": service.context,
+        "embeddings": {
+            "dimensions": service.width,
+            "kind": "mean of the language model's final hidden states, of length 1; not trained to compare sentences",
+        },
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
     }
 
 
 async def show_metrics(face: Face, exchange: Exchange) -> None:
-    await exchange.reply(200, await metrics.page(face.backend, face.traffic), metrics.TYPE)
+    text = await metrics.page(face.backend, face.traffic, face.config.vllm_metrics)
+    await exchange.reply(200, text, metrics.TYPE)
 
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
@@ -179,6 +187,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/completions", "POST", completions),
     ("/v1/messages", "POST", messages),
     ("/v1/messages/count_tokens", "POST", count_tokens),
+    ("/v1/responses", "POST", responses),
+    ("/v1/embeddings", "POST", embeddings),
     ("/v1/models", "GET", models),
     ("/v1/models/{id:path}", "GET", model),
     ("/tokenize", "POST", tokenize),

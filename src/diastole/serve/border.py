@@ -34,7 +34,6 @@ class Border:
             return
         exchange = Exchange(scope, receive, send, self.face.gate, self.face.config.send_timeout_seconds)
         scope[EXCHANGE] = exchange
-        began = time.monotonic()
         status = CLIENT_GONE
         self.traffic.open += 1
         try:
@@ -43,10 +42,22 @@ class Border:
             exchange.release()
             self.traffic.open -= 1
             self.traffic.count(exchange.route, scope["method"], status)
-            level = logging.DEBUG if exchange.route in QUIET else logging.INFO
-            took = time.monotonic() - began
-            where = exchange.route or repr(scope["path"][:100])
-            log.log(level, "%s %s %s %d %.3f s", exchange.id, scope["method"], where, status, took)
+            self._tell(exchange, status, time.monotonic() - exchange.notes.began)
+
+    def _tell(self, exchange: Exchange, status: int, seconds: float) -> None:
+        """Trace and log a request that is over."""
+        quiet = exchange.route in QUIET
+        if not quiet:
+            self.face.traces.record(exchange, status, seconds)
+        fields = {
+            "id": exchange.id,
+            "method": exchange.scope["method"],
+            "route": exchange.route or exchange.scope["path"][:100],
+            "status": status,
+            "seconds": round(seconds, 6),
+            **exchange.notes,
+        }
+        log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
 
     async def _answer(self, exchange: Exchange) -> int:
         """Answer, and say with what status."""

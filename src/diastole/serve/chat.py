@@ -15,7 +15,7 @@ from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.generate import Generation
 from diastole.serve.interface import TextService
-from diastole.serve.openai import ChatRequest, Message, read, required, sampling, unsupported, wrong
+from diastole.serve.openai import CHAT_UNSERVED, ChatRequest, Message, read, required, sampling, unsupported, wrong
 from diastole.serve.replies import (
     ChatChoice,
     ChatChunk,
@@ -46,7 +46,7 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong or cannot be served now.
     """
     face.check_ready()
-    request = read(await exchange.body(face.config.max_body_bytes), ChatRequest)
+    request = read(await exchange.body(face.config.max_body_bytes), ChatRequest, CHAT_UNSERVED)
     service = face.service(request.model)
     plain = chat_params(request)
     messages = plain_messages(request.messages)

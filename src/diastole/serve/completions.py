@@ -14,6 +14,7 @@ from diastole.serve.face import Face
 from diastole.serve.generate import Generation
 from diastole.serve.interface import TextService
 from diastole.serve.openai import DEFAULT_COMPLETION_TOKENS, CompletionRequest, read, sampling, wrong
+from diastole.serve.prompts import Prompt, split_prompts
 from diastole.serve.replies import (
     CompletionChoice,
     CompletionLogprobs,
@@ -30,8 +31,6 @@ from diastole.types import UserError
 MAX_PROMPTS = 128
 MAX_CHOICES = 128  # of all prompts together
 
-Prompt = str | list[int]
-
 
 async def completions(face: Face, exchange: Exchange) -> None:
     """Continue one or several prompts, whole or as events.
@@ -44,7 +43,7 @@ async def completions(face: Face, exchange: Exchange) -> None:
     service = face.service(request.model)
     limit = face.ceilings.usual(DEFAULT_COMPLETION_TOKENS) if request.max_tokens is None else request.max_tokens
     plain = sampling(request, limit, request.logprobs, {})
-    prompts = split_prompts(request.prompt)
+    prompts = split_prompts(request.prompt, "prompt", MAX_PROMPTS)
     if len(prompts) * plain.n > MAX_CHOICES:
         message = f"n times the number of prompts may be at most {MAX_CHOICES}, not {len(prompts) * plain.n}."
         raise wrong("n", message)
@@ -71,35 +70,6 @@ async def completions(face: Face, exchange: Exchange) -> None:
             await _whole(exchange, generation, request, heads)
 
     await exchange.run(work())
-
-
-def split_prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
-    """The prompts in what may be a string, ids, strings, or lists of ids.
-
-    Raises:
-        ApiError: there are none, too many, an empty one, or kinds are mixed.
-    """
-    prompts: list[Prompt]
-    if isinstance(prompt, str):
-        prompts = [prompt]
-    elif prompt and all(isinstance(p, int) for p in prompt):
-        prompts = [[p for p in prompt if isinstance(p, int)]]
-    elif all(isinstance(p, str) for p in prompt):
-        prompts = [p for p in prompt if isinstance(p, str)]
-    elif all(isinstance(p, list) for p in prompt):
-        prompts = [p for p in prompt if isinstance(p, list)]
-    else:
-        message = "prompt must be a string, a list of strings, a list of token ids, or a list of such lists."
-        raise wrong("prompt", message, "invalid_type")
-    if not prompts:
-        raise wrong("prompt", "prompt must hold at least one prompt.", "empty_array")
-    if len(prompts) > MAX_PROMPTS:
-        raise wrong("prompt", f"prompt may hold at most {MAX_PROMPTS} prompts, not {len(prompts)}.")
-    for i, one in enumerate(prompts):
-        if not one:
-            where = "prompt" if len(prompts) == 1 else f"prompt[{i}]"
-            raise wrong(where, f"{where} is empty: give at least one token.", "empty_prompt")
-    return prompts
 
 
 async def prompt_ids(

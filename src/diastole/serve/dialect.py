@@ -1,4 +1,4 @@
-"""Dialects: how two APIs word what every endpoint must say: errors, events, pings and the end of a stream."""
+"""Dialects: how three APIs word what every endpoint must say: errors, events, pings and the end of a stream."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from diastole.serve.errors import ApiError, clean, kind
 
 MESSAGES = "/v1/messages"  # the path where Anthropic's API begins
+RESPONSES = "/v1/responses"
 
 
 class Dialect(Protocol):
@@ -76,6 +77,18 @@ class Anthropic:
         return b"event: error\ndata: " + self.error(error) + b"\n\n"
 
 
+class Responses(OpenAI):
+    """Events are JSON objects named by their ``type``, and the last one says that it is the last."""
+
+    end = b""
+
+    def event(self, value: Any) -> bytes:
+        name: str = value["type"]
+        return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"
+
+
 def dialect_of(path: str) -> Dialect:
     """What is spoken on a path."""
-    return Anthropic() if path == MESSAGES or path.startswith(MESSAGES + "/") else OpenAI()
+    if path == MESSAGES or path.startswith(MESSAGES + "/"):
+        return Anthropic()
+    return Responses() if path == RESPONSES else OpenAI()

@@ -21,6 +21,7 @@ from diastole.serve.dialect import dialect_of
 from diastole.serve.errors import ApiError, Gone
 from diastole.serve.gate import Gate, shutting_down
 from diastole.serve.keys import NOBODY
+from diastole.serve.notes import Notes
 from diastole.serve.quota import FREE
 
 T = TypeVar("T")
@@ -47,9 +48,11 @@ class Exchange:
         self.dialect = dialect_of(scope["path"])
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
+        self.last_words = self.dialect.error_event  # in an event stream that an error ends
         self.complete = False
         self._held = ExitStack()
         self.route: str | None = None  # the route that took it
+        self.notes = Notes()
         self.receive, self._send, self._send_seconds = receive, send, send_seconds
         self.headers: dict[str, str] = {}  # of the request; of repeated ones the first
         for name, value in scope["headers"]:
@@ -122,7 +125,7 @@ class Exchange:
             body = self.dialect.error(error)
             await self.reply(error.status, body, headers=error.headers, linger="connection" in error.headers)
         elif self.events:
-            last = self.dialect.error_event(error) + self.dialect.end
+            last = self.last_words(error) + self.dialect.end
             await self.send({"type": "http.response.body", "body": last})
         else:
             self.drop()  # half an answer: nothing true can follow it

@@ -1,4 +1,4 @@
-"""Face: what every endpoint stands on: backend, settings, gate, keys, limits, counters and the requests that run."""
+"""Face: what every endpoint stands on: backend, settings, gate, keys, limits, counters, traces and running requests."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from diastole.serve.metrics import Traffic
 from diastole.serve.quota import Quotas
 from diastole.serve.running import Running
 from diastole.serve.terms import Terms
+from diastole.serve.tracing import Traces
 from diastole.types import UserError
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class Face:
         UserError: a setting or the key file is wrong.
     """
 
-    def __init__(self, backend: Backend, config: ServerConfig, traffic: Traffic) -> None:
-        self.backend, self.config, self.traffic = backend, config, traffic
+    def __init__(self, backend: Backend, config: ServerConfig, traffic: Traffic, traces: Traces) -> None:
+        self.backend, self.config, self.traffic, self.traces = backend, config, traffic, traces
         self.gate = Gate(config.max_queued)
         self.running = Running()
         check_origins(config.cors_origins)
@@ -45,7 +46,7 @@ class Face:
     def terms(self, exchange: Exchange) -> Terms:
         """On what terms a request's generation runs."""
         space = exchange.key.name if self.config.isolate_keys else None
-        return Terms(exchange.account, self.ceilings, space, self.running, exchange.key.digest)
+        return Terms(exchange.account, self.ceilings, space, self.running, exchange.key.digest, exchange.notes)
 
     def check_ready(self) -> None:
         """Raises:

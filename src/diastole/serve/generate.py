@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from diastole.frontend.types import Delta, Usage
 from diastole.params import SamplingParams
-from diastole.serve.errors import ApiError, of_user_error
+from diastole.serve.errors import ApiError, Gone, of_user_error
 from diastole.serve.interface import TextService
+from diastole.serve.notes import Pace
 from diastole.serve.replies import Cached, UsageReply
 from diastole.serve.terms import Terms
 from diastole.types import SLO, UserError
@@ -52,6 +53,8 @@ class Generation:
         self._bounded = [terms.ceilings.bound(params, service.room_after(len(p))) for p in prompts]
         self._watch = terms.ceilings.watch()
         self._usage = [(len(p), 0, 0) for p in prompts]
+        self._finishes: list[str | None] = [None] * self.choices
+        self._pace = Pace(terms.notes.began, self.choices)
 
     @property
     def model(self) -> str:
@@ -75,13 +78,20 @@ class Generation:
                 every choice; or somebody cancelled the request.
         """
         stream = self._one(0) if len(self.prompts) == 1 else self._all()
+        rest = "abort"  # what becomes of choices that have not ended
         with self.terms.account.spend(self._most_tokens()) as bill:
             async with self.terms.running.enter(self, self.terms.owner):
                 try:
                     yield stream
+                except Gone:
+                    raise
+                except Exception:
+                    rest = "error"
+                    raise
                 finally:
                     await _close(stream)
                     bill.used = self.usage().total_tokens
+                    self._tell(rest)
 
     def _most_tokens(self) -> int:
         """Prompts and answers together, if every choice takes all that it may."""
@@ -89,6 +99,21 @@ class Generation:
             len(p) + self.params.n * (bounded.max_tokens or self.service.room_after(len(p)))
             for p, bounded in zip(self.prompts, self._bounded, strict=True)
         )
+
+    def _tell(self, rest: str) -> None:
+        usage, notes = self.usage(), self.terms.notes
+        notes["model"] = self.service.name
+        if self.params.max_tokens is not None:
+            notes["max_tokens"] = self.params.max_tokens
+        if self.choices > 1:
+            notes["choices"] = self.choices
+        notes["prompt_tokens"] = usage.prompt_tokens
+        notes["completion_tokens"] = usage.completion_tokens
+        notes["cached_tokens"] = usage.prompt_tokens_details.cached_tokens
+        notes["finish"] = ",".join(finish or rest for finish in self._finishes)
+        for name, seconds in (("ttft", self._pace.ttft), ("tpot", self._pace.tpot)):
+            if seconds is not None:
+                notes[name] = round(seconds, 6)
 
     async def _one(self, which: int) -> AsyncIterator[Delta]:
         """Deltas of one prompt, renumbered."""
@@ -103,11 +128,14 @@ class Generation:
             async for delta in followed:
                 if delta.finish in ("abort", "error"):
                     raise self._unfinished(delta.finish)
+                at = which * n + delta.index
+                self._pace.heard(at, len(delta.ids))
                 if delta.finish is not None:
                     open_.discard(delta.index)
+                    self._finishes[at] = delta.finish
                 prompt, cached, generated = delta.usage
                 self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
-                yield delta if which == 0 else replace(delta, index=which * n + delta.index)
+                yield delta if which == 0 else replace(delta, index=at)
         except UserError as e:
             raise of_user_error(e, self.names) from None
         finally:
@@ -116,6 +144,7 @@ class Generation:
         if open_ and not self._watch.reached:
             raise self._unfinished("error")
         for index in sorted(open_):
+            self._finishes[which * n + index] = "length"
             yield Delta(which * n + index, "", (), None, "length", Usage(*self._usage[which]))
 
     async def _all(self) -> AsyncIterator[Delta]:

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from diastole.frontend.types import Delta
-from diastole.params import SamplingParams
+from diastole.params import PoolParams, SamplingParams
 from diastole.text.tools import Format
-from diastole.types import SLO
+from diastole.types import SLO, Array
 
 
 class Tokenizer(Protocol):
@@ -51,6 +51,11 @@ class TextService(Protocol):
     def vocab(self) -> int: ...
 
     @property
+    def width(self) -> int:
+        """Numbers in a vector of ``embed``."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer: ...
 
     @property
@@ -73,7 +78,7 @@ class TextService(Protocol):
         """A plain prompt as ids, with the beginning-of-text token where the model wants it."""
         ...
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams | PoolParams) -> None:
         """Refuse what the engine would refuse.
 
         Raises:
@@ -94,6 +99,12 @@ class TextService(Protocol):
             UserError: the engine refuses it.
             EngineLost: the engine ended.
         """
+        ...
+
+    async def embed(
+        self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
+    ) -> Array:
+        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it."""
         ...
 
 

@@ -166,21 +166,34 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "mirostat": (0,),
 }
+CHAT_UNSERVED = {**NEUTRAL, "echo": (False,)}
 # Each of these runs code that the server's owner did not choose.
 TEMPLATES = {"chat_template": ("",), "chat_template_kwargs": ({},)}
-_REASONS = {"priority": "Requests are served without priorities: leave it out or give slo instead."}
+_REASONS = {
+    "conversation": "Nothing is stored: send the whole conversation as input.",
+    "max_completion_tokens": "Its name here is max_output_tokens.",
+    "max_tokens": "Its name here is max_output_tokens.",
+    "messages": "Their place here is input.",
+    "previous_response_id": "Nothing is stored: send the whole conversation as input.",
+    "priority": "Requests are served without priorities: leave it out or give slo instead.",
+    "store": "Nothing is stored: leave it out or say false.",
+    "truncation": "Nothing is cut: leave it out, and send what fits.",
+}
 
 R = TypeVar("R", bound=Common)
+S = TypeVar("S", bound=msgspec.Struct)
 
 
-def read(body: bytes, type: type[R]) -> R:
+def read(body: bytes, type: type[R], unserved: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> R:
     """A request from its body.
+
+    Args:
+        unserved: fields that are refused, with the values that are not.
 
     Raises:
         ApiError: it is no JSON, a field has the wrong type, or one is not served.
     """
-    refuse_unsupported(decode(body, dict[str, msgspec.Raw]), only_chat=type is ChatRequest)
-    request = decode(body, type, checked=True)
+    request = read_plain(body, type, unserved)
     options = request.stream_options
     if options is not None and not request.stream:
         raise wrong("stream_options", "stream_options may be given only with stream: true.")
@@ -192,16 +205,20 @@ def read(body: bytes, type: type[R]) -> R:
     return request
 
 
-def refuse_unsupported(fields: Mapping[str, msgspec.Raw], only_chat: bool) -> None:
+def read_plain(body: bytes, type: type[S], unserved: Mapping[str, tuple[Any, ...]]) -> S:
+    """``read`` for requests that share no fields with completions."""
+    refuse_unsupported(decode(body, dict[str, msgspec.Raw]), unserved)
+    return decode(body, type, checked=True)
+
+
+def refuse_unsupported(fields: Mapping[str, msgspec.Raw], unserved: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse fields that would be ignored in silence otherwise.
 
     Raises:
         ApiError: 400 unsupported_parameter, or 403 template_not_allowed.
     """
     for name, raw in fields.items():
-        neutral = NEUTRAL.get(name, TEMPLATES.get(name))
-        if name == "echo" and only_chat:
-            neutral = (False,)
+        neutral = unserved.get(name, TEMPLATES.get(name))
         if neutral is None:
             continue
         value = msgspec.json.decode(raw)

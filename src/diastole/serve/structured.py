@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +15,9 @@ from diastole.types import UserError
 
 MAX_CHOICES = 1_000
 MAX_GBNF = 64 * 1024  # characters; read in Python, so longer ones would take their time
+
+
+Reader = Callable[[str, Any], Grammar | None]  # from a field's name and value
 
 
 class Structured(NamedTuple):
@@ -38,15 +41,20 @@ class Wish(Protocol):
 
 
 async def shaped(
-    request: Wish, params: SamplingParams, names: Mapping[str, str]
+    request: Wish, params: SamplingParams, names: Mapping[str, str], formats: Mapping[str, Any] | None = None
 ) -> tuple[SamplingParams, Mapping[str, str]]:
     """Sampling with the structure that a request asks for, and the request's own words with the field that asked.
+
+    Args:
+        formats: values of other fields that are written as ``response_format`` is, by name.
 
     Raises:
         ApiError: as ``structured``; or another parameter contradicts it.
     """
-    asks = any(getattr(request, field) is not None for field in _READERS)
-    wanted = await asyncio.to_thread(structured, request) if asks else None
+    asked = [(field, getattr(request, field), read) for field, read in _READERS.items()]
+    asked += [(field, value, _response_format) for field, value in (formats or {}).items()]
+    asked = [a for a in asked if a[1] is not None]
+    wanted = await asyncio.to_thread(structured, asked) if asked else None
     if wanted is None:
         return params, names
     names = {**names, "grammar": wanted.field}
@@ -56,17 +64,14 @@ async def shaped(
         raise of_user_error(e, names) from None
 
 
-def structured(request: Wish) -> Structured | None:
-    """What a request wants its text to match; None: nothing. It may take milliseconds: call it off the event loop.
+def structured(asked: Sequence[tuple[str, Any, Reader]]) -> Structured | None:
+    """What fields, given with their values and readers, want a text to match; None: nothing. It may take milliseconds.
 
     Raises:
         ApiError: a field is wrong, or two ask for different things.
     """
     found: Structured | None = None
-    for field, read in _READERS.items():
-        value = getattr(request, field)
-        if value is None:
-            continue
+    for field, value, read in asked:
         try:
             grammar = read(field, value)
         except UserError as e:
@@ -163,7 +168,7 @@ def _required(field: str, what: str) -> ApiError:
     return ApiError(400, f"{field} is required: {what}.", param=field, code="missing_required_parameter")
 
 
-_READERS: Mapping[str, Callable[[str, Any], Grammar | None]] = {
+_READERS: Mapping[str, Reader] = {
     "response_format": _response_format,
     "structured_outputs": _structured_outputs,
     "guided_json": _schema,

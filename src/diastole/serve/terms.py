@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diastole.serve.ceilings import Ceilings
+from diastole.serve.notes import Notes
 from diastole.serve.quota import Account
 from diastole.serve.running import Running
 
@@ -18,6 +19,7 @@ class Terms:
         space: whose cached prefixes it may find; None: everybody's.
         running: where it is listed while it runs.
         owner: who may see it there and cancel it.
+        notes: are told what came of it.
     """
 
     account: Account
@@ -25,6 +27,7 @@ class Terms:
     space: str | None
     running: Running
     owner: bytes
+    notes: Notes
 
     def salt(self, own: str) -> str:
         """The salt of its prefixes, from the request's own. Names of keys hold no slash, so no own salt can reach into
