@@ -7,6 +7,7 @@ import httpx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serve import test_messages
 from serve.test_bad_input import JSON, error
 
 PATHS = st.sampled_from(
@@ -22,7 +23,12 @@ VALUES = st.recursive(
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {},
-        optional={"role": st.sampled_from(["user", "system", "tool", "assistant", "x"]) | SCALARS, "content": VALUES},
+        optional={
+            "role": st.sampled_from(["user", "system", "tool", "assistant", "x"]) | SCALARS,
+            "content": VALUES,
+            "tool_calls": st.just([{"id": "1", "function": {"name": "f", "arguments": "{}"}}]) | VALUES,
+            "tool_call_id": st.just("1") | SCALARS,
+        },
     ),
     max_size=3,
 )
@@ -33,6 +39,7 @@ FIELDS = re.findall(
     stream stream_options logprobs top_logprobs ignore_eos stop_token_ids user echo suffix best_of tools
     repetition_detection response_format slo priority cache_salt max_tokens max_completion_tokens tokens chat_template
     return_token_strs input instructions max_output_tokens metadata text store truncation encoding_format dimensions
+    tool_choice parallel_tool_calls
 """,
 )
 # Likely to be served as they are, so that odd fields meet more than the first check.
@@ -51,6 +58,7 @@ SOUND = st.fixed_dictionaries(
         "max_tokens": st.integers(1, 9),
         "stop": st.text(min_size=1, max_size=3),
         "echo": st.booleans(),
+        "tools": st.just([{"type": "function", "function": {"name": "f"}}]),
     },
 )
 ODD = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2)
@@ -96,3 +104,43 @@ def test_damaged_bytes(http: httpx.Client, data: st.DataObject, path: str) -> No
         else:
             del body[at : at + data.draw(st.integers(1, 30))]
     judge(http.post(path, content=bytes(body), headers=JSON))
+
+
+BLOCKS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "tool_use", "tool_result", "image"]) | SCALARS},
+        optional={
+            "text": st.text(max_size=5) | VALUES,
+            "id": st.just("1") | SCALARS,
+            "name": st.just("f") | SCALARS,
+            "input": VALUES,
+            "tool_use_id": st.just("1") | SCALARS,
+            "content": VALUES,
+        },
+    ),
+    max_size=3,
+)
+TURNS = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": BLOCKS | VALUES}), max_size=3
+)
+WISH = st.fixed_dictionaries(
+    {
+        "model": st.just("echo"),
+        "max_tokens": st.integers(1, 9),
+        "messages": st.just([{"role": "user", "content": "añ"}]) | TURNS,
+    },
+    optional={"stream": st.booleans(), "tools": st.just([{"name": "f", "input_schema": {}}])},
+)
+NAMED = st.sampled_from(
+    ["system", "temperature", "top_k", "stop_sequences", "tools", "tool_choice", "thinking", "metadata", "max_tokens"]
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(path=st.sampled_from(["", "/count_tokens"]), wish=WISH, odd=st.dictionaries(NAMED, VALUES, max_size=2))
+def test_odd_messages(http: httpx.Client, path: str, wish: dict, odd: dict) -> None:
+    reply = http.post(test_messages.URL + path, content=json.dumps({**wish, **odd}).encode(), headers=JSON)
+    assert reply.status_code < 500, reply.text
+    assert "event: error" not in reply.text
+    if reply.status_code >= 400:
+        test_messages.error(reply)

@@ -13,6 +13,7 @@ import pytest
 
 from diastole.params import Grammar
 from diastole.text.tools import LLAMA, MISTRAL, Format
+from diastole.types import UserError
 from serve.fakes import Running
 
 URL = "/v1/chat/completions"
@@ -180,6 +181,12 @@ def test_a_conversation_with_calls_and_results(server: Running, client: openai.O
     assert messages[1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": json.loads(ARGUMENTS)}
     assert messages[1]["content"] == ""
     assert messages[2] == {**result, "name": "weather"}
+
+
+def test_a_grammar_that_the_engine_refuses_names_the_tools(server: Running, http: httpx.Client) -> None:
+    server.service.refusal = UserError("the grammar cannot be followed", param="grammar", code="invalid_grammar")
+    reply = http.post(URL, json={"model": "echo", "messages": ASK, "tools": [WEATHER], "tool_choice": "required"})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "tools")
 
 
 F = {"name": "f"}

@@ -144,6 +144,19 @@ def test_sentence_piece_text_comes_back(text: str) -> None:
     assert "".join(detokenizer.push(t) for t in encoded) + detokenizer.flush() == text
 
 
+def test_markers_of_calls_are_text_even_as_control_tokens() -> None:
+    changed = sentence_piece()
+    changed["tokenizer.ggml.tokens"] = [*changed["tokenizer.ggml.tokens"], "[TOOL_CALLS]"]
+    changed["tokenizer.ggml.token_type"] = [*changed["tokenizer.ggml.token_type"], 3]
+    changed["tokenizer.ggml.scores"] = [*changed["tokenizer.ggml.scores"], 0.0]
+    tokenizer = Tokenizer.from_gguf(changed)
+    marker = tokenizer.encode("[TOOL_CALLS]", special=True)[-1]
+    assert marker == 265
+    assert tokenizer.decode([263, marker, 1]) == "ab[TOOL_CALLS]"
+    detokenizer = Detokenizer(tokenizer)
+    assert [detokenizer.push(t) for t in (263, marker, 1)] == ["ab", "[TOOL_CALLS]", ""]
+
+
 def test_from_directory(tmp_path: Path) -> None:
     from tokenizers import AddedToken, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend

@@ -110,7 +110,13 @@ CASES: list[tuple[str, Format, str, list[Any]]] = [
     ("opener only", HERMES, "<tool_call>\n", ALL_TEXT),
     ("an empty list", HERMES, "<tool_call>[]</tool_call>", ALL_TEXT),
     ("cut in the arguments", HERMES, f"<tool_call>{PARIS[:-5]}", [["weather", '{"city": "Par{', False]]),
-    ("NaN", HERMES, '<tool_call>{"name": "f", "arguments": {"a": NaN}}x', [["f", '{"a": NaN}', False], "x"]),
+    ("NaN", HERMES, '<tool_call>{"name": "f", "arguments": {"a": NaN}}x', [["f", '{"a": ', False], "NaN}}x"]),
+    (
+        "a brace too few, then a good one",
+        HERMES,
+        f'<tool_call>{{"arguments": {{}}</tool_call>\n<tool_call>{PLAIN_F}</tool_call>',
+        ['<tool_call>{"arguments": {}</tool_call>\n', F_CALL],
+    ),
     (
         "malformed, then a good one",
         HERMES,
@@ -120,7 +126,7 @@ CASES: list[tuple[str, Format, str, list[Any]]] = [
     ("llama", LLAMA, '{"name": "f", "parameters": {"a": [1, "}"]}}', [["f", '{"a": [1, "}"]}', True]]),
     ("llama, tag", LLAMA, '<|python_tag|>{"name": "f", "parameters": {}}', [F_CALL]),
     ("llama, white space", LLAMA, ' \n{ "name" : "f" , "parameters" : {} }', [F_CALL]),
-    ("llama, two", LLAMA, '{"name": "f", "parameters": {}}; {"name": "f", "parameters": {}}', [F_CALL, F_CALL]),
+    ("llama, text after it", LLAMA, '{"name": "f", "parameters": {}}; {"x": 1}', [F_CALL, '; {"x": 1}']),
     ("llama, other JSON", LLAMA, '{"city": "Paris", "x": {"y": 1}}', ALL_TEXT),
     ("llama, other name", LLAMA, '{"name": "Ann", "parameters": {"y": 1}}', ALL_TEXT),
     ("llama, code", LLAMA, '{ x = "y"; }\nand <|more', ALL_TEXT),
@@ -128,6 +134,7 @@ CASES: list[tuple[str, Format, str, list[Any]]] = [
     ("mistral", MISTRAL, f"[TOOL_CALLS] [{PARIS}, {PLAIN_F}]", [PARIS_CALL, F_CALL]),
     ("mistral, silent token", MISTRAL, f" [{PARIS}]", [PARIS_CALL]),
     ("mistral, text first", MISTRAL, f"Well.[TOOL_CALLS][{PARIS}] ok", ["Well.", PARIS_CALL, " ok"]),
+    ("mistral, white space and other list", MISTRAL, " \n[x", ALL_TEXT),
     ("mistral, other list", MISTRAL, '[1, 2, {"name": "f"}]', ALL_TEXT),
     ("mistral, list of other things", MISTRAL, '[{"city": "Paris"}]', ALL_TEXT),
 ]
@@ -178,7 +185,7 @@ def test_arguments_come_as_they_are_written_and_text_waits_for_markers_only() ->
 def test_a_bare_answer_that_is_no_call_is_not_withheld() -> None:
     parser = Parser(LLAMA, NAMES)
     assert parser.push('{"ci') == []
-    assert parser.push('ty"') == ['{"city"']
+    assert "".join(map(str, parser.push('ty"'))) == '{"city"'
     assert parser.push(": 1") == [": 1"]
 
 
@@ -371,6 +378,9 @@ def test_auto_allows_text_and_binds_calls(format: Format) -> None:
         assert grammar.takes(text), text
     assert not grammar.takes(format.written([call(format, arguments='{"city": "Bonn"}')]))
     assert not grammar.takes(format.written([call(format, "g")]))
+    wrong = call(format, arguments='{"city": "Bonn"}')
+    for text in (f"{format.opener}\n[{wrong}]", f"Well.{format.opener}\n{wrong}"):
+        assert not grammar.takes(text), text
 
 
 def test_auto_has_text_around_tagged_calls() -> None:

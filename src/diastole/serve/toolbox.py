@@ -84,8 +84,8 @@ class Toolbox:
         """A reader of one answer."""
         if self.choice == NONE:
             return Plain()
-        most = None if self.parallel and self.choice in (AUTO, REQUIRED) else 1
-        return Parser(format, [d.name for d in self.definitions], most)
+        several = self.parallel and self.choice in (AUTO, REQUIRED) and format.between is not None
+        return Parser(format, [d.name for d in self.definitions], None if several else 1)
 
     async def shaped(
         self, format: Format, params: SamplingParams, names: Mapping[str, str]

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from diastole.text.bytelevel import byte_alphabet
+from diastole.text.tools.formats import MARKERS
 from diastole.types import UserError
 
 # Token types in GGUF files.
@@ -70,7 +71,7 @@ class Tokenizer:
 
     Attributes:
         eos_ids: ids that end a turn or a text.
-        special_ids: ids that stand for no text.
+        special_ids: ids that stand for no text. Markers of tool calls are text, whatever the file says.
         chat_template: the model's own, or None.
     """
 
@@ -86,7 +87,8 @@ class Tokenizer:
         self._make = make
         self._special = make(True)
         self._plain: Backend | None = None
-        self.special_ids, self.eos_ids, self.bos_id, self.add_bos = special_ids, eos_ids, bos_id, add_bos
+        self.special_ids = special_ids - {self._special.token_to_id(marker) for marker in MARKERS}
+        self.eos_ids, self.bos_id, self.add_bos = eos_ids, bos_id, add_bos
         self.chat_template = chat_template
         self.vocab_size = self._special.get_vocab_size(with_added_tokens=True)
         self._bytes = _byte_reader(self._special)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 class Format:
     """One way to write calls. A call is a JSON object with ``name`` and the arguments.
 
-    A model's own spelling of ``opener`` may be a control token, which is not seen in its text. Formats where that is so
-    tell in ``bare`` how an answer begins that is a call all the same.
+    Some models leave the opener out where the whole answer is calls: ``bare`` is how such an answer begins.
     """
 
     opener: str  # what comes before calls, anywhere in an answer
@@ -46,3 +45,6 @@ HERMES = Format(
 )
 LLAMA = Format(opener="<|python_tag|>", closer="", key="parameters", first="", between=None, last="", bare="{")
 MISTRAL = Format(opener="[TOOL_CALLS]", closer="", key="arguments", first="[", between=", ", last="]", bare="[")
+FORMATS = (HERMES, LLAMA, MISTRAL)
+# They may be control tokens, which are no text otherwise.
+MARKERS = tuple(marker for f in FORMATS for marker in (f.opener, f.closer) if marker)

@@ -6,6 +6,7 @@ The arguments of each function are a rule of their own, since references in a JS
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,8 +47,9 @@ def _calls(format: Format, more: int) -> str:
 
 def _auto(format: Format, more: int) -> str:
     if format.bare:  # an answer is calls or text, and its first character tells which
-        first = "".join(f"\\{c}" for c in format.bare)
-        return f"start: {_calls(format, more)} | TEXT\nTEXT: /\\s*([^{first}\\s](.|\\n)*)?/"
+        other = f"/\\s*([^\\{format.bare}\\s](.|\\n)*)?/"
+        without = f"~/(.|\\n)*{re.escape(format.opener)}(.|\\n)*/"
+        return f"start: {_calls(format, more)} | TEXT\nTEXT: {other} & {without}"
     one = " ".join(("opening", _quoted(format.first.removeprefix(format.opener)), "call", _quoted(format.last)))
     opening = f"opening[lazy]: TEXT {_quoted(format.opener)}"
     return f"start: ({one}){{0,{more + 1}}} TEXT\n{opening}\nTEXT: /(.|\\n)*/"

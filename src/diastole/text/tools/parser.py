@@ -139,12 +139,12 @@ class Parser:
         self._held += self._buffer[: len(self._buffer) - len(text)]
         self._buffer = text
         if text[0] == "{":
-            self._reader = CallReader(self._names)
+            self._reader = CallReader(self._names, strict=self._bare)
             self._state = self._in_call
         elif text[0] == "[" and not self._listed and not self._called:
             self._listed = True
             self._hold(1)
-        elif self._called and text[0] == ("," if self._listed else ";"):
+        elif self._called and self._listed and text[0] == ",":
             self._hold(1)
         elif self._called and text[0] == "]" and self._listed:
             self._listed = False
@@ -164,14 +164,13 @@ class Parser:
         started = reader.name is not None
         arguments, self._buffer = reader.read(self._buffer)
         if reader.name is not None and not started:
-            self._out.append(CallStart(self._begun, reader.name))
-            self._begun += 1
+            self._begin(reader.name)
         if arguments:
             self._out.append(CallPiece(self._begun - 1, arguments))
         if reader.done:
             self._end(reader)
             return True
-        if last or (self._bare and reader.foreign):
+        if last or reader.failed:
             self._break(reader)
             return True
         return False
@@ -199,6 +198,11 @@ class Parser:
         self._held += self._buffer[:size]
         self._buffer = self._buffer[size:]
 
+    def _begin(self, name: str) -> None:
+        self._out.append(CallStart(self._begun, name))
+        self._begun += 1
+        self._blank = ""
+
     def _end(self, reader: CallReader) -> None:
         result = reader.result()
         if result is None:
@@ -206,11 +210,11 @@ class Parser:
             return
         if reader.name is None:
             name, arguments = result
-            self._out += [CallStart(self._begun, name), CallPiece(self._begun, arguments)]
-            self._begun += 1
+            self._begin(name)
+            self._out.append(CallPiece(self._begun - 1, arguments))
         self._out.append(CallEnd(self._begun - 1, True, reader.raw))
         self.calls += 1
-        self._held, self._blank = "", ""
+        self._held = ""
         self._called = self._quiet = True
         self._state = self._in_nothing if self.calls == self._most else self._in_body
 
@@ -220,9 +224,9 @@ class Parser:
         self._held, self._state = "", self._in_text
         if reader.name is None:
             self._say(raw)
-            self._quiet = False
         else:
             self._out.append(CallEnd(self._begun - 1, False, raw))
+            self._quiet = False  # its text, if it is shown
 
     def _give_up(self) -> None:
         """There is something here that is no call."""
@@ -230,9 +234,9 @@ class Parser:
         self._held, self._state = "", self._in_text
         if not self._called:
             # It begins with the opener or with a brace, which must not be tried again.
-            self._say(self._buffer[:1])
-            self._buffer = self._buffer[1:]
-            self._quiet = False
+            tried = len(self._buffer) - len(self._buffer.lstrip()) + 1
+            self._say(self._buffer[:tried])
+            self._buffer = self._buffer[tried:]
 
     def _close(self) -> None:
         self._held, self._state = "", self._in_text

@@ -10,26 +10,31 @@ import msgspec
 LONGEST_HEAD = 400  # characters before the arguments
 # What nearly every model writes. Then the name is certain before the arguments begin.
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*"([A-Za-z0-9_-]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
+_JSON = frozenset(" \t\r\n:,+-.0123456789Eaeflnrstu")  # what JSON has outside strings besides brackets
 _NAME_FIRST = re.compile(r'\{\s*"name"')
 
 
 class CallReader:
     """Reads one JSON object from its opening brace to the closing one.
 
-    ``name`` is set as soon as the arguments can be let out; ``foreign`` as soon as this is no call with its name in
-    front, or one of an unknown function; ``done`` at the closing brace.
+    ``name`` is set as soon as the arguments can be let out; ``done`` at the closing brace; ``failed`` where this can be
+    no call any more, which may also show at the end only.
+
+    Args:
+        names: of the functions there are.
+        strict: it is a call only if it begins with the name of one, as ordinary JSON hardly does.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], strict: bool) -> None:
         self.name: str | None = None
-        self.foreign = False
-        self.done = False
-        self._names = names
+        self.done = self.failed = False
+        self._names, self._strict = names, strict
         self._raw: list[str] = []
         self._length = 0
         self._depth = 0
         self._quoted = self._escaped = False
         self._keyed = False  # the first key was looked at
+        self._decided = False  # whether the arguments can be let out
         self._letting = False  # inside the arguments
 
     @property
@@ -38,9 +43,8 @@ class CallReader:
         return "".join(self._raw)
 
     def read(self, text: str) -> tuple[str, str]:
-        """Read on. What of the arguments is new, and what follows the object."""
-        begin = 0  # of what belongs to the arguments
-        end: int | None = None
+        """Read on, until done or failed. What of the arguments is new, and what is left of the text."""
+        begin, end = 0, None  # of what belongs to the arguments
         for i, c in enumerate(text):
             if self._quoted:
                 if self._escaped:
@@ -50,24 +54,26 @@ class CallReader:
                 elif c == '"':
                     self._quoted = False
                     if not self._keyed:
-                        self._keyed = True
-                        self.foreign = not _NAME_FIRST.fullmatch(self.raw + text[: i + 1])
+                        self._look_at_key(text[: i + 1])
             elif c == '"':
                 self._quoted = True
             elif c in "{[":
                 self._depth += 1
-                if self._depth == 2 and self.name is None and not self.foreign:
-                    self._decide(self.raw + text[:i], c)
+                if self._depth == 2 and not self._decided:
                     begin = i
+                    self._decide(text[:i], c)
             elif c in "}]":
                 self._depth -= 1
                 if self._depth == 1 and self._letting:
                     self._letting, end = False, i + 1
-                if self._depth == 0:
-                    self.done = True
-                    return self._take(text[: i + 1], begin, end), text[i + 1 :]
-        if self.name is None and self._length + len(text) > LONGEST_HEAD:
-            self.foreign = True
+                self.done = self._depth == 0
+            elif c not in _JSON:
+                self.failed = True
+            if self._strict and not self._decided and self._length + i == LONGEST_HEAD:
+                self.failed = True
+            if self.done or self.failed:
+                stop = i + self.done  # what proves that it is no call is not a part of it
+                return self._take(text[:stop], begin, end), text[stop:]
         return self._take(text, begin, end), ""
 
     def result(self) -> tuple[str, str] | None:
@@ -83,12 +89,20 @@ class CallReader:
             return None
         return name, msgspec.json.encode(arguments).decode()
 
-    def _decide(self, head: str, opening: str) -> None:
-        match = _HEAD.fullmatch(head) if len(head) <= LONGEST_HEAD and opening == "{" else None
-        if match is None or match[1] not in self._names:
-            self.foreign = True
-        else:
+    def _look_at_key(self, text: str) -> None:
+        self._keyed = True
+        self.failed = self._strict and not _NAME_FIRST.fullmatch(self.raw + text)
+
+    def _decide(self, text: str, opening: str) -> None:
+        """Now that something opens within the call: whether it is the arguments, after the name."""
+        self._decided = True
+        match = None
+        if opening == "{" and self._length + len(text) <= LONGEST_HEAD:
+            match = _HEAD.fullmatch(self.raw + text)
+        if match is not None and match[1] in self._names:
             self.name, self._letting = match[1], True
+        else:
+            self.failed = self._strict
 
     def _take(self, text: str, begin: int, end: int | None) -> str:
         self._raw.append(text)
