@@ -6,6 +6,7 @@ with the times it had, from the same notes as the log line; a caller's ``tracepa
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -98,7 +99,10 @@ class Spans:
         exchange.notes["trace"] = f"{span.get_span_context().trace_id:032x}"
 
     def close(self) -> None:
-        self._provider.shutdown()
+        # A collector that hangs would keep it for every batch that waits.
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(EXPORT_SECONDS)
 
 
 def span_attributes(exchange: Exchange, status: int) -> dict[str, Value]:
