@@ -22,7 +22,7 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from diastole.cli import bench, chat, check, generate, listing, pull, serve, top, version
+    from diastole.cli import bench, chat, check, generate, key, listing, pull, serve, top, version
 
     examples = {
         "serve": "[bold]diastole serve[/]  ·  diastole serve model.gguf --port 9000  ·  diastole serve engine.toml",
@@ -45,6 +45,7 @@ def _register() -> None:
         epilog = f"Examples:  {examples[name]}" if name in examples else None
         app.command(name, epilog=epilog)(command)
     app.add_typer(bench.app, name="bench")
+    app.add_typer(key.app, name="key")
 
 
 def main() -> None:

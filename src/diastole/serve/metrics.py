@@ -69,6 +69,7 @@ SHARED = frozenset({
 })  # fmt: skip
 FINISHES = ("stop", "length", "abort", "error")
 PROMISES = ("ttft", "tpot")
+LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds")
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 OTHER = "other"
 
@@ -79,6 +80,7 @@ class Traffic:
     def __init__(self, routes: Iterable[str]) -> None:
         self._routes = frozenset(routes)
         self.answered: Counter[tuple[str, str, str]] = Counter()
+        self.limited: Counter[str] = Counter()
         self.open = 0
 
     def count(self, route: str | None, method: str, status: int) -> None:
@@ -86,30 +88,46 @@ class Traffic:
         known = route if route in self._routes else OTHER
         self.answered[known or OTHER, method if method in METHODS else OTHER, str(status)] += 1
 
+    def limit(self, name: str) -> None:
+        """A limit, one of ``LIMITS``, turned a request away or cut its answer short."""
+        self.limited[name] += 1
+
 
 class _Page(Collector):
     """One scrape: everything under our prefix, then what others have too under theirs."""
 
-    def __init__(
-        self, stats: Stats | None, answered: Mapping[tuple[str, str, str], int], open: int, vllm: bool
-    ) -> None:
-        self.stats, self.answered, self.open, self.vllm = stats, answered, open, vllm
+    def __init__(self, stats: Stats | None, restarts: int, traffic: Traffic, vllm: bool) -> None:
+        self.stats, self.restarts, self.vllm = stats, restarts, vllm
+        # Copies, since the page is written on a thread while others are answered.
+        self.answered, self.limited, self.open = traffic.answered.copy(), traffic.limited.copy(), traffic.open
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("diastole_engine_up", "Whether the engine answers.")
         up.add_metric([], 0 if self.stats is None else 1)
         yield up
+        yield CounterMetricFamily(
+            "diastole_engine_restarts", "Engines started because the one before had ended.", value=self.restarts
+        )
+        yield from self._http()
+        engine = _Engine(self.stats or {})
+        yield from engine.families(OURS, engine.NAMES)
+        if self.vllm:
+            yield from engine.families(VLLM, SHARED)
+
+    def _http(self) -> Iterator[Metric]:
         answered = CounterMetricFamily(
             "diastole_http_requests", "HTTP requests answered.", labels=["route", "method", "status"]
         )
         for labels, n in sorted(self.answered.items()):
             answered.add_metric(labels, n)
         yield answered
+        limited = CounterMetricFamily(
+            "diastole_requests_limited", "Requests turned away or cut short by a limit of the server.", labels=["limit"]
+        )
+        for name in LIMITS:
+            limited.add_metric([name], self.limited[name])
+        yield limited
         yield GaugeMetricFamily("diastole_http_requests_open", "HTTP requests being answered.", value=self.open)
-        engine = _Engine(self.stats or {})
-        yield from engine.families(OURS, engine.NAMES)
-        if self.vllm:
-            yield from engine.families(VLLM, SHARED)
 
 
 class _Engine:
@@ -179,5 +197,5 @@ async def page(backend: Backend, traffic: Traffic, vllm: bool = False) -> bytes:
         except Exception as e:  # whatever ails the engine, the server's own part must be seen
             log.warning("the engine gave no statistics: %r", e)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Page(stats, traffic.answered.copy(), traffic.open, vllm))
+    registry.register(_Page(stats, backend.restarts, traffic, vllm))
     return await asyncio.to_thread(generate_latest, registry)  # it takes milliseconds, more with each model

@@ -16,10 +16,9 @@ import uvicorn
 from diastole import __version__
 from diastole.frontend import logs
 from diastole.serve.app import create_app
-from diastole.serve.gate import Gate
+from diastole.serve.face import Face
 from diastole.serve.interface import Backend
 from diastole.serve.protocol import BoundedProtocol
-from diastole.serve.tracing import traces_of
 from diastole.types import UserError
 
 if TYPE_CHECKING:
@@ -47,16 +46,16 @@ class Server:
         say: prints the banner.
 
     Raises:
-        UserError: the address cannot be bound, or traces cannot be sent.
+        UserError: the address cannot be bound, or a setting or the key file is wrong.
     """
 
     def __init__(self, backend: Backend, config: ServerConfig, say: Callable[[str], None] = print) -> None:
         self.backend, self.config, self._say = backend, config, say
-        self.traces = traces_of(config)
+        app = create_app(backend, config)
+        face: Face = app.state.face
         self._socket = bind(config.host, config.port)
         self.port: int = self._socket.getsockname()[1]
-        app = create_app(backend, config, self.traces)
-        self.gate: Gate = app.state.gate
+        self.gate, self._keyring, self._traces = face.gate, face.keyring, face.traces
         self._stopping = asyncio.Event()
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -96,6 +95,7 @@ class Server:
         http = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
         loading = asyncio.create_task(self.backend.start())
         stopping = asyncio.create_task(self._stopping.wait())
+        watching = asyncio.create_task(self._keyring.watch())
         try:
             await asyncio.wait([http, loading, stopping], return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -105,12 +105,12 @@ class Server:
             await self._drain()
         finally:
             self.gate.abort()
-            stopping.cancel()
-            loading.cancel()
-            await asyncio.gather(loading, stopping, return_exceptions=True)
+            for task in (loading, stopping, watching):
+                task.cancel()
+            await asyncio.gather(loading, stopping, watching, return_exceptions=True)
             self._uvicorn.should_exit = True
             await http
-            await asyncio.gather(self._end_backend(), asyncio.to_thread(self.traces.close))
+            await asyncio.gather(self._end_backend(), asyncio.to_thread(self._traces.close))
             for number in SIGNALS if signals else ():
                 loop.remove_signal_handler(number)
 

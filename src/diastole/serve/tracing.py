@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 EXPORT_SECONDS = 5  # for the collector to take a batch
 TRACES_PATH = "/v1/traces"
 
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/responses": "chat",
+    "/v1/messages": "chat",
+    "/v1/embeddings": "embeddings",
+}
 ATTRIBUTES = {
     "model": "gen_ai.request.model",
     "max_tokens": "gen_ai.request.max_tokens",
