@@ -11,12 +11,12 @@ import json
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diastole.config import ServerConfig
+from diastole.engine.trace import ServiceView, StreamView, Trace, View
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.loops.ar import check_prompt
 from diastole.metrics import Meter
@@ -205,6 +205,10 @@ class FakeBackend:
         self.all = services or (FakeService(),)
         self.services: dict[str, FakeService] = {}
         self.meter = Meter()
+        self.steps = Trace()  # tests let it have run
+        self.now = 0.0
+        self.streams: list[StreamView] = []
+        self.watched: list[int] = []  # the "since" of each who asked for the trace
         self.dead = False  # for good
         self.restarting = False
         self.restarts = 0
@@ -245,10 +249,17 @@ class FakeBackend:
             raise RuntimeError("deaf")
         return {s.name: self.meter.snapshot() for s in self.all}
 
+    async def trace(self, since: int) -> View:
+        if self.deaf:
+            await asyncio.Event().wait()
+        self.watched.append(since)
+        services = {s.name: ServiceView(16, len(s.running), len(s.running), 0, self.streams) for s in self.all}
+        return View(self.now, self.steps.last, self.steps.since(since), services)
+
 
 def config(**changes: Any) -> ServerConfig:
     """Settings of a server on a free port."""
-    return replace(ServerConfig(port=0, drain_seconds=5.0), **changes)
+    return ServerConfig(**{"port": 0, "drain_seconds": 5.0, **changes})
 
 
 class Running:

@@ -270,7 +270,11 @@ def test_slo_headers(http: httpx.Client, value: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/console/", 404, "not_found"),
+        ("GET", "/console/../app.py", 404, "not_found"),
+        ("GET", "/console/%2e%2e%2fapp.py", 404, "not_found"),
+        ("GET", "/console/nothing.js", 404, "not_found"),
+        ("POST", "/", 405, "method_not_allowed"),
         ("POST", "/v1/chat", 404, "not_found"),
         ("GET", "/v1/models/", 404, "model_not_found"),
         ("GET", "/health/", 404, "not_found"),

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from diastole.serve import face, tracing
+from diastole.serve import run, tracing
 from diastole.types import UserError
 from serve.fakes import Running, config
 from serve.test_chat import HELLO, URL, wait_ready
@@ -31,7 +31,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Any:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     exporter = InMemorySpanExporter()
-    monkeypatch.setattr(face, "traces_of", lambda config: tracing.Spans(SimpleSpanProcessor(exporter)))
+    monkeypatch.setattr(run, "traces_of", lambda config: tracing.Spans(SimpleSpanProcessor(exporter)))
     return exporter
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from diastole.assets import resolve
 from diastole.config import Config
+from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.frontend.assembly import service_name
 from diastole.frontend.link import Link, Process
@@ -88,6 +89,10 @@ class Backend:
     async def stats(self) -> Mapping[str, Any]:
         """Snapshots of the meters by service."""
         return await self._engine.client.stats()
+
+    async def trace(self, since: int) -> View:
+        """What the engine holds now, and what it did after step ``since``."""
+        return await self._engine.client.trace(since)
 
 
 def _warm_voice(path: Path) -> Voice:

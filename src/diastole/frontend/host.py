@@ -91,6 +91,8 @@ class EngineHost:
                 self.send(wire.Stats({s.name: s.meter.snapshot() for s in self.engine.services}))
             case wire.Ping():
                 self.send(wire.Pong())
+            case wire.Trace():
+                self.send(wire.Traced(self.engine.view(command.since)))
             case wire.Quit():
                 self._quitting = True
                 if command.now:

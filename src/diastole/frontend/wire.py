@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from diastole.engine.trace import View
 from diastole.params import PoolParams, SamplingParams
 from diastole.types import SLO
 
@@ -46,6 +47,12 @@ class Measure(msgspec.Struct, tag="measure"):
     """Send the meters' snapshots."""
 
 
+class Trace(msgspec.Struct, tag="trace"):
+    """Send what the engine holds now, and what it did after this step."""
+
+    since: int
+
+
 class Quit(msgspec.Struct, tag="quit"):
     """Stop once nothing runs any more; with ``now``, at once."""
 
@@ -56,7 +63,7 @@ class Ping(msgspec.Struct, tag="ping"):
     """Say that you are there. The engine answers between two steps."""
 
 
-Command = Add | Embed | Abort | Measure | Quit | Ping
+Command = Add | Embed | Abort | Measure | Trace | Quit | Ping
 
 
 class Card(msgspec.Struct):
@@ -123,8 +130,14 @@ class Stats(msgspec.Struct, tag="stats"):
     services: dict[str, Any]
 
 
+class Traced(msgspec.Struct, tag="traced"):
+    """The answer to one ``Trace``, in the order in which these came."""
+
+    view: View
+
+
 class Pong(msgspec.Struct, tag="pong"):
     """The engine is there."""
 
 
-Reply = Ready | Failed | Refused | Heard | Vector | Stats | Pong
+Reply = Ready | Failed | Refused | Heard | Vector | Stats | Traced | Pong

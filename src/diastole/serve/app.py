@@ -28,7 +28,10 @@ from diastole.serve.gate import shutting_down
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.messages import count_tokens, messages
 from diastole.serve.responses import responses
+from diastole.serve.static import CONSOLE
 from diastole.serve.tokenization import detokenize, tokenize
+from diastole.serve.trace import show_trace
+from diastole.serve.tracing import NoTraces, Traces
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
 Handler = Callable[[Face, Exchange], Awaitable[None]]
 
 
-def create_app(backend: Backend, config: ServerConfig) -> Starlette:
-    """The server as an ASGI application. Somebody else starts and stops the backend.
+def create_app(backend: Backend, config: ServerConfig, traces: Traces | None = None) -> Starlette:
+    """The server as an ASGI application. Somebody else starts and stops the backend, and closes the traces.
 
     ``app.state.face`` has the gate that a shutdown closes, and the keyring that follows its file when it is told to.
 
@@ -45,7 +48,7 @@ def create_app(backend: Backend, config: ServerConfig) -> Starlette:
         UserError: a setting or the key file is wrong.
     """
     traffic = metrics.Traffic(label(path) for path, _, _ in (*ROUTES, *CONTROLS))
-    face = Face(backend, config, traffic)
+    face = Face(backend, config, traffic, traces or NoTraces())
     app = Starlette(
         routes=[
             *(Route(path, kind(method)(face, path, handler), methods=[method]) for path, method, handler in ROUTES),
@@ -196,6 +199,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/ready", "GET", ready),
     ("/metrics", "GET", show_metrics),
     ("/version", "GET", version),
+    ("/engine/trace", "GET", show_trace),
+    ("/", "GET", CONSOLE.index),
+    ("/console/{name}", "GET", CONSOLE.part),
 )
 
 # They must work when the server is full, or is going down, so the gate does not count them.

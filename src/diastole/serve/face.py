@@ -1,4 +1,4 @@
-"""Face: what every endpoint stands on: backend, settings, gate, keys, limits, counters, traces, running requests."""
+"""Face: what every endpoint stands on: backend, settings, gate, keys, limits, counters, traces and running requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diastole.serve.metrics import Traffic
 from diastole.serve.quota import Quotas
 from diastole.serve.running import Running
 from diastole.serve.terms import Terms
-from diastole.serve.tracing import traces_of
+from diastole.serve.tracing import Traces
 from diastole.types import UserError
 
 if TYPE_CHECKING:
@@ -30,11 +30,10 @@ class Face:
         UserError: a setting or the key file is wrong.
     """
 
-    def __init__(self, backend: Backend, config: ServerConfig, traffic: Traffic) -> None:
-        self.backend, self.config, self.traffic = backend, config, traffic
+    def __init__(self, backend: Backend, config: ServerConfig, traffic: Traffic, traces: Traces) -> None:
+        self.backend, self.config, self.traffic, self.traces = backend, config, traffic, traces
         self.gate = Gate(config.max_queued)
         self.running = Running()
-        self.traces = traces_of(config)
         check_origins(config.cors_origins)
         self.keyring = Keyring(config.api_key, config.api_key_file)
         if config.isolate_keys and self.keyring.empty:

@@ -93,8 +93,14 @@ class Generation:
                     bill.used = self.usage().total_tokens
                     self._tell(rest)
 
+    def _most_tokens(self) -> int:
+        """Prompts and answers together, if every choice takes all that it may."""
+        return sum(
+            len(p) + self.params.n * (bounded.max_tokens or self.service.room_after(len(p)))
+            for p, bounded in zip(self.prompts, self._bounded, strict=True)
+        )
+
     def _tell(self, rest: str) -> None:
-        """Note what came of it."""
         usage, notes = self.usage(), self.terms.notes
         notes["model"] = self.service.name
         if self.params.max_tokens is not None:
@@ -108,13 +114,6 @@ class Generation:
         for name, seconds in (("ttft", self._pace.ttft), ("tpot", self._pace.tpot)):
             if seconds is not None:
                 notes[name] = round(seconds, 6)
-
-    def _most_tokens(self) -> int:
-        """Prompts and answers together, if every choice takes all that it may."""
-        return sum(
-            len(p) + self.params.n * (bounded.max_tokens or self.service.room_after(len(p)))
-            for p, bounded in zip(self.prompts, self._bounded, strict=True)
-        )
 
     async def _one(self, which: int) -> AsyncIterator[Delta]:
         """Deltas of one prompt, renumbered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from diastole.engine.trace import View
 from diastole.frontend.types import Delta
 from diastole.params import PoolParams, SamplingParams
 from diastole.text.tools import Format
@@ -143,4 +144,8 @@ class Backend(Protocol):
 
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         """By service, what ``diastole.metrics.Meter.snapshot`` returns."""
+        ...
+
+    async def trace(self, since: int) -> View:
+        """What the engine holds now, and what it did after step ``since``."""
         ...

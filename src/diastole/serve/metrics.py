@@ -7,6 +7,7 @@ only: services, finish reasons, known routes, methods and statuses.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -68,8 +69,8 @@ SHARED = frozenset({
     *(HISTOGRAMS.keys() - {"step_seconds"}),
 })  # fmt: skip
 FINISHES = ("stop", "length", "abort", "error")
-PROMISES = ("ttft", "tpot")
 LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds")
+PROMISES = ("ttft", "tpot")
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 OTHER = "other"
 
@@ -97,9 +98,7 @@ class _Page(Collector):
     """One scrape: everything under our prefix, then what others have too under theirs."""
 
     def __init__(self, stats: Stats | None, restarts: int, traffic: Traffic, vllm: bool) -> None:
-        self.stats, self.restarts, self.vllm = stats, restarts, vllm
-        # Copies, since the page is written on a thread while others are answered.
-        self.answered, self.limited, self.open = traffic.answered.copy(), traffic.limited.copy(), traffic.open
+        self.stats, self.restarts, self.traffic, self.vllm = stats, restarts, traffic, vllm
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("diastole_engine_up", "Whether the engine answers.")
@@ -108,26 +107,27 @@ class _Page(Collector):
         yield CounterMetricFamily(
             "diastole_engine_restarts", "Engines started because the one before had ended.", value=self.restarts
         )
-        yield from self._http()
+        yield from _http(self.traffic)
         engine = _Engine(self.stats or {})
         yield from engine.families(OURS, engine.NAMES)
         if self.vllm:
             yield from engine.families(VLLM, SHARED)
 
-    def _http(self) -> Iterator[Metric]:
-        answered = CounterMetricFamily(
-            "diastole_http_requests", "HTTP requests answered.", labels=["route", "method", "status"]
-        )
-        for labels, n in sorted(self.answered.items()):
-            answered.add_metric(labels, n)
-        yield answered
-        limited = CounterMetricFamily(
-            "diastole_requests_limited", "Requests turned away or cut short by a limit of the server.", labels=["limit"]
-        )
-        for name in LIMITS:
-            limited.add_metric([name], self.limited[name])
-        yield limited
-        yield GaugeMetricFamily("diastole_http_requests_open", "HTTP requests being answered.", value=self.open)
+
+def _http(traffic: Traffic) -> Iterator[Metric]:
+    answered = CounterMetricFamily(
+        "diastole_http_requests", "HTTP requests answered.", labels=["route", "method", "status"]
+    )
+    for labels, n in sorted(traffic.answered.items()):
+        answered.add_metric(labels, n)
+    yield answered
+    limited = CounterMetricFamily(
+        "diastole_requests_limited", "Requests turned away or cut short by a limit of the server.", labels=["limit"]
+    )
+    for name in LIMITS:
+        limited.add_metric([name], traffic.limited[name])
+    yield limited
+    yield GaugeMetricFamily("diastole_http_requests_open", "HTTP requests being answered.", value=traffic.open)
 
 
 class _Engine:
@@ -197,5 +197,5 @@ async def page(backend: Backend, traffic: Traffic, vllm: bool = False) -> bytes:
         except Exception as e:  # whatever ails the engine, the server's own part must be seen
             log.warning("the engine gave no statistics: %r", e)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Page(stats, backend.restarts, traffic, vllm))
+    registry.register(_Page(stats, backend.restarts, copy.deepcopy(traffic), vllm))
     return await asyncio.to_thread(generate_latest, registry)  # it takes milliseconds, more with each model

@@ -19,6 +19,7 @@ from diastole.serve.app import create_app
 from diastole.serve.face import Face
 from diastole.serve.interface import Backend
 from diastole.serve.protocol import BoundedProtocol
+from diastole.serve.tracing import traces_of
 from diastole.types import UserError
 
 if TYPE_CHECKING:
@@ -46,16 +47,17 @@ class Server:
         say: prints the banner.
 
     Raises:
-        UserError: the address cannot be bound, or a setting or the key file is wrong.
+        UserError: the address cannot be bound, a setting or the key file is wrong, or traces cannot be sent.
     """
 
     def __init__(self, backend: Backend, config: ServerConfig, say: Callable[[str], None] = print) -> None:
         self.backend, self.config, self._say = backend, config, say
-        app = create_app(backend, config)
+        self.traces = traces_of(config)
+        app = create_app(backend, config, self.traces)
         face: Face = app.state.face
         self._socket = bind(config.host, config.port)
         self.port: int = self._socket.getsockname()[1]
-        self.gate, self._keyring, self._traces = face.gate, face.keyring, face.traces
+        self.gate, self._keyring = face.gate, face.keyring
         self._stopping = asyncio.Event()
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -110,7 +112,7 @@ class Server:
             await asyncio.gather(loading, stopping, watching, return_exceptions=True)
             self._uvicorn.should_exit = True
             await http
-            await asyncio.gather(self._end_backend(), asyncio.to_thread(self._traces.close))
+            await asyncio.gather(self._end_backend(), asyncio.to_thread(self.traces.close))
             for number in SIGNALS if signals else ():
                 loop.remove_signal_handler(number)
 
@@ -135,6 +137,7 @@ class Server:
         model = next(iter(self.backend.services), "MODEL")
         return (
             f"Diastole {__version__} is ready at {url}/v1 with {models}.\n"
+            f"Open  {url}/ in a browser for the console.\n"
             f"Try:  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
             f'        -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n'
             f"Stop it with Ctrl-C."
