@@ -66,6 +66,7 @@ def test_json_on_standard_error_without_secrets() -> None:
     assert answered["finish"] == "stop"
     assert 0 < answered["ttft"] <= answered["seconds"] < 20
     assert len(answered["id"]) == 24
+    assert answered["key"] == "api-key-1"
     assert requests[2]["route"].startswith("/v1/nowhere\n{}")
 
 

@@ -7,6 +7,7 @@ process ends when told to quit, or when the other end of the socket is gone.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -91,3 +92,5 @@ def _exactly(link: socket.socket, size: int) -> bytes:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))
+    logging.shutdown()
+    os._exit(0)  # an interpreter that takes itself apart complains of native objects that still live

@@ -93,6 +93,8 @@ class Border:
         if not scheme and (other := exchange.dialect.key_header):
             scheme, given = "bearer", exchange.headers.get(other, "")
         exchange.key = self.face.keyring.find(given.strip() if scheme.lower() == "bearer" else "")
+        if exchange.key.name:
+            exchange.notes["key"] = exchange.key.name
         address, _ = exchange.scope.get("client") or ("", 0)
         exchange.account = self.face.quotas.account(exchange.key, address)
 

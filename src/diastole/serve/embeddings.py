@@ -82,6 +82,7 @@ async def embeddings(face: Face, exchange: Exchange) -> None:
     async def work() -> None:
         prompts = [await _ids(service, one, path("input", i, len(inputs))) for i, one in enumerate(inputs)]
         tokens = sum(map(len, prompts))
+        exchange.notes |= {"model": service.name, "prompt_tokens": tokens}
         with exchange.account.spend(tokens) as bill:
             vectors = await _vectors(service, prompts, f"embd-{exchange.id}", slo)
             bill.used = tokens

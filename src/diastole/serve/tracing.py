@@ -6,6 +6,7 @@ with the times it had, from the same notes as the log line; a caller's ``tracepa
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
 EXPORT_SECONDS = 5  # for the collector to take a batch
 TRACES_PATH = "/v1/traces"
 
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/responses": "chat",
+    "/v1/messages": "chat",
+    "/v1/embeddings": "embeddings",
+}
 ATTRIBUTES = {
     "model": "gen_ai.request.model",
     "max_tokens": "gen_ai.request.max_tokens",
@@ -98,7 +105,10 @@ class Spans:
         exchange.notes["trace"] = f"{span.get_span_context().trace_id:032x}"
 
     def close(self) -> None:
-        self._provider.shutdown()
+        # A collector that hangs would keep it for every batch that waits.
+        ending = threading.Thread(target=self._provider.shutdown, daemon=True)
+        ending.start()
+        ending.join(EXPORT_SECONDS)
 
 
 def span_attributes(exchange: Exchange, status: int) -> dict[str, Value]:
