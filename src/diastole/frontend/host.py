@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import queue
+import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from diastole.engine.engine import Engine
+from diastole.engine.service import Service
 from diastole.frontend import wire
 from diastole.loops.ar import Tokens
 from diastole.types import SLO, Event, Request, UserError
+
+log = logging.getLogger("diastole.frontend")
+
+
+class Loaded(NamedTuple):
+    """A service that can take over."""
+
+    service: Service
+    card: wire.Card
+    slo: SLO
 
 
 class EngineHost:
@@ -19,11 +33,18 @@ class EngineHost:
     Args:
         send: is given every reply, on the engine's thread.
         slo: default promises by service.
+        load: loads a service anew; it is called on a thread of its own.
     """
 
-    def __init__(self, engine: Engine, send: Callable[[wire.Reply], None], slo: dict[str, SLO]) -> None:
-        self.engine, self.send, self.slo = engine, send, slo
-        self._inbox: queue.SimpleQueue[wire.Command] = queue.SimpleQueue()
+    def __init__(
+        self,
+        engine: Engine,
+        send: Callable[[wire.Reply], None],
+        slo: dict[str, SLO],
+        load: Callable[[wire.Reload], Loaded],
+    ) -> None:
+        self.engine, self.send, self.slo, self.load = engine, send, slo, load
+        self._inbox: queue.SimpleQueue[wire.Command | Loaded | wire.NotReloaded] = queue.SimpleQueue()
         self._quitting = False
 
     def put(self, command: wire.Command) -> None:
@@ -50,7 +71,7 @@ class EngineHost:
         except queue.Empty:
             return
 
-    def _do(self, command: wire.Command) -> None:
+    def _do(self, command: wire.Command | Loaded | wire.NotReloaded) -> None:
         match command:
             case wire.Add():
                 self._add(command)
@@ -62,12 +83,31 @@ class EngineHost:
                 self.send(wire.Stats({s.name: s.meter.snapshot() for s in self.engine.services}))
             case wire.Ping():
                 self.send(wire.Pong())
+            case wire.Reload():
+                threading.Thread(target=self._load, args=(command,), name="diastole-load", daemon=True).start()
+            case Loaded():
+                self.engine.add_service(command.service)
+                self.slo[command.service.name] = command.slo
+                self.send(wire.Reloaded(command.card))
+            case wire.NotReloaded():
+                self.send(command)
             case wire.Quit():
                 self._quitting = True
                 if command.now:
                     for service in self.engine.services:
                         for id in {s.req.id for s in service.ledger.streams}:
                             self.engine.abort(id)
+
+    def _load(self, reload: wire.Reload) -> None:
+        """On a thread of its own: most of loading leaves the engine's thread alone."""
+        try:
+            self._inbox.put(self.load(reload))
+        except UserError as e:
+            self._inbox.put(wire.NotReloaded(reload.service, e.message, e.param, e.code))
+        except Exception as e:  # whatever it is, who asked must hear of it, and the running service goes on
+            log.exception("service %s could not be loaded anew", reload.service)
+            message = f"loading failed: {type(e).__name__}: {e}"
+            self._inbox.put(wire.NotReloaded(reload.service, message, code="reload_failed"))
 
     def _add(self, add: wire.Add) -> None:
         prompt = np.frombuffer(add.prompt, np.int32)

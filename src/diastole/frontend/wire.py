@@ -46,7 +46,18 @@ class Ping(msgspec.Struct, tag="ping"):
     """Say that you are there. The engine answers between two steps."""
 
 
-Command = Add | Abort | Measure | Quit | Ping
+class Reload(msgspec.Struct, tag="reload"):
+    """Load a service anew, beside the running one, and let it take over.
+
+    ``toml`` is the whole configuration; ``vocab`` is what the front end's tokenizer is for.
+    """
+
+    service: str
+    toml: str
+    vocab: int
+
+
+Command = Add | Abort | Measure | Quit | Ping | Reload
 
 
 class Card(msgspec.Struct):
@@ -109,4 +120,19 @@ class Pong(msgspec.Struct, tag="pong"):
     """The engine is there."""
 
 
-Reply = Ready | Failed | Refused | Heard | Stats | Pong
+class Reloaded(msgspec.Struct, tag="reloaded"):
+    """New requests go to a service that was loaded anew."""
+
+    card: Card
+
+
+class NotReloaded(msgspec.Struct, tag="not_reloaded"):
+    """A service could not be loaded anew; the one that runs goes on."""
+
+    service: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+Reply = Ready | Failed | Refused | Heard | Stats | Pong | Reloaded | NotReloaded
