@@ -6,13 +6,18 @@ STAMPS := $(VENV)/.stamps
 SOURCES := $(wildcard src/diastole/kernels/csrc/*) CMakeLists.txt
 PORT ?= 8000
 
-.PHONY: run test install lint types imports size check format clean help
+SOAK_SECONDS ?= 600
+
+.PHONY: run test soak install lint types imports size check format clean help
 
 run: install  ## serve the embedded model on port $(PORT)
 	@$(BIN)/diastole serve --port $(PORT)
 
 test: install check  ## everything that CI runs
 	@$(BIN)/python -m pytest
+
+soak: install  ## ten minutes of overload, and whether anything was lost or leaked (SOAK_SECONDS=60 for less)
+	@SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python tools/soak.py
 
 install: $(STAMPS)/package $(STAMPS)/model  ## the set-up alone
 	@:

@@ -233,6 +233,15 @@ def resolve(toml: str | None, environ: Mapping[str, str], flags: Mapping[str, Ma
     return config
 
 
+def changed(config: Config, tree: Mapping[str, Any]) -> Config:
+    """With the settings of a tree by table, as TOML would give it; what it does not name stays.
+
+    Raises:
+        UserError: it has an unknown key or a wrong value.
+    """
+    return _merge(config, tree)
+
+
 def convert(setting: Setting, value: Any, named: str) -> Any:
     """A value from TOML, a flag or the environment as the setting's type, within its bounds.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -179,7 +178,7 @@ class AsyncLLM:
 
     def __init__(self, model: str = "smollm2-135m", *, threads: int = 0, **settings: Any) -> None:
         config = _config(model, threads, settings)
-        self._backend = Backend(config, partial(Thread, config))
+        self._backend = Backend(config, Thread)
         self._ids = count()
 
     async def __aenter__(self) -> AsyncLLM:

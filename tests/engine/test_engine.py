@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+
 import pytest
 
 from diastole.state.pages import PAGE
@@ -140,3 +143,33 @@ def test_times_are_metered() -> None:
     assert seen["inter_token_latency_seconds"].sum == pytest.approx(0.022)
     assert service.meter.counters["generation_tokens"] == 3
     assert service.meter.counters["prompt_tokens"] == 40
+
+
+def test_a_service_is_replaced_while_it_runs() -> None:
+    old, other, new = toy_service(), toy_service(name="other"), toy_service(pages=20)
+    engine = toy_engine(old, other)
+    engine.add(request("before", PROMPTS["r1"], most=40, ignore_eos=True))
+    engine.add(replace(request("other", PROMPTS["r2"], most=60, ignore_eos=True), service="other"))
+    events = [*(engine.step() or ()), *(engine.step() or ())]
+    engine.add_service(new)
+    with pytest.raises(UserError, match="in use"):
+        engine.add(request("before", PROMPTS["r1"]))
+    engine.add(request("after", PROMPTS["r3"]))
+    assert len(new.ledger) == 1
+    assert engine.services == [old, other, new]
+    engine.add(request("aborted", PROMPTS["r1"]))
+    assert engine.abort("aborted")
+    events += run(engine)
+    assert texts(events) == {
+        ("before", 0): expected(PROMPTS["r1"], 40, frozenset()),
+        ("other", 0): expected(PROMPTS["r2"], 60, frozenset()),
+        ("after", 0): expected(PROMPTS["r3"], 8),
+    }
+    assert sum(new.meter.finished.values()) == 3  # of all that its name has served
+    assert_clean(old)
+    assert old.ledger.pools["kv"].used == 0
+    model = weakref.ref(old.model)
+    del old
+    engine.step()
+    assert engine.services == [other, new]
+    assert model() is None  # nothing keeps its memory

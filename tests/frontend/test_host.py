@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diastole.frontend import wire
-from diastole.frontend.host import EngineHost
+from diastole.frontend.host import EngineHost, Loaded
 from diastole.loops.ar import AutoRegressive
 from diastole.params import Grammar, SamplingParams
 from diastole.text.grammar import GrammarError, Guide
@@ -54,6 +54,10 @@ class SlowGrammars:
         return Free()
 
 
+def no_loading(reload: wire.Reload) -> Loaded:
+    raise AssertionError("nobody reloads here")
+
+
 class Hosted:
     """A host on a thread, and what it said."""
 
@@ -64,7 +68,7 @@ class Hosted:
         self.service.loop.grammars = self.grammars  # type: ignore[assignment]
         self.said = threading.Condition()
         self.replies: list[wire.Reply] = []
-        self.host = EngineHost(toy_engine(self.service), self._hear, {})
+        self.host = EngineHost(toy_engine(self.service), self._hear, {}, no_loading)
         self.thread = threading.Thread(target=self.host.run)
 
     def _hear(self, reply: wire.Reply) -> None:

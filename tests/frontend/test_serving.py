@@ -26,8 +26,8 @@ MODEL = "smollm2-135m"
 class Running:
     """A server in a process of its own."""
 
-    def __init__(self, *flags: str) -> None:
-        command = [sys.executable, "-m", "diastole.cli.main", "serve", "--port", "0", *flags]
+    def __init__(self, *flags: str, target: str = MODEL) -> None:
+        command = [sys.executable, "-m", "diastole.cli.main", "serve", target, "--port", "0", *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         assert self.process.stderr is not None

@@ -221,6 +221,8 @@ class FakeBackend:
         self.dead = False  # for good
         self.restarting = False
         self.restarts = 0
+        self.reloads: list[tuple[str, dict[str, Any]]] = []
+        self.reload_failure: Exception | None = None
         self.failure: Exception | None = None
         self.stopped: float | None = None
         self.deaf = False
@@ -252,6 +254,11 @@ class FakeBackend:
 
     def ready(self) -> bool:
         return self.alive() and not self.restarting
+
+    async def reload(self, name: str, changes: Mapping[str, Any]) -> None:
+        if self.reload_failure is not None:
+            raise self.reload_failure
+        self.reloads.append((name, dict(changes)))
 
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         if self.deaf:

@@ -26,6 +26,8 @@ class Engine:
 
     def step(self) -> list[Event] | None:
         """One step of one service: its events, which may be none; None when there is nothing to run."""
+        if len(self.services) > len(self._by_name):
+            self._let_go()
         now = self.clock.now()
         for service in self.services:
             service.ledger.admit(now)
@@ -45,6 +47,21 @@ class Engine:
             events = service.ledger.settle(service.loop.commit(batch, output, end), end)
         service.ledger.relieve(batch.starved)
         return events
+
+    # ---- services
+
+    def add_service(self, service: Service) -> None:
+        """Requests for its name go to it from now on. A service that had this name before finishes its streams and is
+        let go then; its meter goes on in the new one."""
+        before = self._by_name.get(service.name)
+        if before is not None:
+            service.succeed(before)
+        self.services.append(service)
+        self._by_name[service.name] = service
+
+    def _let_go(self) -> None:
+        """Of services that others have replaced, and that have no streams any more."""
+        self.services = [s for s in self.services if len(s.ledger) or self._by_name[s.name] is s]
 
     # ---- requests
 

@@ -41,6 +41,10 @@ class Service:
     ledger: Ledger
     meter: Meter
 
+    def succeed(self, before: Service) -> None:
+        """Count on where the service that this one replaces has come to; both count together while that one runs."""
+        self.meter = self.ledger.meter = before.meter
+
     def asks(self) -> Sequence[Ask]:
         """What its streams could run now."""
         return [ask for s in self.ledger.running if (ask := self.loop.ask(s)) is not None]

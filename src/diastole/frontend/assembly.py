@@ -13,20 +13,22 @@ from typing import cast
 
 from diastole.assets import cache, resolve
 from diastole.clock import RealClock
-from diastole.config import Config, ServiceConfig
+from diastole.config import Config, ServiceConfig, from_toml
 from diastole.engine.admission import Admission, ByPriority, InOrder
 from diastole.engine.assemble import assemble
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
+from diastole.engine.service import Service
+from diastole.frontend.host import Loaded
 from diastole.frontend.loading import LoadingBar
 from diastole.frontend.voice import tokenizer_of
-from diastole.frontend.wire import Card
+from diastole.frontend.wire import Card, Reload
 from diastole.kernels.table import Ops, load
 from diastole.loops.ar import AutoRegressive
-from diastole.nn.linear import Loader, WeightFormat
+from diastole.nn.linear import Loader, WeightFormat, packed_size
 from diastole.nn.packs import NoPacks, PackFile, Packs
 from diastole.state.pages import PAGE
-from diastole.types import SLO
+from diastole.types import SLO, UserError
 from diastole.weights import Checkpoint, open_checkpoint
 
 SHARE = 0.25  # of the available memory goes to key/value pages, unless told
@@ -46,27 +48,72 @@ def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
     Raises:
         UserError: a setting or a model file is wrong.
     """
-    memory = int(config.engine.memory) or int(SHARE * available_memory())
+    memory = _page_memory(config)  # before weights take any
     services, cards, kernels = [], [], "none"
     for key, wanted in config.service.items():
         ops: Ops = load(config.engine.threads or None, wanted.kernels)
         kernels = ops.name
-        path = resolve(wanted.model)
-        checkpoint = open_checkpoint(path)
-        eos = tokenizer_of(path).eos_ids
-        name = service_name(key, wanted)
-        share = memory // len(config.service)
-        weights = cast(WeightFormat, wanted.weights)
-        with _packs(checkpoint, weights, ops) as packs, LoadingBar(name) as bar:
-            load_from = Loader(ops, checkpoint, weights, packs, bar.tell)
-            tokenizer, policy = partial(tokenizer_of, path), admission(config)
-            service = assemble(name, load_from, wanted, eos, share, int(config.engine.swap), tokenizer, policy)
-        checkpoint.close()
-        assert isinstance(service.loop, AutoRegressive)
-        loop = service.loop
-        cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE, loop.width, priorities(config)))
+        service, card = _build(service_name(key, wanted), wanted, ops, memory, config)
         services.append(service)
+        cards.append(card)
     return Engine(services, RealClock(), LeastSlack()), cards, kernels
+
+
+def load_service(reload: Reload) -> Loaded:
+    """Load one service of a configuration, beside all that run.
+
+    Raises:
+        UserError: a setting or a model file is wrong, or there is no room for it beside the others.
+    """
+    config = from_toml(reload.toml)
+    wanted = next(s for key, s in config.service.items() if service_name(key, s) == reload.service)
+    ops = load(config.engine.threads or None, wanted.kernels)
+    pages = _page_memory(config)
+    _check_room(reload.service, wanted, ops, pages)
+    service, card = _build(reload.service, wanted, ops, pages, config)
+    if card.vocab != reload.vocab:
+        message = f"{wanted.model} has {card.vocab} tokens now and had {reload.vocab}: restart the server for that"
+        raise UserError(message, param="model", code="model_changed")
+    return Loaded(service, card, slos(config)[reload.service])
+
+
+def _page_memory(config: Config) -> int:
+    """Bytes for the key/value pages of one service."""
+    return (int(config.engine.memory) or int(SHARE * available_memory())) // len(config.service)
+
+
+def _check_room(name: str, wanted: ServiceConfig, ops: Ops, pages: int) -> None:
+    """Refuse what would not fit beside what runs.
+
+    Raises:
+        UserError: it would not.
+    """
+    checkpoint = open_checkpoint(resolve(wanted.model))
+    weights = packed_size(ops, checkpoint, cast(WeightFormat, wanted.weights))
+    checkpoint.close()
+    available = available_memory()
+    if weights + pages > available:
+        message = (
+            f"loading {name} anew beside the one that runs needs {weights >> 20} MiB for weights and {pages >> 20} MiB "
+            f"for pages, and {available >> 20} MiB are available: lower engine.memory, or restart the server"
+        )
+        raise UserError(message, param="engine.memory", code="not_enough_memory")
+
+
+def _build(name: str, wanted: ServiceConfig, ops: Ops, memory: int, config: Config) -> tuple[Service, Card]:
+    path = resolve(wanted.model)
+    checkpoint = open_checkpoint(path)
+    eos = tokenizer_of(path).eos_ids
+    weights = cast(WeightFormat, wanted.weights)
+    with _packs(checkpoint, weights, ops) as packs, LoadingBar(name) as bar:
+        load_from = Loader(ops, checkpoint, weights, packs, bar.tell)
+        tokenizer, policy = partial(tokenizer_of, path), admission(config)
+        service = assemble(name, load_from, wanted, eos, memory, int(config.engine.swap), tokenizer, policy)
+    checkpoint.close()
+    loop = service.loop
+    assert isinstance(loop, AutoRegressive)
+    room = loop.pool.pages * PAGE
+    return service, Card(name, loop.context, loop.vocab, room, loop.width, priorities(config))
 
 
 @contextmanager

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diastole.assets import resolve
-from diastole.config import Config
+from diastole.config import Config, changed, to_toml
 from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.frontend.assembly import service_name
@@ -20,22 +19,26 @@ from diastole.frontend.textservice import TextService
 from diastole.frontend.voice import Voice, voice_of
 from diastole.types import UserError
 
+# Settings that the server side was built on, or that are the whole process's.
+RESTART = frozenset({"model", "name", "aliases", "kernels"})
+
 
 class Backend:
     """Starts an engine, keeps one running, and knows its services by name and alias.
 
     Args:
-        connect: makes a link to a new engine; None: each in a process of its own.
+        connect: makes a link to a new engine; each has a process of its own if it is not told otherwise.
     """
 
-    def __init__(self, config: Config, connect: Callable[[], Link] | None = None) -> None:
-        self.config = config
+    def __init__(self, config: Config, connect: Callable[[Config], Link] = Process) -> None:
+        self.config = config  # a reload changes it
         self.services: dict[str, TextService] = {}
         self.kernels = ""
         self._voices: list[Voice] = []
         self._cards: dict[str, wire.Card] = {}
         timeout = config.server.engine_timeout_seconds
-        self._engine = Supervisor(connect or partial(Process, config), timeout, self._learn)
+        self._engine = Supervisor(lambda: connect(self.config), timeout, self._learn)
+        self._reloading: set[str] = set()
 
     async def start(self) -> None:
         """Load the models. The text side is read here while the engine loads its weights.
@@ -63,6 +66,34 @@ class Backend:
         self._cards = {c.name: c for c in ready.cards}
         for service in self.services.values():
             service.card = self._cards[service.name]
+
+    async def reload(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Load a service anew, with other settings if some are given. It serves until the new one takes over; then it
+        finishes what it runs. If that fails, it goes on.
+
+        Args:
+            name: of a service that exists.
+            changes: settings of ``ServiceConfig`` by name.
+
+        Raises:
+            UserError: a setting is wrong or takes a restart, the model cannot be loaded, or is being loaded already.
+            EngineLost: the engine ended meanwhile.
+        """
+        service = self.services[name]
+        if taken := sorted(RESTART & changes.keys()):
+            raise UserError(f"{taken[0]} cannot be changed by a reload: restart the server", param=taken[0])
+        if service.name in self._reloading:
+            raise UserError(f"{service.name} is being reloaded already", code="reload_running")
+        key = next(k for k, s in self.config.service.items() if service_name(k, s) == service.name)
+        wanted = {"service": {key: dict(changes)}}
+        config = changed(self.config, wanted)
+        self._reloading.add(service.name)
+        try:
+            command = wire.Reload(service.name, to_toml(config), service.vocab)
+            service.card = await self._engine.client.reload(command)
+        finally:
+            self._reloading.remove(service.name)
+        self.config = changed(self.config, wanted)  # which another reload may have changed meanwhile
 
     async def stop(self, drain_seconds: float) -> None:
         """Let running requests end for so long, then abort them, then end the engine."""

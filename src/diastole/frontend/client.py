@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from diastole.engine.trace import View
@@ -22,6 +22,7 @@ class EngineClient:
         self._streams: dict[str, asyncio.Queue[wire.Spoken | Exception]] = {}
         self._vectors: dict[str, asyncio.Future[bytes]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
+        self._reloads: dict[str, asyncio.Future[wire.Card]] = {}
         self._pings: list[asyncio.Future[None]] = []
         self._views: deque[asyncio.Future[View]] = deque()  # one for each answer that will come, in order
         self.lost = True  # until it has started
@@ -117,6 +118,20 @@ class EngineClient:
         self._link.put(wire.Measure())
         return await answer
 
+    async def reload(self, reload: wire.Reload) -> wire.Card:
+        """Have a service loaded anew; only one at a time of each name.
+
+        Raises:
+            UserError: it cannot be loaded, and why. The one that runs goes on.
+            EngineLost: the engine died.
+        """
+        if self.lost:
+            raise EngineLost("the engine process has ended")
+        answer: asyncio.Future[wire.Card] = asyncio.get_running_loop().create_future()
+        self._reloads[reload.service] = answer
+        self._link.put(reload)
+        return await answer
+
     def ping(self) -> asyncio.Future[None]:
         """Ask the engine whether it is there. The answer never comes from one that hangs or is lost."""
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -154,6 +169,11 @@ class EngineClient:
                     if not answer.done():
                         answer.set_result(reply.services)
                 self._stats.clear()
+            case wire.Reloaded():
+                self._end_reload(reply.card.name, lambda answer: answer.set_result(reply.card))
+            case wire.NotReloaded():
+                error = UserError(reply.message, param=reply.param, code=reply.code)
+                self._end_reload(reply.service, lambda answer: answer.set_exception(error))
             case wire.Pong():
                 for ping in self._pings:
                     if not ping.done():
@@ -164,6 +184,11 @@ class EngineClient:
                 if not view.done():
                     view.set_result(reply.view)
 
+    def _end_reload(self, service: str, end: Callable[[asyncio.Future[wire.Card]], None]) -> None:
+        answer = self._reloads.pop(service, None)
+        if answer is not None and not answer.done():
+            end(answer)
+
     def _loss(self) -> None:
         if self.ended.is_set():
             return
@@ -172,9 +197,15 @@ class EngineClient:
         error = EngineLost("the engine process has ended")
         for inbox in self._streams.values():
             inbox.put_nowait(error)
-        answers: list[asyncio.Future[Any]] = [*self._stats, *self._vectors.values(), *self._views]
+        answers: list[asyncio.Future[Any]] = [
+            *self._stats,
+            *self._vectors.values(),
+            *self._views,
+            *self._reloads.values(),
+        ]
         for answer in answers:
             if not answer.done():
                 answer.set_exception(error)
         self._stats.clear()
         self._views.clear()
+        self._reloads.clear()

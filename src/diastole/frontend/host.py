@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -10,10 +12,21 @@ from typing import NamedTuple
 import numpy as np
 
 from diastole.engine.engine import Engine
+from diastole.engine.service import Service
 from diastole.frontend import wire
 from diastole.loops.ar import Tokens
 from diastole.loops.pooling import Pooled
 from diastole.types import SLO, Event, Request, UserError
+
+log = logging.getLogger("diastole.frontend")
+
+
+class Loaded(NamedTuple):
+    """A service that can take over."""
+
+    service: Service
+    card: wire.Card
+    slo: SLO
 
 
 class _Prepared(NamedTuple):
@@ -23,17 +36,27 @@ class _Prepared(NamedTuple):
     error: UserError | None
 
 
+Message = wire.Command | _Prepared | Loaded | wire.NotReloaded  # to the engine's thread
+
+
 class EngineHost:
     """The thread that calls ``run`` owns the engine; other threads ``put`` commands.
 
     Args:
         send: is given every reply, on the engine's thread.
         slo: default promises by service.
+        load: loads a service anew; it is called on a thread of its own.
     """
 
-    def __init__(self, engine: Engine, send: Callable[[wire.Reply], None], slo: dict[str, SLO]) -> None:
-        self.engine, self.send, self.slo = engine, send, slo
-        self._inbox: queue.SimpleQueue[wire.Command | _Prepared] = queue.SimpleQueue()
+    def __init__(
+        self,
+        engine: Engine,
+        send: Callable[[wire.Reply], None],
+        slo: dict[str, SLO],
+        load: Callable[[wire.Reload], Loaded],
+    ) -> None:
+        self.engine, self.send, self.slo, self.load = engine, send, slo, load
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._quitting = False
         self._preparing: set[str] = set()  # ids of requests that are being prepared and have not been aborted
         self._helper = ThreadPoolExecutor(1, "diastole-prepare")  # its thread starts with the first task
@@ -72,7 +95,7 @@ class EngineHost:
         except queue.Empty:
             return
 
-    def _do(self, command: wire.Command | _Prepared) -> None:
+    def _do(self, command: Message) -> None:
         match command:
             case wire.Add():
                 self._take_in(command, command.salt, command.priority)
@@ -93,6 +116,14 @@ class EngineHost:
                 self.send(wire.Pong())
             case wire.Trace():
                 self.send(wire.Traced(self.engine.view(command.since)))
+            case wire.Reload():
+                threading.Thread(target=self._load, args=(command,), name="diastole-load", daemon=True).start()
+            case Loaded():
+                self.engine.add_service(command.service)
+                self.slo[command.service.name] = command.slo
+                self.send(wire.Reloaded(command.card))
+            case wire.NotReloaded():
+                self.send(command)
             case wire.Quit():
                 self._quitting = True
                 if command.now:
@@ -100,6 +131,17 @@ class EngineHost:
                     for service in self.engine.services:
                         for id in {s.req.id for s in service.ledger.streams}:
                             self.engine.abort(id)
+
+    def _load(self, reload: wire.Reload) -> None:
+        """On a thread of its own: most of loading leaves the engine's thread alone."""
+        try:
+            self._inbox.put(self.load(reload))
+        except UserError as e:
+            self._inbox.put(wire.NotReloaded(reload.service, e.message, e.param, e.code))
+        except Exception as e:  # whatever it is, who asked must hear of it, and the running service goes on
+            log.exception("service %s could not be loaded anew", reload.service)
+            message = f"loading failed: {type(e).__name__}: {e}"
+            self._inbox.put(wire.NotReloaded(reload.service, message, code="reload_failed"))
 
     def _take_in(self, add: wire.Add | wire.Embed, salt: str = "", priority: int = 0) -> None:
         """Open a request, or have done first what would take long on this thread."""

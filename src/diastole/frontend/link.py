@@ -147,12 +147,12 @@ class Thread:
         self._thread: threading.Thread | None = None
 
     async def start(self, on_reply: Callable[[wire.Reply], None], on_loss: Callable[[], None]) -> wire.Ready:
-        from diastole.frontend.assembly import build_engine, slos
+        from diastole.frontend.assembly import build_engine, load_service, slos
         from diastole.frontend.host import EngineHost
 
         loop = asyncio.get_running_loop()
         engine, cards, kernels = await asyncio.to_thread(build_engine, self.config)
-        self._host = EngineHost(engine, lambda r: _call(loop, on_reply, r), slos(self.config))
+        self._host = EngineHost(engine, lambda r: _call(loop, on_reply, r), slos(self.config), load_service)
 
         def run() -> None:
             try:

@@ -64,7 +64,18 @@ class Ping(msgspec.Struct, tag="ping"):
     """Say that you are there. The engine answers between two steps."""
 
 
-Command = Add | Embed | Abort | Measure | Trace | Quit | Ping
+class Reload(msgspec.Struct, tag="reload"):
+    """Load a service anew, beside the running one, and let it take over.
+
+    ``toml`` is the whole configuration; ``vocab`` is what the front end's tokenizer is for.
+    """
+
+    service: str
+    toml: str
+    vocab: int
+
+
+Command = Add | Embed | Abort | Measure | Trace | Quit | Ping | Reload
 
 
 class Card(msgspec.Struct):
@@ -142,4 +153,19 @@ class Pong(msgspec.Struct, tag="pong"):
     """The engine is there."""
 
 
-Reply = Ready | Failed | Refused | Heard | Vector | Stats | Traced | Pong
+class Reloaded(msgspec.Struct, tag="reloaded"):
+    """New requests go to a service that was loaded anew."""
+
+    card: Card
+
+
+class NotReloaded(msgspec.Struct, tag="not_reloaded"):
+    """A service could not be loaded anew; the one that runs goes on."""
+
+    service: str
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+Reply = Ready | Failed | Refused | Heard | Vector | Stats | Traced | Pong | Reloaded | NotReloaded

@@ -29,6 +29,8 @@ def main(fd: int) -> None:
     """Serve on an inherited socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front end decides when we stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with socket.socket(fileno=fd) as link:
         encode = msgspec.msgpack.Encoder().encode
 
@@ -49,14 +51,14 @@ def main(fd: int) -> None:
 
 def _build(toml: str, send: Callable[[wire.Reply], None]) -> EngineHost:
     from diastole.config import from_toml
-    from diastole.frontend.assembly import build_engine, slos
+    from diastole.frontend.assembly import build_engine, load_service, slos
     from diastole.frontend.host import EngineHost
 
     config = from_toml(toml)
     logs.start(config.server)
     engine, cards, kernels = build_engine(config)
     send(wire.Ready(cards, kernels))
-    return EngineHost(engine, send, slos(config))
+    return EngineHost(engine, send, slos(config), load_service)
 
 
 def _listen(link: socket.socket, put: Callable[[wire.Command], None]) -> None:

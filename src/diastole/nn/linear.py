@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from math import prod
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -79,6 +80,16 @@ def quantize4(w: Array) -> tuple[Array, Array, Array]:
     inverse = np.divide(1, d, out=np.zeros_like(d), where=d > 0)
     q = np.clip(np.rint((groups - m[..., None]) * inverse[..., None]), 0, 15).astype(np.uint8)
     return q.reshape(w.shape), d, m
+
+
+def packed_size(ops: Ops, checkpoint: Checkpoint, fmt: WeightFormat) -> int:
+    """About how many bytes a checkpoint's weights take in memory."""
+    total = 0
+    for name in checkpoint.names():
+        raw = checkpoint.raw(name)
+        packed = len(raw.shape) == 2 and raw.shape[1] % 32 == 0
+        total += ops.packed_bytes(format_of(raw.kind, fmt), *raw.shape) if packed else 4 * prod(raw.shape)
+    return total
 
 
 class Loader:

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from diastole import __version__
 from diastole.serve import metrics
+from diastole.serve.admin import reload
 from diastole.serve.border import EXCHANGE, Border
 from diastole.serve.cancel import cancel, running_requests
 from diastole.serve.chat import chat_completions
@@ -26,6 +27,7 @@ from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import shutting_down
 from diastole.serve.interface import Backend, TextService
+from diastole.serve.limits import check_json_type
 from diastole.serve.messages import count_tokens, messages
 from diastole.serve.responses import responses
 from diastole.serve.static import CONSOLE
@@ -83,7 +85,7 @@ class WorkEndpoint(Endpoint):
     async def answer(self, exchange: Exchange) -> None:
         with self.face.gate.enter(), exchange.account.enter() as visit:
             exchange.ending = visit.end
-            check_json_request(exchange)
+            check_json_type(exchange.headers)
             await self.handler(self.face, exchange)
 
 
@@ -95,24 +97,6 @@ def kind(method: str) -> type[Endpoint]:
 def label(path: str) -> str:
     """A route's name in metrics."""
     return path.replace(":path}", "}")
-
-
-def check_json_request(exchange: Exchange) -> None:
-    """A body must say that it is JSON. Web pages cannot make a browser say so to a foreign server without asking it.
-
-    Raises:
-        ApiError: 415.
-    """
-    kind, *parameters = exchange.headers.get("content-type", "").lower().split(";")
-    if kind.strip() != "application/json":
-        message = "The body must be JSON: send the header 'Content-Type: application/json'."
-        raise ApiError(415, message, code="unsupported_media_type")
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "charset" and value.strip().strip('"') not in ("utf-8", "utf8"):
-            raise ApiError(415, "The body's charset must be UTF-8.", code="unsupported_media_type")
-    if exchange.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ApiError(415, "Send the body uncompressed.", code="unsupported_media_type")
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -209,4 +193,5 @@ CONTROLS: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/requests", "GET", running_requests),
     ("/v1/requests/{id}", "DELETE", cancel),
     ("/v1/requests/{id}/cancel", "POST", cancel),
+    ("/admin/services/{name:path}/reload", "POST", reload),
 )

@@ -13,6 +13,7 @@ TYPES: Mapping[int, str] = {
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
+    409: "conflict_error",
     429: "rate_limit_error",
     499: "cancelled_error",  # not a status that clients take for a reason to try again
     500: "api_error",
@@ -26,6 +27,9 @@ STATUSES: Mapping[str, int] = {
     "template_not_allowed": 403,
     "overloaded": 503,
     "slo_unattainable": 503,
+    "not_enough_memory": 503,
+    "reload_running": 409,
+    "reload_failed": 500,
 }
 
 

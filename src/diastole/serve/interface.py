@@ -154,6 +154,15 @@ class Backend(Protocol):
         """Engines that were started because the one before had ended."""
         ...
 
+    async def reload(self, name: str, changes: Mapping[str, Any]) -> None:
+        """Load a service anew, with these settings changed, while it and all others go on.
+
+        Raises:
+            UserError: it cannot be loaded so; the one that runs goes on.
+            EngineLost: the engine ended.
+        """
+        ...
+
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         """By service, what ``diastole.metrics.Meter.snapshot`` returns."""
         ...

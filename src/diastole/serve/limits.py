@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -21,6 +22,24 @@ _WORDS = {"str": "a string", "int": "an integer", "float": "a number", "bool": "
     "array": "an array",
     "object": "an object",
 }
+
+
+def check_json_type(headers: Mapping[str, str]) -> None:
+    """A body must say that it is JSON. Web pages cannot make a browser say so to a foreign server without asking it.
+
+    Raises:
+        ApiError: 415.
+    """
+    kind, *parameters = headers.get("content-type", "").lower().split(";")
+    if kind.strip() != "application/json":
+        message = "The body must be JSON: send the header 'Content-Type: application/json'."
+        raise ApiError(415, message, code="unsupported_media_type")
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "charset" and value.strip().strip('"') not in ("utf-8", "utf8"):
+            raise ApiError(415, "The body's charset must be UTF-8.", code="unsupported_media_type")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "Send the body uncompressed.", code="unsupported_media_type")
 
 
 def decode(body: bytes, type: type[T], *, checked: bool = False) -> T:

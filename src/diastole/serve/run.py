@@ -30,6 +30,7 @@ log = logging.getLogger("diastole.serve")
 LAST_SECONDS = 3.0  # for aborted requests to say so, and for connections to close
 BACKLOG = 1024
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RELOAD_SIGNALS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -59,6 +60,7 @@ class Server:
         self.port: int = self._socket.getsockname()[1]
         self.gate, self._keyring = face.gate, face.keyring
         self._stopping = asyncio.Event()
+        self._reloading: asyncio.Task[None] | None = None
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -86,14 +88,15 @@ class Server:
         """Serve until stopped. While the model loads, requests are told so.
 
         Args:
-            signals: SIGTERM and SIGINT stop the server.
+            signals: SIGTERM and SIGINT stop the server, SIGHUP has every service loaded anew.
 
         Raises:
             UserError: the backend cannot start.
         """
         loop = asyncio.get_running_loop()
-        for number in SIGNALS if signals else ():
-            loop.add_signal_handler(number, self.stop)
+        handlers = {**dict.fromkeys(SIGNALS, self.stop), **dict.fromkeys(RELOAD_SIGNALS, self._begin_reload)}
+        for number, handler in handlers.items() if signals else ():
+            loop.add_signal_handler(number, handler)
         http = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
         loading = asyncio.create_task(self.backend.start())
         stopping = asyncio.create_task(self._stopping.wait())
@@ -113,8 +116,20 @@ class Server:
             self._uvicorn.should_exit = True
             await http
             await asyncio.gather(self._end_backend(), asyncio.to_thread(self.traces.close))
-            for number in SIGNALS if signals else ():
+            for number in handlers if signals else ():
                 loop.remove_signal_handler(number)
+
+    def _begin_reload(self) -> None:
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload_all())
+
+    async def _reload_all(self) -> None:
+        for name in sorted({s.name for s in self.backend.services.values()}):
+            try:
+                await self.backend.reload(name, {})
+                log.info("%s was loaded anew", name)
+            except Exception as e:  # the running one goes on, and so do the others
+                log.error("%s could not be loaded anew: %s", name, e)
 
     async def _drain(self) -> None:
         if self.gate.inside:

@@ -1,0 +1,78 @@
+"""POST /admin/services/{name}/reload: a service is loaded anew while it and all others go on."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from diastole.serve.errors import ApiError
+from diastole.serve.exchange import Exchange
+from diastole.serve.face import Face
+from diastole.serve.limits import check_json_type, decode
+
+PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+
+
+class ReloadReply(msgspec.Struct, tag_field="object", tag="service"):
+    name: str
+    max_model_len: int
+    status: str = "reloaded"
+
+
+async def reload(face: Face, exchange: Exchange) -> None:
+    """Load a service anew; the body may hold settings of it that change. It answers once the new one has taken over.
+
+    Raises:
+        ApiError: who asks may not, or it cannot be loaded; then the running one goes on.
+    """
+    require_admin(face, exchange)
+    check_json_type(exchange.headers)
+    face.check_ready()
+    service = face.service(exchange.scope["path_params"]["name"])
+    body = await exchange.body(face.config.max_body_bytes)
+    changes = decode(body, dict[str, Any]) if body else {}
+    await face.backend.reload(service.name, changes)
+    await exchange.reply_json(200, ReloadReply(service.name, service.context))
+
+
+def require_admin(face: Face, exchange: Exchange) -> None:
+    """The one place that says who may administer: whose key has the right, or, where there are no keys, who is on this
+    machine and comes neither through a proxy nor by a web page.
+
+    Raises:
+        ApiError: 403.
+    """
+    if not face.keyring.empty:
+        exchange.key.require("admin")
+        return
+    peer = exchange.scope.get("client")
+    direct = not any(header in exchange.headers for header in PROXY_HEADERS)
+    if peer is not None and _local(peer[0]) and direct and _local(_name_of(exchange.headers.get("host", ""))):
+        return
+    message = (
+        "Without keys only direct requests from the server's own machine may do that: give a key the right 'admin' in "
+        "server.api_key_file."
+    )
+    raise ApiError(403, message, code="admin_not_allowed")
+
+
+def _name_of(host: str) -> str:
+    """A host header without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
