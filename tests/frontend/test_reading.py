@@ -6,8 +6,10 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
+import pydantic
 import pytest
 
 from diastole import LLM
@@ -20,6 +22,10 @@ from frontend.test_serving import MODEL, Running, eventually
 from models.common import embedded
 
 TEXTS = ["The cat sleeps on the sofa.", "Stock prices fell.", "word " * 700]
+
+
+class Sum(pydantic.BaseModel):
+    result: Literal[4, 5]
 
 
 def wish(id: str = "r") -> wire.Embed:
@@ -119,3 +125,7 @@ def test_responses_say_what_chat_says(server: Running) -> None:
     events = list(stream)
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
     assert events[-1].type == "response.completed"
+    parsed = server.openai.responses.parse(
+        model=MODEL, input="What is 2+2?", text_format=Sum, temperature=0, max_output_tokens=100
+    )
+    assert isinstance(parsed.output_parsed, Sum)

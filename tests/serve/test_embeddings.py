@@ -1,6 +1,7 @@
 """POST /v1/embeddings: shapes, the official client, and everything that is refused."""
 
 import base64
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from diastole.types import UserError
 from serve.fakes import CONTEXT, VOCAB, WIDTH, Running
 from serve.test_bad_input import error
+from serve.test_chat import wait_ready
 from serve.test_disconnect import connect, head
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed")
@@ -154,3 +156,24 @@ def test_a_client_that_leaves_frees_all_its_inputs(
     eventually(lambda: not server.service.running)
     assert len(server.service.aborted) == 16
     eventually(lambda: server.server.gate.inside == 0)
+
+
+def test_they_are_listed_can_be_cancelled_and_cost_tokens(
+    server: Running, http: httpx.Client, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    server.service.endless = True
+    replies: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: replies.append(httpx.post(server.url + URL, json=PLAIN, timeout=10)))
+    asking.start()
+    eventually(lambda: http.get("/v1/requests").json()["data"])
+    (entry,) = http.get("/v1/requests").json()["data"]
+    assert entry["id"].startswith("embd-")
+    assert http.delete(f"/v1/requests/{entry['id']}").status_code == 200
+    asking.join(10)
+    assert error(replies[0])["code"] == "request_cancelled"
+    eventually(lambda: not server.service.running)
+    with Running(tokens_per_minute=10) as limited:
+        wait_ready(limited)
+        for size, status in ((11, 400), (8, 200), (8, 429)):
+            reply = httpx.post(limited.url + URL, json={**PLAIN, "input": [1] * size})
+            assert reply.status_code == status, reply.text

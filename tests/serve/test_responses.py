@@ -177,7 +177,7 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"top_logprobs": 3}, "top_logprobs", "unsupported_parameter"),
     ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
     ({"text": {"format": {"type": "yaml"}}}, "text.format.type", "invalid_value"),
-    ({"text": {"format": {"type": "json_schema"}}}, "text.format.json_schema", "missing_required_parameter"),
+    ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "missing_required_parameter"),
     ({"text": {"verbosity": "low"}}, "text.verbosity", "unsupported_parameter"),
     ({"messages": [{"role": "user", "content": "x"}]}, "messages", "unsupported_parameter"),
 ]

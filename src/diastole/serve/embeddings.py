@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -17,7 +18,9 @@ from diastole.serve.face import Face
 from diastole.serve.interface import TextService
 from diastole.serve.openai import SloWish, read_plain, wrong
 from diastole.serve.prompts import Prompt, path, split_prompts
+from diastole.serve.replies import Cached, UsageReply
 from diastole.serve.slo import slo_of
+from diastole.serve.terms import Terms
 from diastole.types import SLO, Array, UserError
 
 MAX_INPUTS = 2_048  # OpenAI's
@@ -81,12 +84,9 @@ async def embeddings(face: Face, exchange: Exchange) -> None:
 
     async def work() -> None:
         prompts = [await _ids(service, one, path("input", i, len(inputs))) for i, one in enumerate(inputs)]
-        tokens = sum(map(len, prompts))
-        exchange.notes |= {"model": service.name, "prompt_tokens": tokens}
-        with exchange.account.spend(tokens) as bill:
-            vectors = await _vectors(service, prompts, f"embd-{exchange.id}", slo)
-            bill.used = tokens
-        await exchange.reply(200, await asyncio.to_thread(_body, request, vectors, tokens))
+        reading = Reading(service, prompts, f"embd-{exchange.id}", slo)
+        vectors = await reading.vectors(face.terms(exchange, service, slo))
+        await exchange.reply(200, await asyncio.to_thread(_body, request, vectors, reading.tokens))
 
     await exchange.run(work())
 
@@ -100,23 +100,55 @@ async def _ids(service: TextService, given: Prompt, where: str) -> list[int]:
     return ids
 
 
-async def _vectors(service: TextService, prompts: Sequence[Sequence[int]], id: str, slo: SLO | None) -> list[Array]:
-    """Vectors in the order of the prompts. Cancelling this aborts what still runs."""
-    vectors: dict[int, Array] = {}
-    left = iter(range(len(prompts)))
+class Reading:
+    """The inputs of one request while the engine reads them.
 
-    async def work() -> None:
-        for i in left:
-            vectors[i] = await service.embed(prompts[i], POOLING, request_id=f"{id}-{i}", slo=slo)
+    Args:
+        id: of the answer; the engine's request ids are made from it.
+    """
 
-    workers = [asyncio.create_task(work()) for _ in range(min(AT_ONCE, len(prompts)))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-    return [vectors[i] for i in range(len(prompts))]
+    def __init__(self, service: TextService, prompts: Sequence[Sequence[int]], id: str, slo: SLO | None) -> None:
+        self.id, self.model, self.created = id, service.name, int(time.time())
+        self.tokens = sum(map(len, prompts))
+        self._service, self._prompts, self._slo = service, prompts, slo
+        self._vectors: dict[int, Array] = {}
+
+    def usage(self) -> UsageReply:
+        """Tokens so far."""
+        read = sum(len(self._prompts[i]) for i in self._vectors)
+        return UsageReply(read, 0, read, Cached(0))
+
+    async def vectors(self, terms: Terms) -> list[Array]:
+        """Vectors in the order of the prompts. Cancelling this aborts what still runs.
+
+        Raises:
+            ApiError: the request must wait for its turn, or somebody cancelled it.
+        """
+        with terms.account.spend(self.tokens) as bill:
+            async with terms.running.enter(self, terms.owner):
+                try:
+                    await self._run()
+                finally:
+                    bill.used = self.usage().total_tokens
+                    terms.notes["model"] = self.model
+                    terms.notes["prompt_tokens"] = bill.used
+        return [self._vectors[i] for i in range(len(self._prompts))]
+
+    async def _run(self) -> None:
+        left = iter(enumerate(self._prompts))
+
+        async def work() -> None:
+            for i, prompt in left:
+                id = f"{self.id}-{i}"
+                self._vectors[i] = await self._service.embed(prompt, POOLING, request_id=id, slo=self._slo)
+
+        workers = [asyncio.create_task(work()) for _ in range(min(AT_ONCE, len(self._prompts)))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
 
 def _body(request: EmbeddingRequest, vectors: Sequence[Array], tokens: int) -> bytes:

@@ -12,7 +12,7 @@ from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.generate import Generation
-from diastole.serve.openai import NEUTRAL, Common, Part, read, sampling, unsupported, wrong
+from diastole.serve.openai import NEUTRAL, Common, Part, read, required, sampling, unsupported, wrong
 from diastole.serve.response_events import Answer, Fields
 from diastole.serve.slo import priority_of, slo_of
 from diastole.serve.sse import Events
@@ -140,12 +140,14 @@ def text_format(text: TextWish | None) -> dict[str, Any] | None:
     """What form the text shall have; None: any.
 
     Raises:
-        ApiError: a verbosity is asked for.
+        ApiError: a verbosity is asked for, or a schema is missing.
     """
     if text is None:
         return None
     if text.verbosity not in (None, "medium"):
         raise unsupported("text.verbosity", "Leave it out.")
+    if text.format is not None and text.format.get("type") == "json_schema" and "schema" not in text.format:
+        raise required("text.format.schema")
     return text.format
 
 
