@@ -27,7 +27,9 @@ def main(url: str) -> None:
         browser.wait(lambda: browser.find(".empty").is_displayed(), "an engine at rest")
         browser.button("Run an example").click()
         browser.wait(lambda: browser.js("document.querySelectorAll('.streams tbody tr').length") == 3, "three streams")
-        browser.wait(lambda: browser.js("document.querySelectorAll('.streams tr.ended').length") == 1, "the long one's end")
+        browser.wait(
+            lambda: browser.js("document.querySelectorAll('.streams tr.ended').length") == 1, "the long one's end"
+        )
         browser.find(".frame canvas").send_keys("\ue012\ue015\ue015")  # a bar of the last lane
         save(browser, "engine")
 

@@ -38,7 +38,7 @@ PIXELS = """
 
 
 @pytest.fixture
-def server() -> Iterator[fakes.Running]:
+def server(browser: Browser) -> Iterator[fakes.Running]:
     """A server of its own, whose engine ran for the last seconds: a prompt in two chunks, then four tokens."""
     with fakes.Running() as running:
         wait_ready(running)
@@ -50,6 +50,7 @@ def server() -> Iterator[fakes.Running]:
             if i > 0:
                 stream.emitted_at, stream.known = NOW - 4.5 + 0.5 * i, stream.known + 1
         yield running
+        browser.driver.get("about:blank")  # before the server ends, as the page would miss it
 
 
 def watch(browser: Browser, server: fakes.Running, **how: object) -> None:

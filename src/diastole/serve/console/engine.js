@@ -140,6 +140,7 @@ export class EngineView {
     const lanes = this.lanes.shown(this.end - SPANS[0]);
     this.timeline.draw(lanes, this.end, span);
     this.timeline.frame.hidden = lanes.length === 0;
+    this.timeline.words.hidden = lanes.length === 0;
     this.empty.hidden = lanes.length > 0;
     say(this.more, this.timeline.hiddenLanes ? `and ${this.timeline.hiddenLanes} older streams` : "");
   }
