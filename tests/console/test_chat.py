@@ -273,13 +273,16 @@ def test_the_key_is_asked_for_and_kept_for_the_tab_only(browser: Browser) -> Non
         browser.open(server.url)
         browser.wait(lambda: not browser.js("document.getElementById('key').hidden"), "the key field")
         assert browser.js("document.activeElement.id") == "key-field"
-        browser.keys("wrong" + ENTER)
+        write(browser, "Too early")
+        browser.wait(lambda: "asks for an API key" in browser.text(".assistant .error"), "the news in the chat")
+        browser.find("#key-field").send_keys("wrong" + ENTER)
         browser.wait(lambda: "did not take" in browser.text("#key-hint"), "the refusal")
+        assert browser.js("document.activeElement.id") == "key-field"
         browser.keys("right" + ENTER)
         browser.wait(lambda: not browser.js("document.getElementById('model').disabled"), "models")
         assert browser.js("document.getElementById('key').hidden")
-        write(browser, "Hello")
-        assert answered(browser) == "Hello"
+        browser.button("Try again").click()
+        assert answered(browser) == "Too early"
         assert "right" not in browser.js("JSON.stringify(localStorage)")
         browser.find("[data-view=try]").click()
         assert "$DIASTOLE_API_KEY" in browser.text("#try")

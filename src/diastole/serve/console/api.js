@@ -31,9 +31,11 @@ async function call(path, options = {}) {
     throw new ApiFailure("The server cannot be reached. Is it running?");
   }
   if (response.ok) return response;
-  const failure = new ApiFailure(await words(response), response.status);
-  if (response.status === 401) document.dispatchEvent(new Event("keyneeded"));
-  throw failure;
+  if (response.status === 401) {
+    document.dispatchEvent(new Event("keyneeded"));
+    throw new ApiFailure("The server asks for an API key: give it above, then try again.", 401);
+  }
+  throw new ApiFailure(await words(response), response.status);
 }
 
 async function words(response) {

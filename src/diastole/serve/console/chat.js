@@ -162,8 +162,14 @@ export class Chat {
   }
 
   welcome() {
-    const ideas = IDEAS.map((text) => h("button", { type: "button", class: "idea", onclick: () => this.send(text) }, text));
-    return h("div", { class: "welcome" }, h("h1", {}, "Ask something"), h("p", {}, "What you write stays between this browser and this server."), h("div", { class: "ideas" }, ...ideas));
+    const idea = (text) => h("button", { type: "button", class: "idea", onclick: () => this.send(text) }, text);
+    return h(
+      "div",
+      { class: "welcome" },
+      h("h1", {}, "Ask something"),
+      h("p", {}, "What you write stays between this browser and this server."),
+      h("div", { class: "ideas" }, IDEAS.map(idea)),
+    );
   }
 
   buttons() {

@@ -1,6 +1,6 @@
 // Small helpers around the DOM. Text goes in as text nodes: nothing here, or anywhere else, parses HTML.
 
-/** An element: h("a", {class: "x", href: "…", onclick: f, disabled: true}, "text", otherElement, [more, elements]). */
+/** An element: h("a", {class: "x", href: "…", onclick: f, disabled: true}, "text", element, [more, elements]). */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

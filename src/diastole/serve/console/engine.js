@@ -11,6 +11,9 @@ const AFTER_FAILURE_MS = 2000;
 const COUNT_EVERY = 3; // polls, for /metrics
 const BEHIND = 0.7; // seconds that the picture lags, so that steps do not appear in leaps
 const SPANS = [10, 3, 1]; // seconds
+const EMPTY =
+  "Nothing has run in the last ten seconds. Send a message in the chat, or run an example: two answers, " +
+  "and a long prompt between them.";
 
 export class EngineView {
   /** `model()` gives the chosen model for the example. */
@@ -32,22 +35,32 @@ export class EngineView {
   }
 
   build() {
-    this.pause = h("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: () => this.togglePause() }, "Pause");
-    this.example = h("button", { type: "button", class: "quiet", onclick: () => this.toggleExample() }, "Run an example");
-    this.span = h("select", { "aria-label": "Length of the timeline" }, ...SPANS.map((s) => h("option", { value: s }, `${s} s`)));
+    const button = (label, onclick) => h("button", { type: "button", class: "quiet", onclick }, label);
+    this.pause = button("Pause", () => this.togglePause());
+    this.example = button("Run an example", () => this.toggleExample());
+    const spans = SPANS.map((s) => h("option", { value: s }, `${s} s`));
+    this.span = h("select", { "aria-label": "Length of the timeline" }, spans);
     this.span.addEventListener("change", () => this.draw());
     this.status = h("p", { class: "trouble", role: "status", hidden: true });
     this.failure = h("p", { class: "trouble", role: "status", hidden: true });
-    this.empty = h("p", { class: "empty" }, "Nothing has run in the last ten seconds. Send a message in the chat, or run an example: two answers, and a long prompt between them.");
+    this.empty = h("p", { class: "empty" }, EMPTY);
     this.more = h("p", { class: "hint" });
     const key = (kind, words) => h("span", { class: `key ${kind}` }, words);
-    const legend = h("p", { class: "legend" }, key("prefill", "prefill: absorbs what is known"), key("decode", "decode: one token"), h("span", {}, "width is time, stronger is more tokens"));
+    const keys = [key("prefill", "prefill: absorbs what is known"), key("decode", "decode: one token")];
+    const legend = h("p", { class: "legend" }, keys, h("span", {}, "width is time, stronger is more tokens"));
+    const { frame, words } = this.timeline;
+    const card = (name, ...inner) => h("section", { class: "card", "aria-label": name }, h("h2", {}, name), ...inner);
     const title = h("div", { class: "title" }, h("h1", {}, "Engine"), this.example, this.span, this.pause);
-    const page = h("div", { class: "page wide" }, title, this.status, this.failure, this.totals.element);
-    page.append(
-      h("section", { class: "card", "aria-label": "Timeline" }, h("h2", {}, "Steps"), legend, this.timeline.frame, this.empty, this.more, this.timeline.words),
-      h("section", { class: "card", "aria-label": "Streams" }, h("h2", {}, "Streams and their promises"), this.streams.element),
-      h("section", { class: "card", "aria-label": "Pages" }, h("h2", {}, "Pages of the key/value cache"), this.pages.element),
+    const page = h(
+      "div",
+      { class: "page wide" },
+      title,
+      this.status,
+      this.failure,
+      this.totals.element,
+      card("Steps", legend, frame, this.empty, this.more, words),
+      card("Streams and their promises", this.streams.element),
+      card("Pages of the key/value cache", this.pages.element),
     );
     $("engine").replaceChildren(page);
   }
@@ -73,7 +86,6 @@ export class EngineView {
   togglePause() {
     this.paused = !this.paused;
     this.pause.textContent = this.paused ? "Go on" : "Pause";
-    this.pause.setAttribute("aria-pressed", String(this.paused));
     this.wake();
   }
 
@@ -98,7 +110,7 @@ export class EngineView {
     try {
       const view = await getJson(`engine/trace?since=${this.lanes.last}`);
       this.take(view);
-      if (this.polls++ % COUNT_EVERY === 0) this.totals.count(parseMetrics(await getText("metrics")), performance.now() / 1000);
+      if (this.polls++ % COUNT_EVERY === 0) await this.count();
       tell(this.status, "");
     } catch (error) {
       tell(this.status, error.message);
@@ -106,6 +118,11 @@ export class EngineView {
     }
     this.polling = false;
     if (this.active) this.timer = setTimeout(() => this.poll(), delay);
+  }
+
+  async count() {
+    const sums = parseMetrics(await getText("metrics"));
+    this.totals.count(sums, performance.now() / 1000);
   }
 
   take(view) {
@@ -140,6 +157,7 @@ export class EngineView {
     const lanes = this.lanes.shown(this.end - SPANS[0]);
     this.timeline.draw(lanes, this.end, span);
     this.timeline.frame.hidden = lanes.length === 0;
+    this.timeline.words.hidden = lanes.length === 0;
     this.empty.hidden = lanes.length > 0;
     say(this.more, this.timeline.hiddenLanes ? `and ${this.timeline.hiddenLanes} older streams` : "");
   }

@@ -18,7 +18,8 @@ export async function run(model, signal) {
   const ask = async (content, max_tokens) => {
     const turn = { content: "" };
     // A salt of its own: otherwise the second time nothing is left to absorb.
-    const body = { model, messages: [{ role: "user", content }], max_tokens, temperature: 0.7, cache_salt: String(Math.random()) };
+    const cache_salt = String(Math.random());
+    const body = { model, messages: [{ role: "user", content }], max_tokens, temperature: 0.7, cache_salt };
     if (!signal.aborted) await write(turn, body, signal, () => {});
     return turn.error ?? null;
   };

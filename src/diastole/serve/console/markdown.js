@@ -137,8 +137,8 @@ function cells(line) {
 
 function paragraph(lines, at, depth) {
   let end = at + 1;
-  const starts = (line) =>
-    FENCE.test(line) || HEADING.test(line) || RULE.test(line) || (depth < DEEPEST && (QUOTE.test(line) || ITEM.test(line)));
+  const nests = (line) => depth < DEEPEST && (QUOTE.test(line) || ITEM.test(line));
+  const starts = (line) => FENCE.test(line) || HEADING.test(line) || RULE.test(line) || nests(line);
   while (end < lines.length && lines[end].trim() && !starts(lines[end])) end++;
   const parts = () => lines.slice(at, end).flatMap((line, i) => [...(i ? [h("br")] : []), ...inline(line.trim())]);
   return [end - at, () => h("p", {}, parts())];

@@ -127,23 +127,25 @@ export class Streams {
 function row(lane, now) {
   const { known, done, arrived, first, slo, running } = lane.view;
   const state = !lane.alive ? "ended" : running ? "running" : "waiting";
-  const mark = mine.has(lane.id) ? " · you" : "";
-  const name = h("th", { scope: "row", role: "rowheader" }, h("code", {}, lane.name), h("small", {}, `${state}${mark}`));
-  const absorbed = h("td", { role: "cell", "data-head": "Absorbed" }, `${done.toLocaleString("en")} of ${known.toLocaleString("en")}`);
-  const begin = first === null ? now - arrived : first - arrived;
+  const note = h("small", {}, mine.has(lane.id) ? `${state} · you` : state);
+  const began = first === null ? now - arrived : first - arrived;
   return h(
     "tr",
     { class: lane.alive ? "" : "ended", role: "row" },
-    name,
-    absorbed,
-    promise("First token", begin, slo.first, first === null ? "not yet, " : ""),
-    lane.gap === null ? h("td", { role: "cell", "data-head": "Between tokens" }, "–") : promise("Between tokens", lane.gap, slo.gap, ""),
+    h("th", { scope: "row", role: "rowheader" }, h("code", {}, lane.name), note),
+    cell("Absorbed", `${done.toLocaleString("en")} of ${known.toLocaleString("en")}`),
+    promise("First token", began, slo.first, first === null ? "not yet, " : ""),
+    promise("Between tokens", lane.gap, slo.gap),
   );
 }
 
+const cell = (head, ...inner) => h("td", { role: "cell", "data-head": head }, ...inner);
+
 /** A time beside its promise, with a level that is told in words too. */
-function promise(head, value, promised, before) {
+function promise(head, value, promised, before = "") {
+  if (value === null) return cell(head, "–");
   const [level, word] = judge(value, promised);
   const badge = h("span", { class: `level ${level}` }, word);
-  return h("td", { role: "cell", "data-head": head }, h("span", {}, `${before}${seconds(value)}`), badge, h("small", {}, `promised\u00a0${seconds(promised)}`));
+  const said = h("small", {}, `promised\u00a0${seconds(promised)}`);
+  return cell(head, h("span", {}, `${before}${seconds(value)}`), badge, said);
 }

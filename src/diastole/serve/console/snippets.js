@@ -50,11 +50,16 @@ export function show(model) {
     const code = h("pre", { tabindex: "0", "aria-label": title }, h("code", {}, text));
     return h("section", {}, h("h2", {}, title), h("figure", { class: "code" }, caption, code));
   });
-  const intro = h("p", {}, "The server speaks OpenAI's API at ", h("code", {}, base()), ". These call ", h("code", {}, model), ".");
-  $("try").replaceChildren(h("div", { class: "page" }, h("h1", {}, "Try it"), intro, ...parts));
+  const [where, which] = [h("code", {}, base()), h("code", {}, model)];
+  const intro = h("p", {}, "The server speaks OpenAI's API at ", where, ". These call ", which, ".");
+  page(intro, ...parts);
 }
 
 /** What is shown before the models are known. */
 export function wait() {
-  $("try").replaceChildren(h("div", { class: "page" }, h("h1", {}, "Try it"), h("p", {}, "Waiting for the server to name its models.")));
+  page(h("p", {}, "Waiting for the server to name its models."));
+}
+
+function page(...parts) {
+  $("try").replaceChildren(h("div", { class: "page" }, h("h1", {}, "Try it"), ...parts));
 }

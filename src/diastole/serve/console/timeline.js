@@ -9,11 +9,13 @@ const REACH = 4; // pixels around the pointer in which a bar is found
 const HEIGHTS = { prefill: 18, decode: 10 };
 const PALEST = { prefill: 0.45, decode: 0.85 }; // share of the colour in a bar of one unit
 const FULL = { prefill: 512, decode: 8 }; // units of a bar in full colour
+const NAME = "Timeline of the engine's steps. Arrow keys go from bar to bar and from stream to stream.";
 const HELP = "Point at a bar, or go from bar to bar with the arrow keys.";
 
 export class Timeline {
   constructor() {
-    this.canvas = h("canvas", { tabindex: "0", role: "application", "aria-label": "Timeline of the engine's steps. Arrow keys go from bar to bar and from stream to stream.", "aria-describedby": "bar-words" });
+    const described = { "aria-label": NAME, "aria-describedby": "bar-words" };
+    this.canvas = h("canvas", { tabindex: "0", role: "application", ...described });
     this.tip = h("div", { class: "tip", hidden: true, "aria-hidden": "true" });
     this.words = h("p", { id: "bar-words", class: "words", role: "status" }, HELP);
     this.frame = h("div", { class: "frame" }, this.canvas, this.tip);
@@ -171,8 +173,13 @@ export class Timeline {
     const { lane, bar } = chosen;
     const units = count(bar.units, "token");
     const others = count(bar.step.streams.length, "stream");
-    say(this.words, `Stream ${lane.name}: ${bar.kind} of ${units} in ${seconds(bar.step.took)}; step ${bar.step.seq} of ${lane.service} ran ${others}.`);
-    this.tip.replaceChildren(h("strong", {}, `${bar.kind} · ${units}`), h("span", {}, `${seconds(bar.step.took)} · step ${bar.step.seq} · ${others}`));
+    const [step, took] = [`step ${bar.step.seq}`, seconds(bar.step.took)];
+    const what = `Stream ${lane.name}: ${bar.kind} of ${units} in ${took}`;
+    say(this.words, `${what}; ${step} of ${lane.service} ran ${others}.`);
+    this.tip.replaceChildren(
+      h("strong", {}, `${bar.kind} · ${units}`),
+      h("span", {}, `${took} · ${step} · ${others}`),
+    );
     this.place();
   }
 

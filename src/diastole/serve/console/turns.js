@@ -28,7 +28,10 @@ export class TurnView {
     this.element.setAttribute("aria-busy", String(busy));
     say(this.stats, busy ? "" : statistics(turn));
     this.error.hidden = !turn.error;
-    this.error.replaceChildren(...(turn.error ? [h("p", {}, turn.error), retry && button("Try again", retry)].filter(Boolean) : []));
+    this.error.replaceChildren(
+      ...(turn.error ? [h("p", {}, turn.error)] : []),
+      ...(retry ? [button("Try again", retry)] : []),
+    );
     this.actions.replaceChildren(
       ...(busy || !turn.content ? [] : [copyButton(() => turn.content)]),
       ...(edit ? [button("Edit", edit)] : []),
