@@ -50,11 +50,7 @@ def server(browser: Browser) -> Iterator[fakes.Running]:
             if i > 0:
                 stream.emitted_at, stream.known = NOW - 4.5 + 0.5 * i, stream.known + 1
         yield running
-<<<<<<< HEAD
         browser.leave()  # or the page would go on asking when the server is gone
-=======
-        browser.driver.get("about:blank")  # before the server ends, as the page would miss it
->>>>>>> console
 
 
 def watch(browser: Browser, server: fakes.Running, **how: object) -> None:
