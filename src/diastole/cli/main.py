@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 
 
-def _register() -> None:
+def register() -> None:
+    """Give ``app`` its commands."""
     from diastole.cli import bench, chat, check, generate, listing, pull, serve, version
 
     examples = {
@@ -50,7 +51,7 @@ def main() -> None:
     debug = os.environ.get("DIASTOLE_DEBUG") == "1"
     if not debug:
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    _register()
+    register()
     try:
         app()
     except UserError as e:
