@@ -106,11 +106,11 @@ def _command(name: str, command: Any) -> Iterator[str]:
     own = [p for p in command.params if not getattr(p, "hidden", False)]
     arguments = " ".join(_argument(p) for p in own if not p.opts[0].startswith("-"))
     yield f"```text\n{' '.join(filter(None, [name, '[OPTIONS]', arguments]))}\n```"
-    shared = {title: about for title, about in TABLES.values()}
+    shared = {title for title, _ in TABLES.values()}
     options = [p for p in own if p.opts[0].startswith("-") and p.rich_help_panel not in shared]
     if options:
         yield "\n".join(["| option | default | meaning |", "|---|---|---|", *(_option(p) for p in options)])
-    panels = [t for t in shared if any(getattr(p, "rich_help_panel", None) == t for p in own)]
+    panels = [t for t, _ in TABLES.values() if any(getattr(p, "rich_help_panel", None) == t for p in own)]
     if panels:
         links = ", ".join(f"[{t}](settings.md#{t.lower()})" for t in panels)
         yield f"It also takes the flags of these settings: {links}."
