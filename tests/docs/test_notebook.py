@@ -60,8 +60,7 @@ def test_what_a_cell_raises_is_raised() -> None:
         {"cell_type": "markdown", "source": ["text"]},
         {"cell_type": "code", "source": ["raise KeyError('here')"]},
     ]
-    outputs = []
+    outputs = (out for _, out in notebook.run({"cells": cells}))
+    assert [text(next(outputs)) for _ in range(2)] == ["", "1\n"]
     with pytest.raises(KeyError, match="here"):
-        for _, out in notebook.run({"cells": cells}):
-            outputs.append(out)
-    assert text(outputs[1]) == "1\n"
+        next(outputs)

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from diastole.cli.main import app, register
-from diastole.config import from_toml, settings
+from diastole.config import settings
 from diastole.serve.app import ROUTES, label
 from diastole.serve.openai import NEUTRAL, TEMPLATES, ChatRequest, CompletionRequest
 from diastole.serve.tokenization import DetokenizeRequest, TokenizeRequest
@@ -72,21 +72,6 @@ def test_commands_and_their_flags_exist() -> None:
             for flag in re.findall(r"(?<!\S)--[a-z][a-z-]*", line):
                 assert flag in known[name], f"{page.name}: diastole {name} has no {flag}"
     assert seen == set(known)
-
-
-def test_the_example_configuration_is_one() -> None:
-    config = from_toml((ROOT / "ops" / "engine.toml").read_text("utf-8"))
-    assert list(config.service) == ["chat", "batch"]
-    assert config.service["chat"].slo.first < config.service["batch"].slo.first
-
-
-def test_the_unit_waits_for_the_drain() -> None:
-    unit = (ROOT / "ops" / "systemd" / "diastole.service").read_text("utf-8")
-    config = from_toml((ROOT / "ops" / "engine.toml").read_text("utf-8"))
-    seconds = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.M)
-    assert seconds is not None
-    assert int(seconds[1]) > config.server.drain_seconds + 3  # and the aborted ones say so
-    assert "RestartPreventExitStatus=2\n" in unit  # the exit status of a wrong configuration
 
 
 def test_every_route_and_field_is_documented() -> None:
