@@ -59,9 +59,8 @@ format:  ## put the sources into form
 	@$(BIN)/ruff check -q --fix src tests tools
 	@$(BIN)/ruff format -q src tests tools
 
-docs: install  ## the documentation as a site in build/site; first what is generated in it
+docs: install  ## the documentation as a site in build/site; first its generated pages
 	@$(BIN)/python tools/reference.py
-	@$(BIN)/python tools/notebook.py docs/notebooks/tour.ipynb
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -d build/site
 	@echo "build/site/index.html"
 
