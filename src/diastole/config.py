@@ -107,12 +107,26 @@ class ServerConfig:
     host: str = knob("127.0.0.1", "address to listen on")
     port: int = knob(8000, "port to listen on; 0: any free one", low=0, high=65_535)
     api_key: tuple[str, ...] = knob((), "keys that clients must show; none: open")
+    api_key_file: str = knob("", "file of keys' hashes, limits and rights; see diastole key new")
+    requests_per_minute: int = knob(0, "of a key, or of an address if there are no keys; 0: no limit", low=0)
+    tokens_per_minute: int = knob(0, "of the same, prompts and answers; 0: no limit", unit="tokens", low=0)
+    concurrent_requests: int = knob(0, "of the same at once; 0: no limit", low=0)
+    isolate_keys: bool = knob(False, "no key is served from prefixes that another one's requests cached")
+    cors_origins: tuple[str, ...] = knob((), "web pages' origins that may call from browsers")
+    max_tokens: int = knob(0, "most tokens of one answer; 0: no limit", unit="tokens", low=0)
+    max_seconds: float = knob(0.0, "longest time of one generation; 0: no limit", unit="s", low=0)
     max_body_bytes: Bytes = knob(Bytes(4 * 2**20), "largest request body", low=1)
     max_queued: int = knob(512, "requests in flight before new ones are refused", low=1, high=10**6)
     drain_seconds: float = knob(30.0, "for running requests when the server stops", unit="s", low=0, high=86_400)
     ping_seconds: float = knob(15.0, "of silence before a stream carries a comment", unit="s", low=0.01, high=86_400)
     send_timeout_seconds: float = knob(30.0, "before a client that does not read is dropped", unit="s", low=0.01)
+    engine_timeout_seconds: float = knob(
+        60.0, "before an engine that does not answer is restarted; 0: never", unit="s", low=0, high=86_400
+    )
     log_level: str = knob("info", "how much is logged", choices=("debug", "info", "warning", "error"))
+    log_format: str = knob("text", "lines for people, or one JSON object per line", choices=("text", "json"))
+    vllm_metrics: bool = knob(False, "give /metrics under vLLM's names too")
+    otlp_endpoint: str = knob("", "OpenTelemetry collector, e.g. http://localhost:4318; empty: no traces")
 
 
 @dataclass(frozen=True, slots=True)

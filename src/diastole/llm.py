@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -20,8 +21,8 @@ from diastole.frontend.speaker import Speakers
 from diastole.frontend.textservice import seeded
 from diastole.frontend.types import Delta, TokenLogprob, Usage
 from diastole.frontend.voice import voice_of
-from diastole.params import SamplingParams
-from diastole.types import SLO, Request
+from diastole.params import PoolParams, SamplingParams
+from diastole.types import SLO, Array, Request
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
 
@@ -64,7 +65,7 @@ class LLM:
 
     def _open(self, config: Config) -> None:
         self._engine, cards, self.kernels = build_engine(config)
-        self.name, self.context = cards[0].name, cards[0].context
+        self.name, self.context, self.width = cards[0].name, cards[0].context, cards[0].width
         self.voice = voice_of(resolve(next(iter(config.service.values())).model))
         self._ids = count()
 
@@ -95,6 +96,28 @@ class LLM:
         """Answer piece by piece. Leaving the iterator early ends the request."""
         for _, delta in self._run([(prompt, params or SamplingParams())]):
             yield delta
+
+    def embed(self, prompts: Sequence[Prompt], params: PoolParams | None = None) -> Array:
+        """Read all prompts together: a vector of length 1 for each, (len(prompts), width) float32.
+
+        Raises:
+            UserError: a prompt is empty or longer than the context.
+        """
+        vectors = np.empty((len(prompts), self.width), np.float32)
+        rows: dict[str, int] = {}
+        try:
+            for i, prompt in enumerate(prompts):
+                id = f"llm-{next(self._ids)}"
+                ids = np.asarray(self._to_ids(prompt), np.int32)
+                self._engine.add(Request(id, self.name, ids, params or PoolParams(), SLO(1e9, 1e9)))
+                rows[id] = i
+            while self._engine.busy:
+                for event in self._engine.step() or ():
+                    vectors[rows[event.id]] = event.data.vector
+        finally:
+            for id in rows:
+                self._engine.abort(id)
+        return vectors
 
     def _run(self, wishes: Sequence[tuple[Prompt, SamplingParams]]) -> Iterator[tuple[int, Delta]]:
         which: dict[str, int] = {}
@@ -155,7 +178,7 @@ class AsyncLLM:
 
     def __init__(self, model: str = "smollm2-135m", *, threads: int = 0, **settings: Any) -> None:
         config = _config(model, threads, settings)
-        self._backend = Backend(config, Thread(config))
+        self._backend = Backend(config, partial(Thread, config))
         self._ids = count()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -187,7 +210,9 @@ class AsyncLLM:
 def _config(model: str, threads: int, settings: Mapping[str, Any]) -> Config:
     base = Config()
     service = ServiceConfig(model=model, **settings)
-    return replace(base, engine=replace(base.engine, threads=threads), service={service.name or "llm": service})
+    engine = replace(base.engine, threads=threads)
+    server = replace(base.server, engine_timeout_seconds=0.0)  # a thread that hangs cannot be ended: do not judge it
+    return replace(base, engine=engine, server=server, service={service.name or "llm": service})
 
 
 def _begin(delta: Delta) -> Completion:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from diastole.types import SLO
+
 # Buckets as in vLLM, so that existing dashboards fit.
 SECONDS = (
     0.001,
@@ -34,9 +36,13 @@ SECONDS = (
     40.0,
     80.0,
     160.0,
+    640.0,
+    2560.0,
 )
 GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
+STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+CUT_SHORT = ("abort", "error")  # finish reasons of requests that did not come to their end
 
 
 class Histogram:
@@ -60,10 +66,32 @@ class _Life:
     """Times of one request, in seconds; None: not yet."""
 
     arrived: float
+    slo: SLO
     admitted: float | None = None
     first: float | None = None
     last: float | None = None
     outputs: int = 0
+    gaps: int = 0  # between outputs: choices that speak in one step share one
+
+    def missed(self, now: float) -> list[str]:
+        """Promises that are broken by now: "ttft" the first output, "tpot" the mean gap between outputs."""
+        broken = []
+        first = now if self.first is None else self.first
+        if first - self.arrived > self.slo.first:
+            broken.append("ttft")
+        if self.gaps and self.gap > self.slo.gap:
+            broken.append("tpot")
+        return broken
+
+    @property
+    def decoding(self) -> float:
+        """Seconds between its first and its last output."""
+        return (self.last or 0.0) - (self.first or 0.0)
+
+    @property
+    def gap(self) -> float:
+        """The mean, in seconds; there must be one."""
+        return self.decoding / self.gaps
 
 
 @dataclass(slots=True)
@@ -72,6 +100,7 @@ class Meter:
 
     counters: Counter[str] = field(default_factory=Counter)
     finished: Counter[str] = field(default_factory=Counter)  # by finish reason
+    missed: Counter[str] = field(default_factory=Counter)  # broken promises, by which
     gauges: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(
         default_factory=lambda: {
@@ -80,8 +109,11 @@ class Meter:
             "request_time_per_output_token_seconds": Histogram(GAPS),
             "e2e_request_latency_seconds": Histogram(SECONDS),
             "request_queue_time_seconds": Histogram(SECONDS),
+            "request_prefill_time_seconds": Histogram(SECONDS),
+            "request_decode_time_seconds": Histogram(SECONDS),
             "request_prompt_tokens": Histogram(TOKENS),
             "request_generation_tokens": Histogram(TOKENS),
+            "iteration_tokens": Histogram(STEP_TOKENS),
             "step_seconds": Histogram(GAPS),
         }
     )
@@ -91,9 +123,15 @@ class Meter:
         """Add to a counter."""
         self.counters[name] += n
 
-    def arrived(self, id: str, now: float, prompt: int) -> None:
-        """A request came in, with a prompt of so many units."""
-        self._lives[id] = _Life(now)
+    def stepped(self, seconds: float, units: int) -> None:
+        """A step took so long and absorbed so many units."""
+        self.counters["steps"] += 1
+        self.histograms["step_seconds"].observe(seconds)
+        self.histograms["iteration_tokens"].observe(units)
+
+    def arrived(self, id: str, now: float, prompt: int, slo: SLO) -> None:
+        """A request came in, with a prompt of so many units and these promises."""
+        self._lives[id] = _Life(now, slo)
         self.histograms["request_prompt_tokens"].observe(prompt)
 
     def admitted(self, id: str, now: float) -> None:
@@ -113,7 +151,8 @@ class Meter:
             if life.last is None:
                 life.first = now
                 self.histograms["time_to_first_token_seconds"].observe(now - life.arrived)
-            else:
+            elif now > life.last:
+                life.gaps += 1
                 gaps.observe(now - life.last)
             life.last = now
             life.outputs += 1
@@ -125,15 +164,23 @@ class Meter:
         self.finished[reason] += 1
         self.histograms["e2e_request_latency_seconds"].observe(now - life.arrived)
         self.histograms["request_generation_tokens"].observe(life.outputs)
-        if life.first is not None and life.outputs > 1:
-            mean = (now - life.first) / (life.outputs - 1)
-            self.histograms["request_time_per_output_token_seconds"].observe(mean)
+        if life.first is not None and life.admitted is not None:
+            self.histograms["request_prefill_time_seconds"].observe(life.first - life.admitted)
+            self.histograms["request_decode_time_seconds"].observe(life.decoding)
+        if life.gaps:
+            self.histograms["request_time_per_output_token_seconds"].observe(life.gap)
+        broken = life.missed(now)
+        self.missed.update(broken)
+        # Of a request that was cut short nobody knows whether the rest would have come in time.
+        if not broken and reason not in CUT_SHORT:
+            self.counters["slo_attained"] += 1
 
     def snapshot(self) -> Mapping[str, Any]:
         """Plain dicts, lists and numbers."""
         return {
             "counters": dict(self.counters),
             "finished": dict(self.finished),
+            "missed": dict(self.missed),
             "gauges": dict(self.gauges),
             "histograms": {k: h.snapshot() for k, h in self.histograms.items()},
         }

@@ -1,10 +1,12 @@
-"""SamplingParams: what a user may ask of autoregressive decoding, checked where it enters."""
+"""What a user may ask of a language model, checked where it enters: ``SamplingParams`` where it speaks, ``PoolParams``
+where it only reads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
 
 from diastole.types import UserError
 
@@ -13,6 +15,31 @@ MAX_STOP_CHARS = 1_000
 MAX_CHOICES = 64
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1_024
+MAX_GRAMMAR = 256 * 1024  # characters
+
+GrammarKind = Literal["json_schema", "regex", "lark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a text must match from its first character to its last.
+
+    ``text`` is a JSON schema, a regular expression (Rust's syntax, no look-around) or a grammar in llguidance's Lark.
+
+    Raises:
+        UserError: the kind is unknown, or the text is empty or too long.
+    """
+
+    kind: GrammarKind
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(GrammarKind):
+            known = ", ".join(get_args(GrammarKind))
+            raise UserError(f"grammar.kind must be one of {known}, not {self.kind!r:.40}", param="grammar")
+        if not 1 <= len(self.text) <= MAX_GRAMMAR:
+            message = f"a grammar must have 1 to {MAX_GRAMMAR} characters, not {len(self.text)}"
+            raise UserError(message, param="grammar", code="invalid_grammar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +69,7 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None  # None: none; k: the chosen token's and the k likeliest
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
@@ -55,6 +83,30 @@ class SamplingParams:
         _stops(self.stop)
         _token_ids(self.stop_token_ids)
         _bias(self.logit_bias)
+        if self.grammar is not None and self.ignore_eos:
+            message = "ignore_eos cannot be combined with a grammar, which says where the text ends"
+            raise UserError(message, param="ignore_eos", code="invalid_value")
+
+
+Pooling = Literal["mean", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolParams:
+    """A prompt is read and becomes one vector of length 1, made of the model's final hidden states: their mean over the
+    prompt's tokens, or the one at its last token.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+
+    kind: Pooling = "mean"
+    grammar: ClassVar[None] = None  # nothing is written
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Pooling):
+            message = f"kind must be one of {', '.join(get_args(Pooling))}, not {self.kind!r:.60}"
+            raise UserError(message, param="kind", code="invalid_value")
 
 
 # Python's JSON integers have no limit of their own, so every integer field needs one.

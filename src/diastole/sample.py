@@ -1,9 +1,9 @@
 """Choosing tokens: the chain from logits to a token, and noise that depends on the request alone.
 
-Order of the chain: logit bias, penalties, temperature, top-k, top-p, min-p, then argmax(log p + Gumbel noise), which
-draws from p exactly (Gumbel-max). The noise of token id v at position t is a hash of (seed, choice, t, v): nothing
-that happens in other streams, batches or steps can change it, and a drafter that adds the same noise proposes the same
-token.
+Order of the chain: logit bias, penalties, grammar, temperature, top-k, top-p, min-p, then argmax(log p + Gumbel noise),
+which draws from p exactly (Gumbel-max). The noise of token id v at position t is a hash of (seed, choice, t, v):
+nothing that happens in other streams, batches or steps can change it, and a drafter that adds the same noise proposes
+the same token.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from diastole.kernels.draw import sample, stream_key, wish
 from diastole.params import SamplingParams
+from diastole.text.grammar import Guide
 from diastole.types import Array
 
 
@@ -34,29 +35,30 @@ class Sampler:
         params: what was asked; ``params.seed`` must be set by whoever admitted the request.
         prompt: prompt ids, which the repetition penalty counts as seen.
         index: which choice of the request this is.
+        guide: through the grammar that the text must match.
     """
 
-    __slots__ = ("_counts", "_prompt", "adjusts", "params", "penalised", "plain", "wish")
+    __slots__ = ("_counts", "_prompt", "adjusts", "guide", "params", "penalised", "plain", "wish")
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int) -> None:
-        self.params = params
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int, guide: Guide | None = None) -> None:
+        self.params, self.guide = params, guide
         self.wish = wish(
             params.temperature, params.top_k, params.top_p, params.min_p, stream_key(params.seed or 0, index)
         )
         self._prompt = frozenset(prompt) if params.repetition_penalty != 1 else frozenset()
         self._counts: Counter[int] = Counter()
         self.penalised = bool(params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty)
-        self.adjusts = self.penalised or bool(params.logit_bias)
-        self.plain = not self.penalised and params.logprobs is None  # there is nothing to note
+        self.adjusts = self.penalised or bool(params.logit_bias) or guide is not None
+        self.plain = not self.penalised and params.logprobs is None and guide is None  # there is nothing to note
 
     def fork(self, index: int) -> Sampler:
         """The same request's other choice, before anything was chosen."""
-        twin = Sampler(self.params, (), index)
+        twin = Sampler(self.params, (), index, None if self.guide is None else self.guide.fork())
         twin._prompt = self._prompt
         return twin
 
     def adjust(self, logits: Array) -> Array:
-        """Logit bias and penalties: logits (V,) -> (V,), the same array if nothing applies."""
+        """Logit bias, penalties and grammar: logits (V,) -> (V,), the same array if nothing applies."""
         p = self.params
         if p.logit_bias:
             logits = logits.copy()
@@ -73,12 +75,14 @@ class Sampler:
             ids = np.fromiter(self._counts, np.int64, len(self._counts))
             times = np.fromiter(self._counts.values(), np.float32, len(ids))
             logits[ids] -= np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * times
-        return logits
+        return logits if self.guide is None else self.guide.restrict(logits)
 
     def take(self, token: int, logits: Array, row: int) -> Chosen:
         """Note what was chosen; logits (B, V): the model's own, of which this is a row."""
         if self.penalised:
             self._counts[token] += 1
+        if self.guide is not None:
+            self.guide.take(token)
         k = self.params.logprobs
         return Chosen(token) if k is None else _with_logprobs(logits[row], token, k)
 

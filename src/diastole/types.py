@@ -105,6 +105,15 @@ class Grant(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Tap:
+    """Hidden states that a loop reads beside the output: the model writes those of batch rows ``rows``, after its final
+    norm, to ``hidden``."""
+
+    rows: Array  # (N,) int32
+    hidden: Array  # (N, d) float32
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Everything one forward pass reads, passed explicitly. T = rows (granted units), B = streams.
 
@@ -123,6 +132,7 @@ class Batch:
     hi: Array  # (T,) int32
     want: Array  # (W,) int32 batch rows whose output is read
     starved: tuple[Stream, ...] = ()  # granted, but the pool had no room
+    tap: Tap | None = None  # only from a loop that knows that its model has them
     extra: Mapping[str, Any] = field(default_factory=dict)  # what one loop and its model agree on
 
     def __len__(self) -> int:

@@ -39,7 +39,7 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for word in ("serve", "chat", "generate", "pull", "list", "check", "bench"):
+    for word in ("serve", "chat", "generate", "pull", "list", "top", "check", "bench"):
         assert word in done.stdout
 
 
@@ -61,6 +61,8 @@ def test_flags_come_from_the_settings() -> None:
         (["serve", "--kv", "int9"], "--kv must be one of f32, bf16, int8"),
         (["serve", "--port", "99999"], "--port must be between 0 and 65535"),
         (["generate", "x", "--temperature", "nan"], "temperature must be between"),
+        (["generate", "x", "--schema", "nothing.json"], "--schema: nothing.json cannot be read"),
+        (["generate", "x", "--schema", "a", "--regex", "a"], "give only one"),
         (["pull", "smollm"], "Did you mean 'smollm2-135m'"),
         (["chat", "--url", "http://127.0.0.1:9"], "no server with OpenAI's API answers"),
     ],
@@ -96,6 +98,19 @@ def test_generate_prints_text_and_json() -> None:
     made = json.loads(piped.stdout)
     assert "four" in made["text"]
     assert len(made["ids"]) == made["usage"]["generated"] == 4
+
+
+@pytest.mark.model
+def test_generate_follows_a_form(tmp_path: Path) -> None:
+    embedded()
+    assert run("generate", "My number is", "--regex", " [0-9]{3}-[0-9]{2}").stdout.strip().replace("-", "").isdigit()
+    (tmp_path / "s.json").write_text('{"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 3}')
+    made = run("generate", "Numbers:", "--schema", str(tmp_path / "s.json"), "--json")
+    assert set(json.loads(json.loads(made.stdout)["text"])) <= {1, 2}
+    (tmp_path / "s.json").write_text('{"type": "foo"}')
+    wrong = run("generate", "Numbers:", "--schema", str(tmp_path / "s.json"))
+    assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
+    assert "the JSON schema cannot be followed: Invalid type: foo" in wrong.stderr
 
 
 @pytest.mark.model

@@ -19,6 +19,7 @@ from diastole.engine.executor import Simulated
 from diastole.engine.ledger import Ledger
 from diastole.engine.service import Service
 from diastole.loops.ar import AutoRegressive
+from diastole.loops.pooling import unit
 from diastole.metrics import Meter
 from diastole.params import SamplingParams
 from diastole.state.host import HostTier
@@ -28,6 +29,7 @@ from diastole.types import Array, Batch, Event, Request
 
 VOCAB = 97
 EOS = 7
+WIDTH = 3
 
 
 class ToyStore:
@@ -60,11 +62,17 @@ class ToyLM:
         store.rows[b.rows] = b.inputs.astype(np.int64) * 1000 + b.pos
         out = np.zeros((len(b.want), VOCAB), np.float32)
         for w, t in enumerate(b.want):
-            stream = int(np.searchsorted(b.starts, t, "right")) - 1
-            at = np.arange(b.lo[t], b.hi[t])
-            seen = store.rows[b.tables[stream][at // PAGE].astype(np.int64) * PAGE + at % PAGE]
-            out[w, next_token(seen)] = 1.0
+            out[w, next_token(self._seen(b, t, store))] = 1.0
+        if b.tap is not None:
+            for i, t in enumerate(b.tap.rows):
+                b.tap.hidden[i] = hidden_state(self._seen(b, t, store))
         return out
+
+    @staticmethod
+    def _seen(b: Batch, t: int, store: ToyStore) -> Array:
+        stream = int(np.searchsorted(b.starts, t, "right")) - 1
+        at = np.arange(b.lo[t], b.hi[t])
+        return store.rows[b.tables[stream][at // PAGE].astype(np.int64) * PAGE + at % PAGE]
 
 
 def next_token(seen: Array) -> int:
@@ -72,6 +80,20 @@ def next_token(seen: Array) -> int:
     for x in seen.tolist():
         value = (value * 31 + x) % 1_000_003
     return value % VOCAB
+
+
+def hidden_state(seen: Array) -> Array:
+    """(WIDTH,) float32: depends on every row seen, and adding many is not exact."""
+    return np.array([seen.sum() % 1009, next_token(seen), len(seen)], np.float32) / np.float32(7)
+
+
+def expected_vector(prompt: Sequence[int]) -> Array:
+    """The mean of the hidden states, added in order, with length 1; computed without any engine."""
+    rows = np.array([t * 1000 + i for i, t in enumerate(prompt)])
+    total = np.zeros(WIDTH)
+    for i in range(len(rows)):
+        total += hidden_state(rows[: i + 1])
+    return unit(total)
 
 
 def expected(prompt: Sequence[int], most: int, eos: frozenset[int] = frozenset({EOS})) -> list[int]:
@@ -95,7 +117,7 @@ def toy_service(
 ) -> Service:
     store = ToyStore(pages)
     pool = PagePool(pages, store, PrefixCache(PAGE) if prefix else None)
-    loop = AutoRegressive(pool, context, VOCAB, frozenset({EOS}), "toy")
+    loop = AutoRegressive(pool, context, VOCAB, frozenset({EOS}), "toy", WIDTH)
     cost, meter = LinearCost(0.010, 0.001), Meter()
     ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, most)
     return Service(name, ToyLM(), loop, {"kv": store}, Mixed(cap), cost, ledger, meter)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from diastole.frontend import wire
-from diastole.frontend.client import EngineClient, EngineLost
+from diastole.frontend.client import EngineClient
+from diastole.frontend.types import EngineLost
 from diastole.params import SamplingParams
 from diastole.types import UserError
 

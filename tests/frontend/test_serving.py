@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -100,6 +98,56 @@ def test_the_openai_client_chats(server: Running) -> None:
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert [c.id for c in server.openai.models.list()] == [MODEL]
+
+
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+def test_a_required_tool_is_called_and_its_result_is_answered(server: Running) -> None:
+    question = {"role": "user", "content": "How is the weather in Rome for three days?"}
+    wish: dict[str, Any] = {
+        "model": MODEL,
+        "temperature": 0,
+        "max_tokens": 80,
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": WEATHER}}],
+    }
+    forced = {"messages": [question], "tool_choice": "required", "parallel_tool_calls": False}
+    choice = server.openai.chat.completions.create(**wish, **forced).choices[0]  # type: ignore[call-overload]
+    assert choice.finish_reason == "tool_calls"
+    [call] = choice.message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    assert call.function.name == "weather"
+    assert arguments["city"] in ("Paris", "Rome")
+    assert 1 <= arguments["days"] <= 7
+    streamed = ""
+    for chunk in server.openai.chat.completions.create(**wish, **forced, stream=True):  # type: ignore[call-overload]
+        for piece in chunk.choices[0].delta.tool_calls or ():
+            streamed += piece.function.arguments
+    assert streamed == call.function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny and warm"}
+    messages = [question, choice.message, result]
+    answer = server.openai.chat.completions.create(**wish, messages=messages)  # type: ignore[call-overload]
+    assert answer.choices[0].message.content
+
+
+def test_messages_are_answered_and_counted(server: Running) -> None:
+    talk = {"model": MODEL, "messages": [{"role": "user", "content": "What is 2+2?"}]}
+    reply = server.http.post("/v1/messages", json={**talk, "max_tokens": 40, "temperature": 0}).json()
+    assert "4" in reply["content"][0]["text"]
+    assert reply["stop_reason"] == "end_turn"
+    usage = reply["usage"]
+    counted = server.http.post("/v1/messages/count_tokens", json=talk).json()
+    assert counted["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
+    tools = [{"name": "weather", "input_schema": WEATHER}]
+    wish = {**talk, "tools": tools, "tool_choice": {"type": "tool", "name": "weather"}, "max_tokens": 80}
+    reply = server.http.post("/v1/messages", json=wish).json()
+    assert reply["stop_reason"] == "tool_use"
+    assert reply["content"][0]["input"]["city"] in ("Paris", "Rome")
 
 
 def test_completions_with_choices_stops_and_logprobs(server: Running) -> None:
@@ -209,25 +257,6 @@ def test_a_thousand_token_prompt_does_not_silence_who_speaks(server: Running) ->
     # 6,000 tokens make a dozen steps of 512, each with a token of the speaker; were they one step, it would say one or
     # two. Some may be read only after the long request has returned.
     assert len(between) >= 5
-
-
-def test_a_dead_engine_is_told_and_not_waited_for() -> None:
-    embedded()
-    running = Running()
-    try:
-        with running.http.stream(
-            "POST", "/v1/chat/completions", json=ask("Tell me a story.", max_tokens=5_000, ignore_eos=True, stream=True)
-        ) as response:
-            lines = response.iter_lines()
-            next(x for x in lines if x.startswith("data: "))
-            os.kill(running.engine_pid(), signal.SIGKILL)
-            rest = [x for x in lines if x.startswith("data: ")]
-        assert '"error"' in rest[-2]
-        assert rest[-1] == "data: [DONE]"
-        assert running.http.post("/v1/chat/completions", json=ask("Hi")).status_code == 503
-        assert running.http.get("/ready").status_code == 503
-    finally:
-        running.stop()
 
 
 def test_sigterm_lets_running_requests_end() -> None:

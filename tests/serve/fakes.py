@@ -1,25 +1,31 @@
 """A backend without a model: it answers every prompt with the prompt, one byte per token, and notes what it was asked.
 
-Run as a program it serves on a port of the system's choice, for tests that need a process to send signals to.
+Run as a program it serves on a port of the system's choice, for tests that need a process to send signals to; its
+arguments: seconds to drain, seconds before each token, other settings as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from diastole.config import ServerConfig
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.loops.ar import check_prompt
 from diastole.metrics import Meter
-from diastole.params import SamplingParams
+from diastole.params import PoolParams, SamplingParams
 from diastole.serve.run import Server, serve
-from diastole.types import SLO, UserError
+from diastole.text.tools import HERMES, Format
+from diastole.types import SLO, Array, UserError
 
 BOS, EOS, VOCAB = 256, 257, 258
+WIDTH = 4
 CONTEXT = 4096
 
 
@@ -42,17 +48,18 @@ class FakeTokenizer:
 class Asked(NamedTuple):
     id: str
     prompt: list[int]
-    params: SamplingParams
+    params: SamplingParams | PoolParams
     slo: SLO | None
     salt: str
 
 
 class FakeService:
-    """Echoes. Its attributes make it slow, endless, refusing or faulty."""
+    """Echoes, or says what it is told to. Its attributes make it slow, endless, refusing or faulty."""
 
     def __init__(self, name: str = "echo", aliases: tuple[str, ...] = ("parrot",)) -> None:
         self.name, self.aliases = name, aliases
         self.context, self.created, self.vocab = CONTEXT, 1_700_000_000, VOCAB
+        self.width = WIDTH
         self.tokenizer = FakeTokenizer()
         self.asked: list[Asked] = []
         self.running: set[str] = set()
@@ -63,11 +70,17 @@ class FakeService:
     def reset(self) -> None:
         self.pace = 0.0  # seconds before each token
         self.endless = False
+        self.says: str | None = None  # instead of the prompt
+        self.cut = 1  # bytes, or tokens, of each delta
+        self.tool_format: Format = HERMES
+        self.told: list[tuple[list[dict[str, Any]], list[dict[str, Any]] | None]] = []  # messages and tools
         self.wide = 1  # bytes per token of an endless answer
         self.refusal: UserError | None = None  # what the engine says after all checks
         self.fault_after: int | None = None  # tokens before it raises
+        self.fault: Exception = RuntimeError("secret detail of a fault")
         self.finish: str | None = None  # instead of "stop" and "length"
         self.vanish = False  # end without a final delta
+        self.most_running = 0
         self.asked.clear()
         self.aborted.clear()
         self.spoken.clear()
@@ -77,13 +90,17 @@ class FakeService:
     ) -> list[int]:
         if any(m["role"] == "system" for m in messages[1:]):
             raise UserError("a system message must come first", param="messages", code="template_error")
+        self.told.append((messages, tools))
         return [BOS, *self.tokenizer.encode("\n".join(m["content"] for m in messages), special=True)]
 
     async def encode(self, text: str) -> list[int]:
         return [BOS, *self.tokenizer.encode(text, special=False)]
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams | PoolParams) -> None:
         check_prompt(prompt, params, self.vocab, self.context, 10**6)
+
+    def room_after(self, prompt: int) -> int:
+        return CONTEXT - prompt
 
     async def stream(
         self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
@@ -91,7 +108,9 @@ class FakeService:
         self.asked.append(Asked(request_id, list(prompt), params, slo, salt))
         if self.refusal is not None:
             raise self.refusal
-        answers = [self._answer(i, prompt, params) for i in range(params.n)]
+        told = [self._answer(i, prompt, params) for i in range(params.n)]
+        answers = [answer for answer, _ in told]
+        cut = self.cut
         held = [b""] * params.n
         said = 0
         self.running.add(request_id)
@@ -102,13 +121,13 @@ class FakeService:
                 for i in reversed(live.copy()):
                     await asyncio.sleep(self.pace)
                     if self.fault_after is not None and said >= self.fault_after:
-                        raise RuntimeError("secret detail of a fault")
-                    ids = answers[i][step : step + 1] if not self.endless else b"x" * self.wide
+                        raise self.fault
+                    ids = answers[i][step * cut : (step + 1) * cut] if not self.endless else b"x" * self.wide
                     said += len(ids)
                     held[i] += ids
                     text, held[i] = _characters(held[i])
                     finish = None
-                    if not self.endless and step + 1 >= len(answers[i]):
+                    if not self.endless and (step + 1) * cut >= len(answers[i]):
                         live.remove(i)
                         finish = self.finish or ("length" if params.max_tokens == len(answers[i]) else "stop")
                     if self.vanish and finish is not None:
@@ -116,7 +135,8 @@ class FakeService:
                     if said > len(live):
                         self.spoken.add(request_id)
                     usage = Usage(len(prompt), len(prompt) // 2, said)
-                    yield Delta(i, text, tuple(ids), _logprobs(ids, params.logprobs), finish, usage)
+                    stop = told[i][1] if finish == "stop" else None
+                    yield Delta(i, text, tuple(ids), _logprobs(ids, params.logprobs), finish, usage, stop)
                 if not live:
                     ended = True
                     return
@@ -125,11 +145,37 @@ class FakeService:
             if not ended:
                 self.aborted.append(request_id)
 
-    def _answer(self, choice: int, prompt: Sequence[int], params: SamplingParams) -> bytes:
-        text = (f"<{choice}>" if params.n > 1 else "") + self.tokenizer.decode(prompt)
+    async def embed(
+        self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
+    ) -> Array:
+        """Told by the prompt's first and last token and its length."""
+        self.asked.append(Asked(request_id, list(prompt), params, slo, ""))
+        if self.refusal is not None:
+            raise self.refusal
+        self.running.add(request_id)
+        self.most_running = max(self.most_running, len(self.running))
+        try:
+            await asyncio.sleep(self.pace)
+            while self.endless:
+                await asyncio.sleep(0.001)
+            if self.fault_after is not None:
+                raise self.fault
+            vector = np.array([prompt[0] + 1, prompt[-1] + 1, len(prompt), self.wide], np.float32)
+        except asyncio.CancelledError:
+            self.aborted.append(request_id)
+            raise
+        finally:
+            self.running.discard(request_id)
+        return vector / np.linalg.norm(vector)
+
+    def _answer(self, choice: int, prompt: Sequence[int], params: SamplingParams) -> tuple[bytes, str | None]:
+        """What is said, and the stop string that ends it."""
+        text = (f"<{choice}>" if params.n > 1 else "") + (self.says or self.tokenizer.decode(prompt))
+        hit = None
         for stop in params.stop:
-            text = text.partition(stop)[0]
-        return text.encode()[: params.max_tokens]
+            text, found, _ = text.partition(stop)
+            hit = stop if found else hit
+        return text.encode()[: params.max_tokens], hit
 
 
 def _characters(data: bytes) -> tuple[str, bytes]:
@@ -158,7 +204,9 @@ class FakeBackend:
         self.all = services or (FakeService(),)
         self.services: dict[str, FakeService] = {}
         self.meter = Meter()
-        self.dead = False
+        self.dead = False  # for good
+        self.restarting = False
+        self.restarts = 0
         self.failure: Exception | None = None
         self.stopped: float | None = None
         self.deaf = False
@@ -189,7 +237,7 @@ class FakeBackend:
         return bool(self.services) and not self.dead
 
     def ready(self) -> bool:
-        return self.alive()
+        return self.alive() and not self.restarting
 
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         if self.deaf:
@@ -197,20 +245,9 @@ class FakeBackend:
         return {s.name: self.meter.snapshot() for s in self.all}
 
 
-def config(**changes: Any) -> Any:
+def config(**changes: Any) -> ServerConfig:
     """Settings of a server on a free port."""
-    usual = {
-        "host": "127.0.0.1",
-        "port": 0,
-        "api_key": (),
-        "max_body_bytes": 4 * 2**20,
-        "max_queued": 512,
-        "drain_seconds": 5.0,
-        "ping_seconds": 15.0,
-        "send_timeout_seconds": 30.0,
-        "log_level": "info",
-    }
-    return SimpleNamespace(**{**usual, **changes})
+    return ServerConfig(**{"port": 0, "drain_seconds": 5.0, **changes})
 
 
 class Running:
@@ -263,4 +300,4 @@ class Running:
 if __name__ == "__main__":
     backend = FakeBackend()
     backend.service.pace = float(sys.argv[2])
-    serve(backend, config(drain_seconds=float(sys.argv[1])))
+    serve(backend, config(drain_seconds=float(sys.argv[1]), **json.loads(sys.argv[3])))

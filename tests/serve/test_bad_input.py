@@ -175,16 +175,14 @@ CHAT_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"cache_salt": "x" * 257}, "cache_salt", "invalid_value"),
     ({"user": 1}, "user", "invalid_type"),
     ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
-    ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+    ({"response_format": {"type": "json"}}, "response_format.type", "invalid_value"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
     ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
     ({"use": ["zipcache"]}, "use", "unsupported_parameter"),
     ({"echo": True}, "echo", "unsupported_parameter"),
-    ({"guided_json": {}}, "guided_json", "unsupported_parameter"),
+    ({"guided_json": 3}, "guided_json", "invalid_schema"),
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 from serve.fakes import BOS, Running
 
 URL = "/v1/chat/completions"
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "Grüße, 世界 🌍!"}]}
 
 
@@ -147,7 +148,7 @@ def test_content_parts_roles_and_neutral_fields(server: Running, http: httpx.Cli
     messages = [
         {"role": "developer", "content": "d"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "me"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}], "refusal": None},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None},
         {"role": "tool", "content": "t", "tool_call_id": "1"},
     ]
     neutral = {

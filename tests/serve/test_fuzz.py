@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from serve.test_bad_input import JSON, error
 
-PATHS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+PATHS = st.sampled_from(
+    ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"]
+)
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
     | st.sampled_from([10**19, 2**63, -(2**63), 10**400, 1e308, -0.0, "echo", "user", "", "\ud800", "\x00"])
@@ -30,7 +32,7 @@ FIELDS = re.findall(
     temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty logit_bias seed stop n
     stream stream_options logprobs top_logprobs ignore_eos stop_token_ids user echo suffix best_of tools
     response_format slo priority cache_salt max_tokens max_completion_tokens tokens chat_template
-    return_token_strs
+    return_token_strs input instructions max_output_tokens metadata text store truncation encoding_format dimensions
 """,
 )
 # Likely to be served as they are, so that odd fields meet more than the first check.
@@ -40,6 +42,7 @@ SOUND = st.fixed_dictionaries(
         "messages": st.just([{"role": "user", "content": "añ"}]) | MESSAGES,
         "prompt": st.sampled_from(["añ", ["a", "b"], [1, 2], [[1], [2, 3]]]),
         "tokens": st.lists(st.integers(0, 257), max_size=3),
+        "input": st.sampled_from(["añ", [1, 2], ["a", "b"], [{"role": "user", "content": "añ"}]]),
     },
     optional={
         "stream": st.booleans(),
@@ -60,6 +63,7 @@ GOOD = json.dumps(
         "prompt": [[1, 2], [3]],
         "n": 1,
         "tokens": [],
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "añ"}]}],
     }
 ).encode()
 
@@ -76,6 +80,8 @@ def judge(reply: httpx.Response) -> None:
 def test_odd_values(http: httpx.Client, path: str, sound: dict, odd: dict) -> None:
     if path == "/tokenize":
         del sound["messages"]  # it takes only one of the two
+    if path in ("/v1/responses", "/v1/embeddings"):  # they refuse what belongs to the other paths
+        sound = {k: v for k, v in sound.items() if k not in ("messages", "prompt", "max_tokens", "n", "echo")}
     judge(http.post(path, content=json.dumps({**sound, **odd}).encode(), headers=JSON))
 
 

@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from diastole import __version__
+from diastole.frontend.types import EngineLost
+from diastole.types import SLO
 from serve.fakes import FakeBackend, FakeService, Running
 from serve.test_chat import HELLO, URL, wait_ready
 
@@ -86,7 +88,7 @@ def test_metrics(http: httpx.Client, server: Running) -> None:
     http.request("PROPFIND", "/nowhere")
     meter = server.backend.meter
     meter.count("prompt_tokens", 7)
-    meter.arrived("m", 0.0, 7)
+    meter.arrived("m", 0.0, 7, SLO())
     meter.admitted("m", 0.1)
     meter.emitted(["m", "m"], 0.5)
     meter.ended("m", 0.6, "length")
@@ -105,6 +107,7 @@ def test_metrics(http: httpx.Client, server: Running) -> None:
         'diastole_time_to_first_token_seconds_sum{model_name="echo"} 0.5',
         'diastole_request_prompt_tokens_count{model_name="echo"} 1.0',
         "diastole_engine_up 1.0",
+        "diastole_engine_restarts_total 0.0",
     ):
         assert line in lines
     names = set(re.findall(r"^# TYPE (\S+)", reply.text, re.MULTILINE))
@@ -173,23 +176,30 @@ def test_loading_then_ready_then_dead(eventually: Callable[[Callable[[], object]
         eventually(lambda: server.said)
         assert server.url in server.said[0]
         assert len(server.said) == 1
+        server.backend.restarting = True
+        for reply in (http.get("/ready"), http.post(URL, json=HELLO), http.get("/v1/models")):
+            assert reply.status_code == 503
+            assert reply.json()["error"]["code"] == "engine_restarting"
+            assert int(reply.headers["retry-after"]) > 0
+        assert http.get("/health").status_code == 200
         server.backend.dead = True
         for reply in (http.get("/ready"), http.post(URL, json=HELLO), http.get("/health")):
             assert reply.status_code == 503
             assert reply.json()["error"]["code"] == "model_unavailable"
 
 
-def test_engine_death_in_a_request_is_said(eventually: Callable[[Callable[[], object]], None]) -> None:
-    with Running() as server:
-        wait_ready(server)
-        server.service.fault_after = 2
-        server.service.pace = 0.1
-        with httpx.stream("POST", server.url + URL, json={**HELLO, "stream": True}) as reply:
-            eventually(lambda: server.service.running)
-            server.backend.dead = True
-            text = "".join(reply.iter_text())
-        assert '"code":"model_unavailable"' in text
-        assert text.endswith("data: [DONE]\n\n")
+@pytest.mark.parametrize("stream", [True, False])
+def test_engine_death_in_a_request_is_said(server: Running, http: httpx.Client, stream: bool) -> None:
+    server.service.fault_after = 2
+    server.service.fault = EngineLost("the engine process has ended")
+    reply = http.post(URL, json={**HELLO, "stream": stream})
+    assert '"code":"engine_restarting"' in reply.text
+    assert '"type":"overloaded_error"' in reply.text
+    if stream:
+        assert reply.text.endswith("data: [DONE]\n\n")
+    else:
+        assert reply.status_code == 503
+        assert int(reply.headers["retry-after"]) > 0
 
 
 def test_too_many_at_once(eventually: Callable[[Callable[[], object]], None]) -> None:

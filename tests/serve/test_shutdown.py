@@ -121,17 +121,17 @@ def test_addresses_that_cannot_be_bound() -> None:
 
 
 @contextmanager
-def process(drain: float, pace: float) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(drain: float, pace: float, **settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server in a process of its own, and its address."""
     tests, src = Path(__file__).parents[1], Path(diastole.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(src)])}
-    command = [sys.executable, "-m", "serve.fakes", str(drain), str(pace)]
+    command = [sys.executable, "-m", "serve.fakes", str(drain), str(pace), json.dumps(settings)]
     child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         assert child.stderr is not None
         banner = child.stderr.readline()
         assert "is ready at http://127.0.0.1:" in banner
-        yield child, banner.split(" at ")[1].split("/v1")[0]
+        yield child, banner.split(" ready at ")[1].split("/v1")[0]
     finally:
         child.kill()
         child.wait()
@@ -178,6 +178,6 @@ def test_two_signals_abort() -> None:
         assert child.wait(20) == 0
         assert child.stderr is not None
         said = child.stderr.read()
-        assert "POST /v1/chat/completions 200" in said
+        assert "method=POST route=/v1/chat/completions status=200" in said
         assert "aborting 1 requests" in said
         assert "Traceback" not in said

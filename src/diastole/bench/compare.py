@@ -70,7 +70,7 @@ def model_file(model: str) -> Path:
 def field(
     model: Path, threads: int, kernels: str, peers: Sequence[str], formats: Sequence[str], tell: Callable[[str], None]
 ) -> list[Entry]:
-    """Everybody: Diastole on these kernels as it comes, with int8 keys and values, and with bf16 weights as
+    """Everybody: Diastole on these kernels, as it comes, with int8 keys and values, and with bf16 weights as
     transformers has them; llama.cpp in these formats; transformers.
 
     Raises:

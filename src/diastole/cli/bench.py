@@ -202,6 +202,31 @@ def overhead(
 
 
 @app.command()
+def structured(
+    model: Model = "smollm2-135m",
+    streams: Annotated[list[int] | None, typer.Option(min=1, help="requests at once; may be repeated")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="tokens of each stream in one round")] = 64,
+    runs: Annotated[int, typer.Option(min=1, help="rounds of each")] = 5,
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """What a JSON schema costs per token: the same streams with and without, taking turns."""
+    from dataclasses import asdict
+
+    from diastole.bench.structured import measure
+
+    found = [measure(model, threads, n, steps, runs) for n in streams or [1, 8, 32]]
+    if json:
+        print(jsonlib.dumps([{**asdict(c), "ratio": c.ratio} for c in found]))
+        return
+    for c in found:
+        print(
+            f"{c.streams:3d} streams: {c.plain * 1e3:6.2f} ms per token, with a schema {c.guided * 1e3:6.2f} ms, "
+            f"{c.ratio:.2f} times ({min(c.ratios):.2f}-{max(c.ratios):.2f})"
+        )
+
+
+@app.command()
 def quality(
     model: Model = "smollm2-135m",
     tokens: Annotated[int, typer.Option(min=512, help="tokens to read")] = 20_480,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +13,8 @@ import typer
 from diastole.cli.flags import configure, takes
 from diastole.cli.pull import offer
 from diastole.cli.sampling import sampled
-from diastole.params import SamplingParams
+from diastole.params import Grammar, SamplingParams
+from diastole.types import UserError
 
 
 @takes("engine", "service")
@@ -20,6 +23,10 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="the text to continue; - reads standard input")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="asset, GGUF file, directory or hub id")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="ask it as a chat message, by the model's template")] = False,
+    schema: Annotated[
+        Path | None, typer.Option(help="file with a JSON schema that the text must match", show_default=False)
+    ] = None,
+    regex: Annotated[str, typer.Option(help="regular expression that the text must match", show_default=False)] = "",
     json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of the text")] = False,
     *,
     wish: SamplingParams,
@@ -32,6 +39,9 @@ def generate(
     from diastole.llm import LLM
 
     text = sys.stdin.read() if prompt == "-" else prompt
+    grammar = _grammar(schema, regex)
+    if grammar is not None:
+        wish = replace(wish, grammar=grammar)
     with LLM.of(config) as llm:
         asked: Any = [{"role": "user", "content": text}] if chat else text
         if json:
@@ -46,6 +56,20 @@ def generate(
         if sys.stderr.isatty() and tokens > 1:
             rate = (tokens - 1) / (time.monotonic() - first)
             typer.secho(f"{tokens} tokens, first after {first - began:.2f} s, then {rate:.0f}/s", dim=True, err=True)
+
+
+def _grammar(schema: Path | None, regex: str) -> Grammar | None:
+    """Raises:
+    UserError: both are given, or the file cannot be read.
+    """
+    if schema is not None and regex:
+        raise UserError("--schema and --regex both say what the text must match: give only one", param="regex")
+    if schema is not None:
+        try:
+            return Grammar("json_schema", schema.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"--schema: {schema} cannot be read: {e}", param="schema") from None
+    return Grammar("regex", regex) if regex else None
 
 
 def _print_json(llm: Any, asked: Any, wish: Any) -> None:

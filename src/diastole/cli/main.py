@@ -23,13 +23,14 @@ app = typer.Typer(
 
 def register() -> None:
     """Give ``app`` its commands."""
-    from diastole.cli import bench, chat, check, generate, listing, pull, serve, version
+    from diastole.cli import bench, chat, check, generate, key, listing, pull, serve, top, version
 
     examples = {
         "serve": "[bold]diastole serve[/]  ·  diastole serve model.gguf --port 9000  ·  diastole serve engine.toml",
         "pull": "[bold]diastole pull smollm2-135m[/]",
         "chat": "[bold]diastole chat[/]  ·  diastole chat --url http://localhost:8000",
         "generate": '[bold]diastole generate "The heart"[/] --max-tokens 40 --temperature 0',
+        "top": "[bold]diastole top[/]  ·  diastole top --url http://localhost:9000  ·  diastole top --once",
         "check": "[bold]diastole check[/]  ·  diastole check --model model.gguf",
     }
     for name, command in (
@@ -38,12 +39,14 @@ def register() -> None:
         ("generate", generate.generate),
         ("pull", pull.pull),
         ("list", listing.list_),
+        ("top", top.top),
         ("check", check.check),
         ("version", version.version),
     ):
         epilog = f"Examples:  {examples[name]}" if name in examples else None
         app.command(name, epilog=epilog)(command)
     app.add_typer(bench.app, name="bench")
+    app.add_typer(key.app, name="key")
 
 
 def main() -> None:

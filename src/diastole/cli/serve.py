@@ -28,5 +28,6 @@ def serve(
     from diastole.frontend import build
     from diastole.serve.run import serve as run
 
-    print("loading ...", file=sys.stderr, flush=True)
+    if config.server.log_format == "text":
+        print("loading ...", file=sys.stderr, flush=True)
     run(build(config), config.server)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from diastole import registry
@@ -18,13 +18,23 @@ from diastole.state.host import HostTier
 from diastole.state.kv import PagedKV
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import PrefixCache
+from diastole.text.grammar import Grammars
 from diastole.types import KVFormat, PagedSpec, UserError
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
+    from diastole.text.tokenizer import Tokenizer
 
 
-def assemble(name: str, load: Loader, config: ServiceConfig, eos: frozenset[int], memory: int, swap: int) -> Service:
+def assemble(
+    name: str,
+    load: Loader,
+    config: ServiceConfig,
+    eos: frozenset[int],
+    memory: int,
+    swap: int,
+    tokenizer: Callable[[], Tokenizer] | None = None,
+) -> Service:
     """A language model service.
 
     Args:
@@ -32,6 +42,7 @@ def assemble(name: str, load: Loader, config: ServiceConfig, eos: frozenset[int]
         eos: ids that end a text, as the tokenizer knows them.
         memory: bytes for key/value pages, at most.
         swap: bytes for the packed state of preempted streams.
+        tokenizer: gives the model's, when the first grammar comes; None: requests may bring none.
 
     Raises:
         UserError: the model, a setting or the room does not fit; ``param`` names it.
@@ -46,7 +57,8 @@ def assemble(name: str, load: Loader, config: ServiceConfig, eos: frozenset[int]
     stack.kv.alloc(spec, pages, ops)
     pool = PagePool(pages, stack.kv, PrefixCache(PAGE) if config.prefix_cache else None)
     fingerprint = f"{checkpoint.fingerprint}/{stack.kv.layout}/{stack.fingerprint}"
-    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint)
+    grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
+    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint, model.width, grammars)
     cost, meter = FittedCost(), Meter()
     ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams)
     return Service(name, model, loop, {"kv": stack.kv}, stack.compose, cost, ledger, meter)

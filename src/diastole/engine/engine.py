@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from diastole.clock import Clock
@@ -38,8 +38,7 @@ class Engine:
             output = self.executor.run(service, batch)
             end = self.clock.now()
             service.cost.learn(batch.grants, end - now)
-            service.meter.count("steps")
-            service.meter.histograms["step_seconds"].observe(end - now)
+            service.meter.stepped(end - now, len(batch.inputs))
             events = service.ledger.settle(service.loop.commit(batch, output, end), end)
         service.ledger.relieve(batch.starved)
         return events
@@ -54,6 +53,16 @@ class Engine:
             known = ", ".join(sorted(self._by_name))
             raise UserError(f"no service is called {name!r}; there are: {known}", param="model", code="model_not_found")
         return self._by_name[name]
+
+    def preparation(self, request: Request) -> Callable[[], object] | None:
+        """Work for a request that another thread may do before ``add``, so that nobody waits for it; None: none.
+
+        Raises:
+            UserError: no service has this name, or the request can never be served.
+        """
+        service = self.service(request.service)
+        service.loop.check(request)
+        return service.loop.preparation(request)
 
     def add(self, request: Request) -> None:
         """Take a request in; it arrives now.

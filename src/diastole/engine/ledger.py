@@ -56,7 +56,7 @@ class Ledger:
         stream.serial = next(self._serial)
         self._alive[stream.req.id] = 1
         self.waiting.append(stream)
-        self.meter.arrived(stream.req.id, now, stream.known)
+        self.meter.arrived(stream.req.id, now, stream.known, stream.req.slo)
         self.meter.count("prompt_tokens", stream.known)
 
     def admit(self, now: float) -> None:

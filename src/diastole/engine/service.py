@@ -51,7 +51,6 @@ class Service:
         gauges = self.meter.gauges
         gauges["num_requests_running"] = len(self.ledger.running)
         gauges["num_requests_waiting"] = len(self.ledger.waiting)
-        for pool in self.ledger.pools.values():
-            used, total = getattr(pool, "used", 0), getattr(pool, "pages", 0)
-            if total:
-                gauges["kv_cache_usage_perc"] = used / total
+        paged = [(p.used, p.pages) for p in self.ledger.pools.values() if hasattr(p, "pages") and hasattr(p, "used")]
+        gauges["kv_pages_used"], gauges["kv_pages"] = (sum(n) for n in zip(*paged, strict=True)) if paged else (0, 0)
+        gauges["kv_cache_usage_perc"] = gauges["kv_pages_used"] / max(gauges["kv_pages"], 1)

@@ -59,11 +59,12 @@ def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
         weights = cast(WeightFormat, wanted.weights)
         with _packs(checkpoint, weights, ops) as packs, LoadingBar(name) as bar:
             load_from = Loader(ops, checkpoint, weights, packs, bar.tell)
-            service = assemble(name, load_from, wanted, eos, share, int(config.engine.swap))
+            tokenizer = partial(tokenizer_of, path)
+            service = assemble(name, load_from, wanted, eos, share, int(config.engine.swap), tokenizer)
         checkpoint.close()
         assert isinstance(service.loop, AutoRegressive)
         loop = service.loop
-        cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE))
+        cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE, loop.width))
         services.append(service)
     return Engine(services, RealClock(), LeastSlack()), cards, kernels
 

@@ -8,32 +8,32 @@ from typing import Any
 
 from diastole.frontend import wire
 from diastole.frontend.link import Link
+from diastole.frontend.types import EngineLost
 from diastole.types import UserError
 
 
-class EngineLost(RuntimeError):
-    """The engine died while it worked on a request."""
-
-
 class EngineClient:
-    """One engine's requests. All methods belong to one event loop."""
+    """One engine's requests, for as long as it lives. All methods belong to one event loop."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._streams: dict[str, asyncio.Queue[wire.Spoken | Exception]] = {}
+        self._vectors: dict[str, asyncio.Future[bytes]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
+        self._pings: list[asyncio.Future[None]] = []
         self.lost = True  # until it has started
+        self.ended = asyncio.Event()  # the engine was there and is gone
 
     def __len__(self) -> int:
         """Requests in flight."""
-        return len(self._streams)
+        return len(self._streams) + len(self._vectors)
 
     async def start(self) -> wire.Ready:
         """Raises:
         UserError: the engine cannot start, and why.
         """
         ready = await self._link.start(self._reply, self._loss)
-        self.lost = False
+        self.lost = self.ended.is_set()  # it may be gone again by now
         return ready
 
     async def stop(self, now: bool) -> None:
@@ -41,6 +41,13 @@ class EngineClient:
         if not self.lost:
             self._link.put(wire.Quit(now))
         await self._link.stop()
+
+    async def kill(self) -> str:
+        """End the engine in whatever state it is, and every request with it; how it ended, for a log."""
+        self._link.kill()
+        await self._link.stop()
+        self._loss()
+        return self._link.ending()
 
     @property
     def alive(self) -> bool:
@@ -73,6 +80,25 @@ class EngineClient:
             if open_choices and not self.lost:
                 self._link.put(wire.Abort(add.id))
 
+    async def embed(self, wish: wire.Embed) -> bytes:
+        """Have a prompt read: its vector, float32 numbers. Cancelling this aborts it.
+
+        Raises:
+            UserError: the engine refuses it.
+            EngineLost: the engine died.
+        """
+        if self.lost:
+            raise EngineLost("the engine process has ended")
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._vectors[wish.id] = answer
+        try:
+            self._link.put(wish)
+            return await answer
+        finally:
+            del self._vectors[wish.id]
+            if answer.cancelled() and not self.lost:
+                self._link.put(wire.Abort(wish.id))
+
     def end_choice(self, id: str, choice: int) -> None:
         """A stop string was found: the choice needs no more tokens."""
         self._link.put(wire.Abort(id, "stop", choice))
@@ -88,28 +114,50 @@ class EngineClient:
         self._link.put(wire.Measure())
         return await answer
 
+    def ping(self) -> asyncio.Future[None]:
+        """Ask the engine whether it is there. The answer never comes from one that hangs or is lost."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self.lost:
+            self._pings.append(answer)
+            self._link.put(wire.Ping())
+        return answer
+
     def _reply(self, reply: wire.Reply) -> None:
         match reply:
             case wire.Heard():
                 for spoken in reply.spoken:
                     if spoken.id in self._streams:
                         self._streams[spoken.id].put_nowait(spoken)
+            case wire.Vector():
+                if (vector := self._vectors.get(reply.id)) is not None and not vector.done():
+                    vector.set_result(reply.data)
             case wire.Refused():
+                error = UserError(reply.message, param=reply.param, code=reply.code)
                 if reply.id in self._streams:
-                    error = UserError(reply.message, param=reply.param, code=reply.code)
                     self._streams[reply.id].put_nowait(error)
+                elif (vector := self._vectors.get(reply.id)) is not None and not vector.done():
+                    vector.set_exception(error)
             case wire.Stats():
                 for answer in self._stats:
                     if not answer.done():
                         answer.set_result(reply.services)
                 self._stats.clear()
+            case wire.Pong():
+                for ping in self._pings:
+                    if not ping.done():
+                        ping.set_result(None)
+                self._pings.clear()
 
     def _loss(self) -> None:
+        if self.ended.is_set():
+            return
         self.lost = True
+        self.ended.set()
         error = EngineLost("the engine process has ended")
         for inbox in self._streams.values():
             inbox.put_nowait(error)
-        for answer in self._stats:
+        answers: list[asyncio.Future[Any]] = [*self._stats, *self._vectors.values()]
+        for answer in answers:
             if not answer.done():
                 answer.set_exception(error)
         self._stats.clear()

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from diastole.engine.engine import Engine
 from diastole.frontend import wire
 from diastole.loops.ar import Tokens
+from diastole.loops.pooling import Pooled
 from diastole.types import SLO, Event, Request, UserError
+
+
+class _Prepared(NamedTuple):
+    """What a request needed before it could be opened is done, or has failed."""
+
+    request: Request
+    error: UserError | None
 
 
 class EngineHost:
@@ -23,8 +33,10 @@ class EngineHost:
 
     def __init__(self, engine: Engine, send: Callable[[wire.Reply], None], slo: dict[str, SLO]) -> None:
         self.engine, self.send, self.slo = engine, send, slo
-        self._inbox: queue.SimpleQueue[wire.Command] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[wire.Command | _Prepared] = queue.SimpleQueue()
         self._quitting = False
+        self._preparing: set[str] = set()  # ids of requests that are being prepared and have not been aborted
+        self._helper = ThreadPoolExecutor(1, "diastole-prepare")  # its thread starts with the first task
 
     def put(self, command: wire.Command) -> None:
         """Hand over a command, from any thread."""
@@ -33,12 +45,22 @@ class EngineHost:
     def run(self) -> None:
         """Serve until told to quit."""
         idle = True
-        while not (self._quitting and not self.engine.busy):
+        while not self._quitting or self.engine.busy or self._preparing:
             self._take(wait=idle)
             events = self.engine.step()
             idle = events is None
             if events:
-                self.send(wire.Heard([spoken_of(e) for e in events]))
+                self._tell(events)
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        spoken = []
+        for event in events:
+            if isinstance(event.data, Pooled):
+                self.send(wire.Vector(event.id, event.data.vector.tobytes()))
+            else:
+                spoken.append(spoken_of(event))
+        if spoken:
+            self.send(wire.Heard(spoken))
 
     def _take(self, wait: bool) -> None:
         """Do all commands that have come; ``wait`` for one if there is none."""
@@ -50,34 +72,72 @@ class EngineHost:
         except queue.Empty:
             return
 
-    def _do(self, command: wire.Command) -> None:
+    def _do(self, command: wire.Command | _Prepared) -> None:
         match command:
             case wire.Add():
-                self._add(command)
+                self._take_in(command, command.salt)
+            case wire.Embed():
+                self._take_in(command, "")
+            case _Prepared(request, error):
+                if request.id in self._preparing:
+                    self._preparing.discard(request.id)
+                    self._open(request) if error is None else self._refuse(request, error)
             case wire.Abort():
+                self._preparing.discard(command.id)
                 self.engine.abort(command.id, command.reason, command.choice)
             case wire.Measure():
                 for service in self.engine.services:
                     service.gauges()
                 self.send(wire.Stats({s.name: s.meter.snapshot() for s in self.engine.services}))
+            case wire.Ping():
+                self.send(wire.Pong())
             case wire.Quit():
                 self._quitting = True
                 if command.now:
+                    self._preparing.clear()
                     for service in self.engine.services:
                         for id in {s.req.id for s in service.ledger.streams}:
                             self.engine.abort(id)
 
-    def _add(self, add: wire.Add) -> None:
+    def _take_in(self, add: wire.Add | wire.Embed, salt: str) -> None:
+        """Open a request, or have done first what would take long on this thread."""
         prompt = np.frombuffer(add.prompt, np.int32)
         slo = add.slo or self.slo.get(add.service, SLO())
+        request = Request(add.id, add.service, prompt, add.params, slo, salt=salt)
         try:
-            self.engine.add(Request(add.id, add.service, prompt, add.params, slo, salt=add.salt))
+            work = self.engine.preparation(request)
         except UserError as e:
-            self.send(wire.Refused(add.id, e.message, e.param, e.code))
+            self._refuse(request, e)
+            return
+        if work is None:
+            self._open(request)
+        else:
+            self._preparing.add(request.id)
+            self._helper.submit(self._prepare, request, work)
+
+    def _prepare(self, request: Request, work: Callable[[], object]) -> None:
+        """On the helper's thread."""
+        try:
+            work()
+        except UserError as e:
+            self._inbox.put(_Prepared(request, e))
+        except Exception as e:  # a fault of ours: who waits for the request must hear of it
+            self._inbox.put(_Prepared(request, UserError(f"preparing the request failed: {e!r:.200}")))
+        else:
+            self._inbox.put(_Prepared(request, None))
+
+    def _open(self, request: Request) -> None:
+        try:
+            self.engine.add(request)
+        except UserError as e:
+            self._refuse(request, e)
+
+    def _refuse(self, request: Request, error: UserError) -> None:
+        self.send(wire.Refused(request.id, error.message, error.param, error.code))
 
 
 def spoken_of(event: Event) -> wire.Spoken:
-    """An engine event of a language model in the form that travels."""
+    """What a language model said in an engine event, in the form that travels."""
     data: Tokens = event.data
     logprobs = None
     if data.chosen and data.chosen[0].logprob is not None:

@@ -34,10 +34,18 @@ class Link(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Wait for the engine's end; it must have been told to quit."""
+        """Wait for the end of an engine that was told to quit or killed; one that takes too long is killed."""
+        ...
+
+    def kill(self) -> None:
+        """End the engine at once, as far as that is possible; also before it was started, and when it has ended."""
         ...
 
     def alive(self) -> bool: ...
+
+    def ending(self) -> str:
+        """How it ended, for a log."""
+        ...
 
 
 class Process:
@@ -62,9 +70,12 @@ class Process:
         decode = msgspec.msgpack.Decoder(wire.Reply).decode
         try:
             first = decode(await _frame(incoming))
-        except EOFError:
-            code = await asyncio.to_thread(self._child.wait)
-            raise UserError(f"the engine process ended with exit code {code} before it was ready") from None
+        except (EOFError, ConnectionError):
+            await asyncio.to_thread(self._child.wait)
+            raise UserError(f"{self.ending()} before it was ready") from None
+        except asyncio.CancelledError:
+            self.kill()  # it would only notice after loading
+            raise
         if isinstance(first, wire.Failed):
             raise UserError(first.message, param=first.param)
         if not isinstance(first, wire.Ready):
@@ -83,6 +94,8 @@ class Process:
             while True:
                 on_reply(decode(await _frame(incoming)))
         except (EOFError, ConnectionError):
+            pass
+        finally:
             on_loss()
 
     def put(self, command: wire.Command) -> None:
@@ -93,17 +106,27 @@ class Process:
         self._out.write(len(body).to_bytes(wire.FRAME_BYTES, "little") + body)
 
     async def stop(self) -> None:
-        if self._child is None or self._out is None:
+        if self._child is None:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self._child.wait, 5)
         if self._child.poll() is None:
             self._child.kill()
             await asyncio.to_thread(self._child.wait)
-        self._out.close()
+        if self._out is not None:
+            self._out.close()
+
+    def kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
 
     def alive(self) -> bool:
         return self._child is not None and self._child.poll() is None
+
+    def ending(self) -> str:
+        code = None if self._child is None else self._child.poll()
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        return f"the engine process ended {how}"
 
 
 async def _frame(incoming: asyncio.StreamReader) -> bytes:
@@ -148,8 +171,16 @@ class Thread:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 5)
 
+    def kill(self) -> None:
+        """Threads cannot be killed: it is told to quit, and does so after its step."""
+        if self.alive():
+            self._host.put(wire.Quit(now=True))
+
     def alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    def ending(self) -> str:
+        return "the engine's thread ended"
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[[Any], None], value: Any) -> None:

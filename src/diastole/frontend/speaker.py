@@ -24,6 +24,7 @@ class Speaker:
         """The piece that these tokens make certain; its text may be empty."""
         finish = spoken.finish
         text = ""
+        hit: str | None = None
         for token in spoken.ids:
             self.tokens += 1
             ends = finish == "stop" and token == spoken.ids[-1] and token in self._silent
@@ -40,7 +41,7 @@ class Speaker:
                 text += safe if hit is not None else safe + self._stops.flush()
                 finish = "stop" if hit is not None else finish
         self.finished = finish is not None
-        return Delta(self.index, text, tuple(spoken.ids), _logprobs(spoken), finish, usage)
+        return Delta(self.index, text, tuple(spoken.ids), _logprobs(spoken), finish, usage, hit)
 
 
 def _logprobs(spoken: Spoken) -> tuple[TokenLogprob, ...] | None:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from diastole.frontend import wire
-from diastole.frontend.client import EngineClient
 from diastole.frontend.speaker import Speakers
+from diastole.frontend.supervisor import Supervisor
 from diastole.frontend.types import Delta
 from diastole.frontend.voice import Voice
-from diastole.params import SamplingParams
+from diastole.params import PoolParams, SamplingParams
 from diastole.text import Tokenizer
-from diastole.types import SLO
+from diastole.text.tools import Format
+from diastole.types import SLO, Array
 
 
 def seeded(params: SamplingParams) -> SamplingParams:
@@ -30,20 +31,40 @@ class TextService:
     """One service of a running engine.
 
     Args:
-        card: what the engine says of it.
+        card: what the engine says of it; another engine may say something else.
         path: where its model lies, for those who list models.
     """
 
     def __init__(
-        self, card: wire.Card, voice: Voice, client: EngineClient, aliases: tuple[str, ...], created: int, path: Path
+        self, card: wire.Card, voice: Voice, engine: Supervisor, aliases: tuple[str, ...], created: int, path: Path
     ) -> None:
-        self.name, self.context, self.vocab, self.room = card.name, card.context, card.vocab, card.room
+        self.card = card
         self.aliases, self.created, self.path = aliases, created, path
-        self.voice, self._client = voice, client
+        self.voice, self._engine = voice, engine
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def context(self) -> int:
+        return self.card.context
+
+    @property
+    def vocab(self) -> int:
+        return self.card.vocab
+
+    @property
+    def width(self) -> int:
+        return self.card.width
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self.voice.tokenizer
+
+    @property
+    def tool_format(self) -> Format:
+        return self.voice.telling.format
 
     async def chat_ids(
         self,
@@ -58,7 +79,7 @@ class TextService:
         """See ``Voice.prompt``; off the event loop."""
         return await asyncio.to_thread(self.voice.prompt, text)
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams | PoolParams) -> None:
         """What the engine would refuse, said before anything is sent.
 
         Raises:
@@ -66,7 +87,11 @@ class TextService:
         """
         from diastole.loops.ar import check_prompt
 
-        check_prompt(prompt, params, self.vocab, self.context, self.room)
+        check_prompt(prompt, params, self.vocab, self.context, self.card.room)
+
+    def room_after(self, prompt: int) -> int:
+        """Tokens that an answer to a prompt of so many tokens may have at most."""
+        return max(0, min(self.context, self.card.room) - prompt)
 
     async def stream(
         self,
@@ -77,11 +102,17 @@ class TextService:
         slo: SLO | None = None,
         salt: str = "",
     ) -> AsyncIterator[Delta]:
-        """Run a request; ends after one final delta per choice. Leaving the iterator early aborts it."""
+        """Run a request; ends after one final delta per choice. Leaving the iterator early aborts it.
+
+        Raises:
+            UserError: the engine refuses it.
+            EngineLost: the engine died, or is being restarted.
+        """
         ids = np.asarray(prompt, np.int32).tobytes()
         add = wire.Add(request_id, self.name, ids, seeded(params), slo, salt)
         speakers = Speakers(self.tokenizer, params)
-        spoken = self._client.stream(add)
+        client = self._engine.client
+        spoken = client.stream(add)
         try:
             async for said in spoken:
                 heard = speakers.hear(said)
@@ -89,7 +120,16 @@ class TextService:
                     continue
                 delta, stopped = heard
                 if stopped:
-                    self._client.end_choice(request_id, delta.index)
+                    client.end_choice(request_id, delta.index)
                 yield delta
         finally:
             await spoken.aclose()  # type: ignore[attr-defined]
+
+    async def embed(
+        self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
+    ) -> Array:
+        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it."""
+        ids = np.asarray(prompt, np.int32).tobytes()
+        return np.frombuffer(
+            await self._engine.client.embed(wire.Embed(request_id, self.name, ids, params, slo)), np.float32
+        )

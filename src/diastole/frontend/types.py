@@ -1,9 +1,13 @@
-"""What the text face of a service gives its users: pieces of text with their token ids, and what it cost."""
+"""What the text face of a service gives its users: pieces of text with their token ids, what it cost, how it fails."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
+
+
+class EngineLost(RuntimeError):
+    """The engine died while it worked on a request, or is not there to take it."""
 
 
 class Likely(NamedTuple):
@@ -42,3 +46,4 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] | None
     finish: str | None
     usage: Usage
+    stop: str | None = None  # the stop string that ended it

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diastole.text import ChatTemplate, Tokenizer
+from diastole.text.tools import telling_of
 from diastole.types import UserError
 from diastole.weights import GGUF
 
@@ -17,6 +18,7 @@ class Voice:
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self.tokenizer, self.template = tokenizer, template
+        self.telling = telling_of(None if template is None else template.source)
 
     def chat(
         self,
@@ -24,7 +26,7 @@ class Voice:
         tools: Sequence[Mapping[str, Any]] | None,
         options: Mapping[str, Any],
     ) -> list[int]:
-        """A conversation as prompt ids, by the model's own template.
+        """A conversation as prompt ids, by the model's own template. Arguments of tool calls are objects in it.
 
         Raises:
             UserError: the model has no template, or its template refuses the messages.
@@ -33,7 +35,8 @@ class Voice:
             raise UserError(
                 "this model has no chat template: use plain completions", param="messages", code="template_missing"
             )
-        text = self.template.render(list(messages), tools=tools, now=time.time(), **options)
+        prepared, told = self.telling.prepare(messages, tools)
+        text = self.template.render(prepared, tools=told, now=time.time(), **options)
         return self.tokenizer.encode(text, special=True)
 
     def prompt(self, text: str) -> list[int]:

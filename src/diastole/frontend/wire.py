@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from diastole.params import SamplingParams
+from diastole.params import PoolParams, SamplingParams
 from diastole.types import SLO
 
 FRAME_BYTES = 4  # each frame begins with its length, little endian
@@ -22,6 +22,16 @@ class Add(msgspec.Struct, tag="add"):
     params: SamplingParams
     slo: SLO | None = None
     salt: str = ""
+
+
+class Embed(msgspec.Struct, tag="embed"):
+    """Read a prompt and send its vector. ``prompt`` is int32 token ids as bytes."""
+
+    id: str
+    service: str
+    prompt: bytes
+    params: PoolParams
+    slo: SLO | None = None
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -42,7 +52,11 @@ class Quit(msgspec.Struct, tag="quit"):
     now: bool = False
 
 
-Command = Add | Abort | Measure | Quit
+class Ping(msgspec.Struct, tag="ping"):
+    """Say that you are there. The engine answers between two steps."""
+
+
+Command = Add | Embed | Abort | Measure | Quit | Ping
 
 
 class Card(msgspec.Struct):
@@ -52,6 +66,7 @@ class Card(msgspec.Struct):
     context: int
     vocab: int
     room: int  # tokens that the page pool holds
+    width: int = 0  # numbers in a vector of ``Embed``
 
 
 class Ready(msgspec.Struct, tag="ready"):
@@ -95,10 +110,21 @@ class Heard(msgspec.Struct, tag="heard"):
     spoken: list[Spoken]
 
 
+class Vector(msgspec.Struct, tag="vector"):
+    """The answer to ``Embed``: float32 numbers as bytes."""
+
+    id: str
+    data: bytes
+
+
 class Stats(msgspec.Struct, tag="stats"):
     """Snapshots of the meters by service."""
 
     services: dict[str, Any]
 
 
-Reply = Ready | Failed | Refused | Heard | Stats
+class Pong(msgspec.Struct, tag="pong"):
+    """The engine is there."""
+
+
+Reply = Ready | Failed | Refused | Heard | Vector | Stats | Pong

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from diastole.frontend import wire
+from diastole.frontend import logs, wire
 from diastole.types import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def _build(toml: str, send: Callable[[wire.Reply], None]) -> EngineHost:
     from diastole.frontend.host import EngineHost
 
     config = from_toml(toml)
+    logs.start(config.server)
     engine, cards, kernels = build_engine(config)
     send(wire.Ready(cards, kernels))
     return EngineHost(engine, send, slos(config))

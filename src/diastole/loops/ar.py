@@ -2,21 +2,24 @@
 
 A stream knows tokens (prompt, then its own output) and has absorbed some of them. A step absorbs any number of the
 rest; the step that absorbs the last one gives the logits for the next, which makes one more known. There is no prefill
-phase and no decode phase, only ``known - done``.
+phase and no decode phase, only ``known - done``. A stream that only reads (``loops.pooling``) ends there instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from diastole.params import SamplingParams
+from diastole.loops import pooling
+from diastole.params import PoolParams, SamplingParams
 from diastole.sample import Chosen, Sampler, choose_all
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import Key
+from diastole.text.grammar import Grammars
 from diastole.types import Array, Ask, Batch, Event, Grant, Outcome, Request, Stream, UserError
 
 
@@ -24,15 +27,16 @@ class Tokens(NamedTuple):
     """What an event of this loop carries."""
 
     chosen: tuple[Chosen, ...]
-    finish: str | None  # "stop" or "length" on the last event
+    finish: str | None  # on the last event: "stop", "length", or "error" where a grammar led nowhere
     prompt: int  # tokens of the prompt
     cached: int  # of them found in the prefix cache
 
 
 @dataclass(eq=False, slots=True)
 class Text:
-    """The loop's private record of a stream."""
+    """The loop's private record of a stream that speaks."""
 
+    speaks: ClassVar[bool] = True
     ids: Array  # (capacity,) int32: prompt, then output; ``known`` of them are valid
     tip: int  # the last of these
     prompt: int
@@ -46,6 +50,10 @@ class Text:
 
     def __post_init__(self) -> None:
         self.key = Key(self.space, self.ids)
+
+    def prefix(self, known: int) -> Key:
+        """Under what a cached beginning of the first ``known`` tokens is found."""
+        return Key(self.space, self.ids[:known])
 
     def widen(self) -> None:
         """Room for as many tokens again."""
@@ -62,48 +70,80 @@ class AutoRegressive:
         vocab: ids run from 0 to vocab - 1.
         eos: ids that end a text.
         fingerprint: of the stack; cached prefixes are reused only under the same.
+        width: numbers in the hidden states that the model gives to a tap; 0: it gives none.
+        grammars: of this vocabulary; None: requests may bring none.
     """
 
     unit = "token"
 
-    def __init__(self, pool: PagePool, context: int, vocab: int, eos: frozenset[int], fingerprint: str) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        context: int,
+        vocab: int,
+        eos: frozenset[int],
+        fingerprint: str,
+        width: int = 0,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
+        self.width, self.grammars = width, grammars
 
     # ---- a stream's life
 
     def check(self, request: Request) -> None:
         check_prompt(request.inputs, request.params, self.vocab, self.context, self.pool.pages * PAGE)
+        if self.grammars is None and request.params.grammar is not None:
+            raise UserError("this service follows no grammars", param="grammar")
+        if isinstance(request.params, PoolParams) and not self.width:
+            raise UserError("this model gives no hidden states that could be pooled", param="model")
+
+    def preparation(self, request: Request) -> Callable[[], object] | None:
+        grammar = request.params.grammar
+        if grammar is None or self.grammars is None or grammar in self.grammars:
+            return None
+        return partial(self.grammars.guide, grammar)
 
     def open(self, request: Request) -> Stream:
-        params: SamplingParams = request.params
         prompt = np.asarray(request.inputs, np.int32)
+        own: Text | pooling.Reading
+        if isinstance(request.params, PoolParams):
+            own = pooling.Reading(prompt, request.params.kind, self.width)
+        else:
+            own = self._text(request, prompt)
+        return Stream(request, 0, known=len(prompt), own=own)
+
+    def _text(self, request: Request, prompt: Array) -> Text:
+        params: SamplingParams = request.params
+        guide = None
+        if self.grammars is not None and params.grammar is not None:
+            guide = self.grammars.guide(params.grammar)
         room = min(self.context, self.pool.pages * PAGE)
         limit = room if params.max_tokens is None else len(prompt) + params.max_tokens
         ids = np.empty(min(limit, len(prompt) + 256), np.int32)
         ids[: len(prompt)] = prompt
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos)
         space = f"{self.fingerprint}/{request.salt}"
-        text = Text(
+        return Text(
             ids,
             int(prompt[-1]),
             len(prompt),
-            Sampler(params, prompt.tolist(), 0),
+            Sampler(params, prompt.tolist(), 0, guide),
             limit,
             stops,
             space,
             twins=params.n - 1,
         )
-        return Stream(request, 0, known=len(prompt), own=text)
 
     def admit(self, stream: Stream) -> bool:
-        text: Text = stream.own
-        lease = self.pool.lease(Key(text.space, text.ids[: stream.known]))
+        own: Text | pooling.Reading = stream.own
+        lease = self.pool.lease(own.prefix(stream.known))
         if not self.pool.fits(lease, stream.known):
             lease.close()
             return False
         stream.leases["kv"] = lease
         stream.done = lease.units
-        text.cached = min(max(text.cached, lease.units), text.prompt)
+        own.cached = min(max(own.cached, lease.units), own.prompt)
         return True
 
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
@@ -139,7 +179,7 @@ class AutoRegressive:
                 kept.append(grant)
             else:
                 starved.append(stream)
-        decode = kept and all(n == 1 and s.known - s.done == 1 for s, n in kept)
+        decode = kept and all(n == 1 and s.known - s.done == 1 and s.own.speaks for s, n in kept)
         return (self._gather_decode if decode else self._gather)(kept, tuple(starved))
 
     def _gather(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
@@ -161,8 +201,9 @@ class AutoRegressive:
             tables=tables,
             lo=np.zeros(len(pos), np.int32),
             hi=pos + 1,
-            want=starts[1:][[n == s.left for s, n in grants]] - 1,
+            want=starts[1:][[n == s.left and s.own.speaks for s, n in grants]] - 1,
             starved=starved,
+            tap=pooling.tap(grants, starts, self.width),
         )
 
     def _gather_decode(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
@@ -206,6 +247,8 @@ class AutoRegressive:
         for stream, n in batch.grants:
             text: Text = stream.own
             done = stream.done = stream.done + n
+            if not text.speaks:
+                continue
             if done % PAGE < n:  # a page is complete
                 self.pool.publish(stream.leases["kv"], text.key, done)
             if done == stream.known:
@@ -219,7 +262,12 @@ class AutoRegressive:
                 wanted += 1
         logits = output[rows] if born else output
         chosen = choose_all([s.own.sampler for s in speaking], logits, [s.known for s in speaking])
-        return Outcome([self._emit(s, c, now) for s, c in zip(speaking, chosen, strict=True)], born)
+        events = [self._emit(s, c, now) for s, c in zip(speaking, chosen, strict=True)]
+        if batch.tap is not None:
+            for stream in pooling.absorb(batch.grants, batch.tap):
+                self.close(stream)
+                events.append(Event(stream.req.id, stream.index, stream.own.result(), True, now))
+        return Outcome(events, born)
 
     def _fork(self, stream: Stream) -> list[Stream]:
         """The other choices of a request whose prompt is now absorbed: they share its pages."""
@@ -249,7 +297,13 @@ class AutoRegressive:
         text.ids[known] = text.tip = token = chosen.id
         stream.known = known + 1
         stream.emitted_at = now
-        finish = "stop" if token in text.stops else "length" if known + 1 >= text.limit else None
+        guide = text.sampler.guide
+        if token in text.stops:
+            finish: str | None = "stop"
+        elif guide is not None and guide.finish is not None:
+            finish = guide.finish
+        else:
+            finish = "length" if known + 1 >= text.limit else None
         if finish is not None:
             stream.finished = True
             self.close(stream)
@@ -257,14 +311,16 @@ class AutoRegressive:
         return Event(stream.req.id, stream.index, data, finish is not None, now)
 
 
-def check_prompt(prompt: Sequence[int], params: SamplingParams, vocab: int, context: int, room: int) -> None:
+def check_prompt(
+    prompt: Sequence[int], params: SamplingParams | PoolParams, vocab: int, context: int, room: int
+) -> None:
     """Whether a request can be served at all. ``room``: tokens that the pool holds.
 
     Raises:
         UserError: it cannot; ``param`` names the field.
     """
-    if not isinstance(params, SamplingParams):
-        raise UserError("params of a language model request must be SamplingParams", param="params")
+    if not isinstance(params, SamplingParams | PoolParams):
+        raise UserError("params of a language model request must be SamplingParams or PoolParams", param="params")
     if len(prompt) == 0:
         raise UserError("the prompt is empty: give at least one token", param="prompt", code="empty_prompt")
     ids = np.asarray(prompt)
@@ -277,6 +333,9 @@ def check_prompt(prompt: Sequence[int], params: SamplingParams, vocab: int, cont
             param="prompt",
             code="invalid_token_id",
         )
+    if isinstance(params, PoolParams):
+        pooling.check_length(len(ids), min(context, room))
+        return
     _check_length(len(ids), params, min(context, room))
     for name in ("logit_bias", "stop_token_ids"):
         for token in getattr(params, name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from diastole.types import Array, Ask, Batch, Grant, Outcome, Request, Stream
@@ -16,6 +16,13 @@ class Loop(Protocol):
     def check(self, request: Request) -> None:
         """Raises:
         UserError: this request can never be served (too long, unknown ids, ...).
+        """
+        ...
+
+    def preparation(self, request: Request) -> Callable[[], object] | None:
+        """Work that ``open`` would do on the engine's thread, for who can do it elsewhere before; None: there is none.
+
+        What it raises as UserError, ``open`` would raise too.
         """
         ...
 

@@ -67,6 +67,9 @@ class LiveFrames:
         if not params.period > 0 or params.frames < 0:
             raise UserError("period must be positive seconds and frames not negative", param="period")
 
+    def preparation(self, request: Request) -> None:
+        return None
+
     def open(self, request: Request) -> Stream:
         return Stream(request, 0, known=0, own=Live(np.empty((0, self.features), np.float32)))
 

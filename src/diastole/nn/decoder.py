@@ -81,15 +81,20 @@ class Decoder:
     def vocab(self) -> int:
         return self.head.n
 
+    @property
+    def width(self) -> int:
+        """Numbers in a hidden state."""
+        return self._table.k
+
     def state_specs(self) -> dict[str, PagedSpec]:
         attn = self.blocks[0].attn
         return {"kv": PagedSpec(len(self.blocks), attn.kv_heads, attn.head_dim)}
 
     def forward(self, b: Batch, state: Mapping[str, KVStore]) -> Array:
         """b.inputs (T,) int32 ids -> logits of the wanted rows (W, V), until the next call: in one native call where
-        nothing has to act inside the layers, else block by block, with the same bits."""
+        nothing has to act inside the layers or to read hidden states, else block by block, with the same bits."""
         kv = state["kv"]
-        if self._fused is not None and kv.buffers is not None:
+        if self._fused is not None and kv.buffers is not None and b.tap is None:
             return self._fused.forward(b, kv.buffers, kv.fmt)
         return self.open_forward(b, kv)
 
@@ -107,6 +112,8 @@ class Decoder:
         for layer, block in enumerate(self.blocks):
             block.mix(layer, x, b, kv, arena)
             block.ffn(x, arena)
+        if b.tap is not None:
+            self.norm(x[b.tap.rows], b.tap.hidden)
         last = x[b.want]
         logits = arena.get("logits", len(last), self.head.n)
         return self.head(self.norm(last, last), logits) if len(last) else logits

@@ -16,14 +16,20 @@ from starlette.types import Receive, Scope, Send
 from diastole import __version__
 from diastole.serve import metrics
 from diastole.serve.border import EXCHANGE, Border
+from diastole.serve.cancel import cancel, running_requests
 from diastole.serve.chat import chat_completions
 from diastole.serve.completions import completions
+from diastole.serve.cors import Cors
+from diastole.serve.embeddings import embeddings
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
-from diastole.serve.gate import Gate, shutting_down
+from diastole.serve.gate import shutting_down
 from diastole.serve.interface import Backend, TextService
+from diastole.serve.messages import count_tokens, messages
+from diastole.serve.responses import responses
 from diastole.serve.tokenization import detokenize, tokenize
+from diastole.serve.tracing import NoTraces, Traces
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -31,20 +37,26 @@ if TYPE_CHECKING:
 Handler = Callable[[Face, Exchange], Awaitable[None]]
 
 
-def create_app(backend: Backend, config: ServerConfig) -> Starlette:
-    """The server as an ASGI application. Somebody else starts and stops the backend.
+def create_app(backend: Backend, config: ServerConfig, traces: Traces | None = None) -> Starlette:
+    """The server as an ASGI application. Somebody else starts and stops the backend, and closes the traces.
 
-    ``app.state.gate`` is the gate that a shutdown closes.
+    ``app.state.face`` has the gate that a shutdown closes, and the keyring that follows its file when it is told to.
+
+    Raises:
+        UserError: a setting or the key file is wrong.
     """
-    gate = Gate(config.max_queued)
-    face = Face(backend, config, gate, metrics.Traffic(label(path) for path, _, _ in ROUTES))
+    traffic = metrics.Traffic(label(path) for path, _, _ in (*ROUTES, *CONTROLS))
+    face = Face(backend, config, traffic, traces or NoTraces())
     app = Starlette(
-        routes=[Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in ROUTES],
-        middleware=[Middleware(Border, face=face)],
+        routes=[
+            *(Route(path, kind(method)(face, path, handler), methods=[method]) for path, method, handler in ROUTES),
+            *(Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in CONTROLS),
+        ],
+        middleware=[Middleware(Cors, origins=config.cors_origins), Middleware(Border, face=face)],
         exception_handlers={HTTPException: _refuse},
     )
     app.router.redirect_slashes = False
-    app.state.gate = gate
+    app.state.face = face
     return app
 
 
@@ -57,12 +69,25 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[EXCHANGE]
         exchange.route = label(self.path)
-        if scope["method"] != "POST":
-            await self.handler(self.face, exchange)
-            return
+        await self.answer(exchange)
+
+    async def answer(self, exchange: Exchange) -> None:
+        await self.handler(self.face, exchange)
+
+
+class WorkEndpoint(Endpoint):
+    """One that takes JSON and makes the engine or a tokenizer work: only so many are inside at once."""
+
+    async def answer(self, exchange: Exchange) -> None:
         with self.face.gate.enter():
+            exchange.hold(exchange.account.enter())
             check_json_request(exchange)
             await self.handler(self.face, exchange)
+
+
+def kind(method: str) -> type[Endpoint]:
+    """What posts asks for work."""
+    return WorkEndpoint if method == "POST" else Endpoint
 
 
 def label(path: str) -> str:
@@ -105,7 +130,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def health(face: Face, exchange: Exchange) -> None:
-    """Whether the process should go on living: false only once its engine has died."""
+    """Whether the process should go on living: false only once its engine has died and cannot be restarted."""
     if face.lost:
         face.check_ready()
     await exchange.reply_json(200, {"status": "ok"})
@@ -144,17 +169,26 @@ def _card(name: str, service: TextService) -> dict[str, object]:
         "owned_by": "diastole",
         "root": service.name,
         "max_model_len": service.context,
+        "embeddings": {
+            "dimensions": service.width,
+            "kind": "mean of the language model's final hidden states, of length 1; not trained to compare sentences",
+        },
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
     }
 
 
 async def show_metrics(face: Face, exchange: Exchange) -> None:
-    await exchange.reply(200, await metrics.page(face.backend, face.traffic), metrics.TYPE)
+    text = await metrics.page(face.backend, face.traffic, face.config.vllm_metrics)
+    await exchange.reply(200, text, metrics.TYPE)
 
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/chat/completions", "POST", chat_completions),
     ("/v1/completions", "POST", completions),
+    ("/v1/messages", "POST", messages),
+    ("/v1/messages/count_tokens", "POST", count_tokens),
+    ("/v1/responses", "POST", responses),
+    ("/v1/embeddings", "POST", embeddings),
     ("/v1/models", "GET", models),
     ("/v1/models/{id:path}", "GET", model),
     ("/tokenize", "POST", tokenize),
@@ -163,4 +197,11 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/ready", "GET", ready),
     ("/metrics", "GET", show_metrics),
     ("/version", "GET", version),
+)
+
+# They must work when the server is full, or is going down, so the gate does not count them.
+CONTROLS: tuple[tuple[str, str, Handler], ...] = (
+    ("/v1/requests", "GET", running_requests),
+    ("/v1/requests/{id}", "DELETE", cancel),
+    ("/v1/requests/{id}/cancel", "POST", cancel),
 )

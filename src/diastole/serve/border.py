@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import secrets
 import time
-from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from diastole.frontend.types import EngineLost
 from diastole.serve.errors import ApiError, Gone, of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
@@ -21,7 +19,7 @@ log = logging.getLogger("diastole.serve")
 EXCHANGE = "diastole.exchange"  # key in the scope
 OPEN_PATHS = ("/health", "/ready")  # probes have no keys
 QUIET = (*OPEN_PATHS, "/metrics")  # asked every few seconds
-CLIENT_GONE = 499  # in log and counters only: nobody was there to be told
+CLIENT_GONE = 499  # in log and counters; sent only to who waits for a request that was cancelled
 
 
 class Border:
@@ -29,7 +27,6 @@ class Border:
 
     def __init__(self, app: ASGIApp, face: Face) -> None:
         self.app, self.face, self.traffic = app, face, face.traffic
-        self._keys = [_digest(k) for k in face.config.api_key]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,18 +34,30 @@ class Border:
             return
         exchange = Exchange(scope, receive, send, self.face.gate, self.face.config.send_timeout_seconds)
         scope[EXCHANGE] = exchange
-        began = time.monotonic()
         status = CLIENT_GONE
         self.traffic.open += 1
         try:
             status = await self._answer(exchange)
         finally:
+            exchange.release()
             self.traffic.open -= 1
             self.traffic.count(exchange.route, scope["method"], status)
-            level = logging.DEBUG if exchange.route in QUIET else logging.INFO
-            took = time.monotonic() - began
-            where = exchange.route or repr(scope["path"][:100])
-            log.log(level, "%s %s %s %d %.3f s", exchange.id, scope["method"], where, status, took)
+            self._tell(exchange, status, time.monotonic() - exchange.notes.began)
+
+    def _tell(self, exchange: Exchange, status: int, seconds: float) -> None:
+        """Trace and log a request that is over."""
+        quiet = exchange.route in QUIET
+        if not quiet:
+            self.face.traces.record(exchange, status, seconds)
+        fields = {
+            "id": exchange.id,
+            "method": exchange.scope["method"],
+            "route": exchange.route or exchange.scope["path"][:100],
+            "status": status,
+            "seconds": round(seconds, 6),
+            **exchange.notes,
+        }
+        log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
 
     async def _answer(self, exchange: Exchange) -> int:
         """Answer, and say with what status."""
@@ -60,6 +69,9 @@ class Border:
                 await exchange.fail(e)
             except UserError as e:
                 await exchange.fail(of_user_error(e))
+            except EngineLost:
+                log.error("%s failed, as its engine has ended", exchange.id)
+                await exchange.fail(self.face.engine_gone("The engine that worked on this"))
             except Gone:
                 raise
             except Exception:
@@ -70,35 +82,22 @@ class Border:
         return exchange.status
 
     def _authorise(self, exchange: Exchange) -> None:
-        if not self._keys or exchange.scope["path"] in OPEN_PATHS:
+        """Find out whose request it is.
+
+        Raises:
+            ApiError: 401.
+        """
+        if exchange.scope["path"] in OPEN_PATHS:
             return
-        scheme, _, key = exchange.headers.get("authorization", "").partition(" ")
-        given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
-        if not any_equal(given, self._keys):
-            raise ApiError(
-                401,
-                "A valid API key is required: send the header 'Authorization: Bearer KEY'.",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
+        scheme, _, given = exchange.headers.get("authorization", "").partition(" ")
+        if not scheme and (other := exchange.dialect.key_header):
+            scheme, given = "bearer", exchange.headers.get(other, "")
+        exchange.key = self.face.keyring.find(given.strip() if scheme.lower() == "bearer" else "")
+        address, _ = exchange.scope.get("client") or ("", 0)
+        exchange.account = self.face.quotas.account(exchange.key, address)
 
     def _fault(self, exchange: Exchange) -> ApiError:
         """The answer to a fault of ours. The log has the details, the client an id to ask about."""
-        if self.face.lost:
-            log.error("%s failed, as the engine has ended", exchange.id)
-            return ApiError(503, "The engine has ended.", code="model_unavailable", retry_after=30)
         id = secrets.token_hex(6)
         log.exception("fault %s in request %s", id, exchange.id)
         return ApiError(500, f"An internal error happened. Its id in the server's log is {id}.", code="internal_error")
-
-
-def any_equal(given: bytes, keys: Sequence[bytes]) -> bool:
-    """Whether one of the keys is given, in a time that depends on neither."""
-    found = False
-    for key in keys:
-        found |= hmac.compare_digest(given, key)
-    return found
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import UNSET, UnsetType
 
+from diastole.frontend.types import Delta
 from diastole.params import MAX_TOP_LOGPROBS, SamplingParams
-from diastole.serve.errors import ApiError, of_user_error
+from diastole.serve.answer import Answer
+from diastole.serve.errors import of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.generate import Generation
 from diastole.serve.interface import TextService
-from diastole.serve.openai import ChatRequest, Message, read, sampling, unsupported, wrong
+from diastole.serve.openai import CHAT_UNSERVED, ChatRequest, Message, read, required, sampling, unsupported, wrong
 from diastole.serve.replies import (
     ChatChoice,
     ChatChunk,
@@ -27,7 +29,11 @@ from diastole.serve.replies import (
     chat_logprobs,
 )
 from diastole.serve.slo import slo_of
-from diastole.serve.sse import Events, event
+from diastole.serve.sse import Events
+from diastole.serve.structured import shaped
+from diastole.serve.toolbox import Toolbox, unknown_result
+from diastole.serve.tools import call_names, plain_calls, streamed_call, toolbox_of, whole_calls
+from diastole.text.tools import Listener, Piece
 from diastole.types import UserError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -40,37 +46,42 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong or cannot be served now.
     """
     face.check_ready()
-    request = read(await exchange.body(face.config.max_body_bytes), ChatRequest)
+    request = read(await exchange.body(face.config.max_body_bytes), ChatRequest, CHAT_UNSERVED)
     service = face.service(request.model)
-    params = chat_params(request)
+    plain = chat_params(request)
     messages = plain_messages(request.messages)
+    tools = toolbox_of(request)
     slo = slo_of(request.slo, exchange.headers)
 
     async def work() -> None:
-        prompt = await chat_prompt(service, messages)
+        params, names = await shaped(request, plain, {"prompt": "messages", **_names(request)})
+        params, names = await tools.shaped(service.tool_format, params, names)
+        prompt = await chat_prompt(service, messages, tools.told)
         try:
             service.check(prompt, params)
+            id, salt = f"chatcmpl-{exchange.id}", request.cache_salt or ""
+            terms = face.terms(exchange)
+            generation = Generation(service, [prompt], params, id=id, terms=terms, slo=slo, salt=salt, names=names)
         except UserError as e:
-            raise of_user_error(e, {"prompt": "messages", **_names(request)}) from None
-        generation = Generation(
-            service, [prompt], params, id=f"chatcmpl-{exchange.id}", slo=slo, salt=request.cache_salt or ""
-        )
+            raise of_user_error(e, names) from None
         if request.stream:
-            await _stream(exchange, generation, request, face.config.ping_seconds)
+            await _stream(exchange, generation, request, tools, face.config.ping_seconds)
         else:
-            await _whole(exchange, generation, request)
+            await _whole(exchange, generation, request, tools)
 
     await exchange.run(work())
 
 
-async def chat_prompt(service: TextService, messages: list[dict[str, Any]]) -> list[int]:
+async def chat_prompt(
+    service: TextService, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+) -> list[int]:
     """A conversation as prompt ids.
 
     Raises:
         ApiError: the model's template refuses it.
     """
     try:
-        return await service.chat_ids(messages, None, {})
+        return await service.chat_ids(messages, tools, {})
     except UserError as e:
         raise of_user_error(e) from None
 
@@ -101,14 +112,18 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages for a template, each content one string.
 
     Raises:
-        ApiError: none are given, a role is unknown, or a content is not text.
+        ApiError: none are given, a role is unknown, a content is not text, or a tool's result answers no call.
     """
     if not messages:
         raise wrong("messages", "messages must hold at least one message.", "empty_array")
-    return [_plain(m, f"messages[{i}]") for i, m in enumerate(messages)]
+    names = call_names(messages)
+    return [_plain(m, f"messages[{i}]", names) for i, m in enumerate(messages)]
 
 
-def _plain(message: Message, path: str) -> dict[str, Any]:
+def _plain(message: Message, path: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """Args:
+    names: functions by the ids of their calls.
+    """
     if message.role not in ROLES:
         raise wrong(f"{path}.role", f"{path}.role must be one of {', '.join(ROLES)}, not {message.role[:40]!r}.")
     plain: dict[str, Any] = {"role": message.role, "content": _text(message, path)}
@@ -117,9 +132,15 @@ def _plain(message: Message, path: str) -> dict[str, Any]:
     if message.tool_calls:
         if message.role != "assistant":
             raise wrong(f"{path}.tool_calls", f"{path}.tool_calls belong to messages of the assistant.")
-        plain["tool_calls"] = message.tool_calls
-    if message.tool_call_id is not None:
-        plain["tool_call_id"] = message.tool_call_id
+        plain["tool_calls"] = plain_calls(message.tool_calls, f"{path}.tool_calls")
+    if message.role == "tool":
+        where, id = f"{path}.tool_call_id", message.tool_call_id
+        if id is None:
+            raise required(where)
+        if id not in names:
+            raise unknown_result(where, id)
+        plain["tool_call_id"] = id
+        plain.setdefault("name", names[id])
     return plain
 
 
@@ -141,47 +162,78 @@ def _text(message: Message, path: str) -> str:
             error.code = "unsupported_content"
             raise error
         if part.text is None:
-            raise ApiError(400, f"{where}.text is required.", param=f"{where}.text", code="missing_required_parameter")
+            raise required(f"{where}.text")
         texts.append(part.text)
     return "\n".join(texts)
 
 
-async def _whole(exchange: Exchange, generation: Generation, request: ChatRequest) -> None:
-    texts: list[list[str]] = [[] for _ in range(generation.choices)]
-    logprobs: list[list[ContentLogprob]] = [[] for _ in texts]
-    finishes = [""] * len(texts)
+async def _whole(exchange: Exchange, generation: Generation, request: ChatRequest, tools: Toolbox) -> None:
+    listeners = [tools.listener(generation.service.tool_format) for _ in range(generation.choices)]
+    answers = [Answer() for _ in listeners]
+    logprobs: list[list[ContentLogprob]] = [[] for _ in listeners]
+    finishes = [""] * len(listeners)
     async with generation.deltas() as deltas:
         async for delta in deltas:
-            texts[delta.index].append(delta.text)
+            listener, answer = listeners[delta.index], answers[delta.index]
+            answer.add(listener.push(delta.text))
             if delta.logprobs:
                 logprobs[delta.index] += chat_logprobs(generation.service.tokenizer, delta.logprobs)
-            finishes[delta.index] = delta.finish or ""
+            if delta.finish is not None:
+                answer.add(listener.flush())
+                answer.end()
+                finishes[delta.index] = _finish(delta.finish, listener)
     choices = [
-        ChatChoice(
-            i, ChatMessage("".join(texts[i])), ChatLogprobs(logprobs[i]) if request.logprobs else None, finishes[i]
-        )
-        for i in range(len(texts))
+        ChatChoice(i, _message(answers[i]), ChatLogprobs(logprobs[i]) if request.logprobs else None, finishes[i])
+        for i in range(len(answers))
     ]
     reply = ChatReply(generation.id, generation.created, request.model, choices, generation.usage())
     await exchange.reply_json(200, reply)
 
 
-async def _stream(exchange: Exchange, generation: Generation, request: ChatRequest, ping_seconds: float) -> None:
+def _message(answer: Answer) -> ChatMessage:
+    calls = whole_calls(answer)
+    return ChatMessage(answer.text or (None if calls else ""), None, calls)
+
+
+def _finish(finish: str, listener: Listener) -> str:
+    return "tool_calls" if finish == "stop" and listener.calls else finish
+
+
+async def _stream(
+    exchange: Exchange, generation: Generation, request: ChatRequest, tools: Toolbox, ping_seconds: float
+) -> None:
     no_usage: UnsetType | None = None if request.include_usage else UNSET
 
     def chunk(choices: list[ChunkChoice], usage: UsageReply | UnsetType | None = no_usage) -> ChatChunk:
         return ChatChunk(generation.id, generation.created, request.model, choices, usage)
 
-    hello = b"".join(event(chunk([ChunkChoice(i, ChatDelta("assistant", ""))])) for i in range(generation.choices))
+    def logprobs_of(delta: Delta) -> ChatLogprobs | None:
+        wanted = request.logprobs and delta.logprobs
+        return ChatLogprobs(chat_logprobs(generation.service.tokenizer, delta.logprobs or ())) if wanted else None
+
+    listeners = [tools.listener(generation.service.tool_format) for _ in range(generation.choices)]
+    hello = [chunk([ChunkChoice(i, ChatDelta("assistant", ""))]) for i in range(generation.choices)]
     async with Events(exchange, hello, ping_seconds) as events, generation.deltas() as deltas:
         async for delta in deltas:
-            if delta.text or delta.logprobs:
-                logprobs = None
-                if request.logprobs and delta.logprobs:
-                    logprobs = ChatLogprobs(chat_logprobs(generation.service.tokenizer, delta.logprobs))
-                await events.put(chunk([ChunkChoice(delta.index, ChatDelta(content=delta.text), logprobs)]))
+            listener, logprobs = listeners[delta.index], logprobs_of(delta)
+            pieces = listener.push(delta.text)
             if delta.finish is not None:
-                await events.put(chunk([ChunkChoice(delta.index, ChatDelta(), None, delta.finish)]))
+                pieces += listener.flush()
+            shown = [d for d in map(_shown, pieces) if d is not None]
+            for said in shown or ([ChatDelta(content="")] if logprobs else []):
+                await events.put(chunk([ChunkChoice(delta.index, said, logprobs)]))
+                logprobs = None
+            if delta.finish is not None:
+                finish = _finish(delta.finish, listener)
+                await events.put(chunk([ChunkChoice(delta.index, ChatDelta(), None, finish)]))
         if request.include_usage:
             await events.put(chunk([], generation.usage()))
         await events.done()
+
+
+def _shown(piece: Piece) -> ChatDelta | None:
+    """A piece as a stream shows it; None if it shows nothing."""
+    if isinstance(piece, str):
+        return ChatDelta(content=piece)
+    call = streamed_call(piece)
+    return None if call is None else ChatDelta(tool_calls=[call])

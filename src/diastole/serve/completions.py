@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import UNSET, UnsetType
 
 from diastole.frontend.types import Delta
@@ -12,6 +14,7 @@ from diastole.serve.face import Face
 from diastole.serve.generate import Generation
 from diastole.serve.interface import TextService
 from diastole.serve.openai import DEFAULT_COMPLETION_TOKENS, CompletionRequest, read, sampling, wrong
+from diastole.serve.prompts import Prompt, split_prompts
 from diastole.serve.replies import (
     CompletionChoice,
     CompletionLogprobs,
@@ -22,12 +25,11 @@ from diastole.serve.replies import (
 )
 from diastole.serve.slo import slo_of
 from diastole.serve.sse import Events
+from diastole.serve.structured import shaped
 from diastole.types import UserError
 
 MAX_PROMPTS = 128
 MAX_CHOICES = 128  # of all prompts together
-
-Prompt = str | list[int]
 
 
 async def completions(face: Face, exchange: Exchange) -> None:
@@ -39,19 +41,25 @@ async def completions(face: Face, exchange: Exchange) -> None:
     face.check_ready()
     request = read(await exchange.body(face.config.max_body_bytes), CompletionRequest)
     service = face.service(request.model)
-    limit = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
-    params = sampling(request, limit, request.logprobs, {})
-    prompts = split_prompts(request.prompt)
-    if len(prompts) * params.n > MAX_CHOICES:
-        message = f"n times the number of prompts may be at most {MAX_CHOICES}, not {len(prompts) * params.n}."
+    limit = face.ceilings.usual(DEFAULT_COMPLETION_TOKENS) if request.max_tokens is None else request.max_tokens
+    plain = sampling(request, limit, request.logprobs, {})
+    prompts = split_prompts(request.prompt, "prompt", MAX_PROMPTS)
+    if len(prompts) * plain.n > MAX_CHOICES:
+        message = f"n times the number of prompts may be at most {MAX_CHOICES}, not {len(prompts) * plain.n}."
         raise wrong("n", message)
     if request.echo and request.logprobs is not None:
         raise wrong("echo", "echo together with logprobs is not supported: a prompt's tokens are not scored.")
     slo = slo_of(request.slo, exchange.headers)
 
     async def work() -> None:
-        ids = [await prompt_ids(service, prompt, params) for prompt in prompts]
-        generation = Generation(service, ids, params, id=f"cmpl-{exchange.id}", slo=slo, salt=request.cache_salt or "")
+        params, names = await shaped(request, plain, {})
+        ids = [await prompt_ids(service, prompt, params, names) for prompt in prompts]
+        id, salt = f"cmpl-{exchange.id}", request.cache_salt or ""
+        terms = face.terms(exchange)
+        try:
+            generation = Generation(service, ids, params, id=id, terms=terms, slo=slo, salt=salt, names=names)
+        except UserError as e:
+            raise of_user_error(e, names) from None
         heads = [""] * generation.choices
         if request.echo:
             texts = [p if isinstance(p, str) else service.tokenizer.decode(p) for p in prompts]
@@ -64,36 +72,9 @@ async def completions(face: Face, exchange: Exchange) -> None:
     await exchange.run(work())
 
 
-def split_prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
-    """The prompts in what may be a string, ids, strings, or lists of ids.
-
-    Raises:
-        ApiError: there are none, too many, an empty one, or kinds are mixed.
-    """
-    prompts: list[Prompt]
-    if isinstance(prompt, str):
-        prompts = [prompt]
-    elif prompt and all(isinstance(p, int) for p in prompt):
-        prompts = [[p for p in prompt if isinstance(p, int)]]
-    elif all(isinstance(p, str) for p in prompt):
-        prompts = [p for p in prompt if isinstance(p, str)]
-    elif all(isinstance(p, list) for p in prompt):
-        prompts = [p for p in prompt if isinstance(p, list)]
-    else:
-        message = "prompt must be a string, a list of strings, a list of token ids, or a list of such lists."
-        raise wrong("prompt", message, "invalid_type")
-    if not prompts:
-        raise wrong("prompt", "prompt must hold at least one prompt.", "empty_array")
-    if len(prompts) > MAX_PROMPTS:
-        raise wrong("prompt", f"prompt may hold at most {MAX_PROMPTS} prompts, not {len(prompts)}.")
-    for i, one in enumerate(prompts):
-        if not one:
-            where = "prompt" if len(prompts) == 1 else f"prompt[{i}]"
-            raise wrong(where, f"{where} is empty: give at least one token.", "empty_prompt")
-    return prompts
-
-
-async def prompt_ids(service: TextService, prompt: Prompt, params: SamplingParams) -> list[int]:
+async def prompt_ids(
+    service: TextService, prompt: Prompt, params: SamplingParams, names: Mapping[str, str]
+) -> list[int]:
     """A prompt as ids that the engine will take.
 
     Raises:
@@ -103,7 +84,7 @@ async def prompt_ids(service: TextService, prompt: Prompt, params: SamplingParam
         ids = await service.encode(prompt) if isinstance(prompt, str) else prompt
         service.check(ids, params)
     except UserError as e:
-        raise of_user_error(e) from None
+        raise of_user_error(e, names) from None
     return ids
 
 
@@ -156,7 +137,7 @@ async def _stream(
 
     told = _Choices(generation, request.logprobs is not None)
     unsaid = set(range(generation.choices)) if request.echo else set()  # choices whose prompt is still to be echoed
-    async with Events(exchange, b"", ping_seconds) as events, generation.deltas() as deltas:
+    async with Events(exchange, (), ping_seconds) as events, generation.deltas() as deltas:
         async for delta in deltas:
             text = delta.text
             if delta.index in unsaid:

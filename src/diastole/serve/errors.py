@@ -14,6 +14,7 @@ TYPES: Mapping[int, str] = {
     404: "not_found_error",
     408: "timeout_error",
     429: "rate_limit_error",
+    499: "cancelled_error",  # not a status that clients take for a reason to try again
     500: "api_error",
     503: "overloaded_error",
     504: "timeout_error",
@@ -77,10 +78,17 @@ class ApiError(Exception):
 
 def error_json(status: int, message: str, param: str | None = None, code: str | None = None) -> bytes:
     """An error's JSON."""
-    kind = TYPES.get(status, "invalid_request_error")
-    # A message may quote the request: a lone surrogate in it has no UTF-8 form.
-    clean = message.encode("utf-8", "replace").decode("utf-8")
-    return msgspec.json.encode(ErrorReply(ErrorBody(clean, kind, param, code)))
+    return msgspec.json.encode(ErrorReply(ErrorBody(clean(message), kind(status), param, code)))
+
+
+def kind(status: int, others: Mapping[int, str] | None = None) -> str:
+    """An error's type. ``others``: statuses that another API gives types of their own."""
+    return {**TYPES, **(others or {})}.get(status, "invalid_request_error")
+
+
+def clean(message: str) -> str:
+    """A message may quote the request: a lone surrogate in it has no UTF-8 form."""
+    return message.encode("utf-8", "replace").decode("utf-8")
 
 
 def of_user_error(error: UserError, names: Mapping[str, str] | None = None) -> ApiError:

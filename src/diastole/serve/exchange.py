@@ -11,13 +11,18 @@ import logging
 import re
 import secrets
 from collections.abc import Coroutine, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from diastole.serve.dialect import dialect_of
 from diastole.serve.errors import ApiError, Gone
 from diastole.serve.gate import Gate, shutting_down
+from diastole.serve.keys import NOBODY
+from diastole.serve.notes import Notes
+from diastole.serve.quota import FREE
 
 T = TypeVar("T")
 log = logging.getLogger("diastole.serve")
@@ -38,10 +43,16 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate, send_seconds: float) -> None:
         self.id = secrets.token_hex(12)  # ours: what clients send as an id is only echoed
         self.scope, self.gate = scope, gate
+        self.key = NOBODY  # these two are set by whoever checks keys
+        self.account = FREE
+        self.dialect = dialect_of(scope["path"])
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
+        self.last_words = self.dialect.error_event  # in an event stream that an error ends
         self.complete = False
+        self._held = ExitStack()
         self.route: str | None = None  # the route that took it
+        self.notes = Notes()
         self.receive, self._send, self._send_seconds = receive, send, send_seconds
         self.headers: dict[str, str] = {}  # of the request; of repeated ones the first
         for name, value in scope["headers"]:
@@ -59,14 +70,24 @@ class Exchange:
             self.status = message["status"]
             message.setdefault("headers", [])
             message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            message["headers"] += [(k.encode(), v.encode()) for k, v in self.account.headers().items()]
         elif not message.get("more_body", False):
             self.complete = True
+            self.release()  # before the client knows, for his next request may come at once
         try:
             async with asyncio.timeout(self._send_seconds):
                 await self._send(message)
         except TimeoutError:
             self.drop()
             raise Gone(f"the client took no data for {self._send_seconds:g} s") from None
+
+    def hold(self, claim: AbstractContextManager[object]) -> None:
+        """Enter something that is left when the answer is complete, or has failed."""
+        self._held.enter_context(claim)
+
+    def release(self) -> None:
+        """Leave what is held."""
+        self._held.close()
 
     def drop(self) -> None:
         """End the connection without waiting for what is unsent."""
@@ -101,10 +122,11 @@ class Exchange:
         if self.complete:
             return
         if self.status == 0:
-            await self.reply(error.status, error.body(), headers=error.headers, linger="connection" in error.headers)
+            body = self.dialect.error(error)
+            await self.reply(error.status, body, headers=error.headers, linger="connection" in error.headers)
         elif self.events:
-            body = b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
-            await self.send({"type": "http.response.body", "body": body})
+            last = self.last_words(error) + self.dialect.end
+            await self.send({"type": "http.response.body", "body": last})
         else:
             self.drop()  # half an answer: nothing true can follow it
 

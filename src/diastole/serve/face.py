@@ -1,42 +1,73 @@
-"""Face: what every endpoint stands on: backend, settings, gate and counters."""
+"""Face: what every endpoint stands on: backend, settings, gate, keys, limits, counters, traces and running requests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diastole.clock import RealClock
+from diastole.serve.ceilings import Ceilings
+from diastole.serve.cors import check_origins
 from diastole.serve.errors import ApiError
+from diastole.serve.exchange import Exchange
 from diastole.serve.gate import Gate
 from diastole.serve.interface import Backend, TextService
+from diastole.serve.keys import Keyring, Limits
 from diastole.serve.metrics import Traffic
+from diastole.serve.quota import Quotas
+from diastole.serve.running import Running
+from diastole.serve.terms import Terms
+from diastole.serve.tracing import Traces
+from diastole.types import UserError
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
 
 
-@dataclass(frozen=True, slots=True)
 class Face:
-    """Made once per server."""
+    """Made once per server.
 
-    backend: Backend
-    config: ServerConfig
-    gate: Gate
-    traffic: Traffic
+    Raises:
+        UserError: a setting or the key file is wrong.
+    """
+
+    def __init__(self, backend: Backend, config: ServerConfig, traffic: Traffic, traces: Traces) -> None:
+        self.backend, self.config, self.traffic, self.traces = backend, config, traffic, traces
+        self.gate = Gate(config.max_queued)
+        self.running = Running()
+        check_origins(config.cors_origins)
+        self.keyring = Keyring(config.api_key, config.api_key_file)
+        if config.isolate_keys and self.keyring.empty:
+            message = "server.isolate_keys needs keys to tell apart: set server.api_key or server.api_key_file"
+            raise UserError(message, param="server.isolate_keys")
+        usual = Limits(config.requests_per_minute, config.tokens_per_minute, config.concurrent_requests)
+        self.quotas = Quotas(usual, RealClock(), traffic.limit)
+        self.ceilings = Ceilings(config.max_tokens, config.max_seconds, traffic.limit)
+
+    def terms(self, exchange: Exchange) -> Terms:
+        """On what terms a request's generation runs."""
+        space = exchange.key.name if self.config.isolate_keys else None
+        return Terms(exchange.account, self.ceilings, space, self.running, exchange.key.digest, exchange.notes)
 
     def check_ready(self) -> None:
         """Raises:
-        ApiError: 503; ``model_loading``, or ``model_unavailable`` if the engine was there and is gone.
+        ApiError: 503; ``model_loading``, or, if the engine was there and is gone, ``engine_restarting`` or
+            ``model_unavailable``.
         """
         if self.backend.ready():
             return
-        if self.lost:
-            message = "The engine has ended. It must be restarted."
-            raise ApiError(503, message, code="model_unavailable", retry_after=30)
+        if self.backend.services:
+            raise self.engine_gone("The engine")
         raise ApiError(503, "The model is still being loaded.", code="model_loading", retry_after=2)
+
+    def engine_gone(self, who: str) -> ApiError:
+        """The answer when the engine has ended. ``who``: the beginning of the message, down to the engine."""
+        if self.lost:
+            return ApiError(503, f"{who} has ended and cannot be restarted.", code="model_unavailable", retry_after=30)
+        return ApiError(503, f"{who} has ended; another is being started.", code="engine_restarting", retry_after=2)
 
     @property
     def lost(self) -> bool:
-        """The engine was started and is no longer alive."""
+        """The engine was started, is gone, and none follows."""
         return bool(self.backend.services) and not self.backend.alive()
 
     def service(self, model: str) -> TextService:

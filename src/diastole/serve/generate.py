@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from diastole.frontend.types import Delta
+from diastole.frontend.types import Delta, Usage
 from diastole.params import SamplingParams
-from diastole.serve.errors import ApiError, of_user_error
+from diastole.serve.errors import ApiError, Gone, of_user_error
 from diastole.serve.interface import TextService
+from diastole.serve.notes import Pace
 from diastole.serve.replies import Cached, UsageReply
+from diastole.serve.terms import Terms
 from diastole.types import SLO, UserError
 
 AHEAD = 64  # deltas of several prompts that may wait for a slow reader
@@ -25,6 +27,11 @@ class Generation:
 
     Args:
         id: of the answer; the engine's request ids are made from it.
+        terms: what the server allows it.
+        names: what the request calls a field of ``SamplingParams`` that it names otherwise.
+
+    Raises:
+        UserError: the request asks for more than the server's ceilings allow.
     """
 
     def __init__(
@@ -34,13 +41,24 @@ class Generation:
         params: SamplingParams,
         *,
         id: str,
+        terms: Terms,
         slo: SLO | None = None,
         salt: str = "",
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        self.service, self.prompts, self.params = service, prompts, params
-        self.id, self.slo, self.salt = id, slo, salt
+        terms.ceilings.check(params)
+        self.service, self.prompts, self.params, self.names = service, prompts, params, names
+        self.id, self.terms, self.slo, self.salt = id, terms, slo, terms.salt(salt)
         self.created = int(time.time())
-        self._usage = [(0, 0, 0)] * len(prompts)
+        self._bounded = [terms.ceilings.bound(params, service.room_after(len(p))) for p in prompts]
+        self._watch = terms.ceilings.watch()
+        self._usage = [(len(p), 0, 0) for p in prompts]
+        self._finishes: list[str | None] = [None] * self.choices
+        self._pace = Pace(terms.notes.began, self.choices)
+
+    @property
+    def model(self) -> str:
+        return self.service.name
 
     @property
     def choices(self) -> int:
@@ -56,35 +74,78 @@ class Generation:
         """Run everything; leaving the context aborts what still runs.
 
         Raises:
-            ApiError: the engine refused the request, failed, or ended without finishing every choice.
+            ApiError: the request must wait for its turn, the engine refused it, failed, or ended without finishing
+                every choice; or somebody cancelled the request.
         """
         stream = self._one(0) if len(self.prompts) == 1 else self._all()
-        try:
-            yield stream
-        finally:
-            await _close(stream)
+        rest = "abort"  # what becomes of choices that have not ended
+        with self.terms.account.spend(self._most_tokens()) as bill:
+            async with self.terms.running.enter(self, self.terms.owner):
+                try:
+                    yield stream
+                except Gone:
+                    raise
+                except Exception:
+                    rest = "error"
+                    raise
+                finally:
+                    await _close(stream)
+                    bill.used = self.usage().total_tokens
+                    self._tell(rest)
+
+    def _most_tokens(self) -> int:
+        """Prompts and answers together, if every choice takes all that it may."""
+        return sum(
+            len(p) + self.params.n * (bounded.max_tokens or self.service.room_after(len(p)))
+            for p, bounded in zip(self.prompts, self._bounded, strict=True)
+        )
+
+    def _tell(self, rest: str) -> None:
+        usage, notes = self.usage(), self.terms.notes
+        notes["model"] = self.service.name
+        if self.params.max_tokens is not None:
+            notes["max_tokens"] = self.params.max_tokens
+        if self.choices > 1:
+            notes["choices"] = self.choices
+        notes["prompt_tokens"] = usage.prompt_tokens
+        notes["completion_tokens"] = usage.completion_tokens
+        notes["cached_tokens"] = usage.prompt_tokens_details.cached_tokens
+        notes["finish"] = ",".join(finish or rest for finish in self._finishes)
+        for name, seconds in (("ttft", self._pace.ttft), ("tpot", self._pace.tpot)):
+            if seconds is not None:
+                notes[name] = round(seconds, 6)
 
     async def _one(self, which: int) -> AsyncIterator[Delta]:
         """Deltas of one prompt, renumbered."""
         n = self.params.n
         open_ = set(range(n))
         id = self.id if len(self.prompts) == 1 else f"{self.id}-{which}"
-        stream = self.service.stream(self.prompts[which], self.params, request_id=id, slo=self.slo, salt=self.salt)
+        stream = self.service.stream(
+            self.prompts[which], self._bounded[which], request_id=id, slo=self.slo, salt=self.salt
+        )
+        followed = self._watch.follow(stream)
         try:
-            async for delta in stream:
+            async for delta in followed:
                 if delta.finish in ("abort", "error"):
-                    raise _unfinished(delta.finish)
+                    raise self._unfinished(delta.finish)
+                at = which * n + delta.index
+                self._pace.heard(at, len(delta.ids))
                 if delta.finish is not None:
                     open_.discard(delta.index)
+                    self._finishes[at] = delta.finish
                 prompt, cached, generated = delta.usage
                 self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
-                yield delta if which == 0 else replace(delta, index=which * n + delta.index)
+                yield delta if which == 0 else replace(delta, index=at)
         except UserError as e:
-            raise of_user_error(e) from None
+            raise of_user_error(e, self.names) from None
         finally:
+            await _close(followed)
             await _close(stream)
-        if open_:
-            raise _unfinished("error")
+        if open_ and not self._watch.reached:
+            raise self._unfinished("error")
+        for index in sorted(open_):
+            self._finishes[which * n + index] = "length"
+            yield Delta(which * n + index, "", (), None, "length", Usage(*self._usage[which]))
 
     async def _all(self) -> AsyncIterator[Delta]:
         """Deltas of all prompts as they come."""
@@ -117,14 +178,16 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _unfinished(self, finish: str) -> ApiError:
+        if finish == "abort":
+            return ApiError(503, "The request was aborted by the server.", code="request_aborted", retry_after=1)
+        if self.params.grammar is not None:
+            message = "The grammar led to a place where no token of this model may follow."
+            return ApiError(500, message, code="grammar_dead_end")
+        return ApiError(500, "The engine failed on this request.", code="engine_error")
+
 
 async def _close(stream: AsyncIterator[Delta]) -> None:
     close = getattr(stream, "aclose", None)
     if close is not None:
         await close()
-
-
-def _unfinished(finish: str) -> ApiError:
-    if finish == "abort":
-        return ApiError(503, "The request was aborted by the server.", code="request_aborted", retry_after=1)
-    return ApiError(500, "The engine failed on this request.", code="engine_error")

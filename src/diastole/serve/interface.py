@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from diastole.frontend.types import Delta
-from diastole.params import SamplingParams
-from diastole.types import SLO
+from diastole.params import PoolParams, SamplingParams
+from diastole.text.tools import Format
+from diastole.types import SLO, Array
 
 
 class Tokenizer(Protocol):
@@ -50,12 +51,23 @@ class TextService(Protocol):
     def vocab(self) -> int: ...
 
     @property
+    def width(self) -> int:
+        """Numbers in a vector of ``embed``."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def tool_format(self) -> Format:
+        """How the model writes calls of tools."""
+        ...
 
     async def chat_ids(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: dict[str, Any]
     ) -> list[int]:
-        """A conversation as prompt ids, by the model's template; off the event loop.
+        """A conversation as prompt ids, by the model's template; off the event loop. Arguments of tool calls are
+        objects in it.
 
         Raises:
             UserError: the template refuses the messages, or there is none.
@@ -66,7 +78,7 @@ class TextService(Protocol):
         """A plain prompt as ids, with the beginning-of-text token where the model wants it."""
         ...
 
-    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams | PoolParams) -> None:
         """Refuse what the engine would refuse.
 
         Raises:
@@ -74,10 +86,25 @@ class TextService(Protocol):
         """
         ...
 
+    def room_after(self, prompt: int) -> int:
+        """Tokens that an answer to a prompt of so many tokens may have at most."""
+        ...
+
     def stream(
         self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
     ) -> AsyncIterator[Delta]:
-        """Run a request; ends after one final delta per choice. Closing or cancelling the iterator aborts it."""
+        """Run a request; ends after one final delta per choice. Closing or cancelling the iterator aborts it.
+
+        Raises:
+            UserError: the engine refuses it.
+            EngineLost: the engine ended.
+        """
+        ...
+
+    async def embed(
+        self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
+    ) -> Array:
+        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it."""
         ...
 
 
@@ -101,9 +128,18 @@ class Backend(Protocol):
         """Wait so long for running requests, abort the rest, and end."""
         ...
 
-    def alive(self) -> bool: ...
+    def alive(self) -> bool:
+        """Whether there is an engine, or will be again: an engine that ends is restarted while there is hope."""
+        ...
 
-    def ready(self) -> bool: ...
+    def ready(self) -> bool:
+        """Whether an engine serves now."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """Engines that were started because the one before had ended."""
+        ...
 
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         """By service, what ``diastole.metrics.Meter.snapshot`` returns."""

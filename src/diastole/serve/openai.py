@@ -52,6 +52,15 @@ class Common(msgspec.Struct, kw_only=True):
     user: str | None = None
     slo: SloWish | None = None
     cache_salt: str | None = None
+    # What the text must match: see structured.py.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: Any = None
+    grammar: str | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -65,12 +74,48 @@ class Part(msgspec.Struct):
     text: str | None = None
 
 
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    """A call that the assistant made earlier."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
 class Message(msgspec.Struct):
     role: str
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+
+
+class Function(msgspec.Struct):
+    name: str
+    description: str | None = None
+    parameters: Any = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    """A function that may be called. ``type`` is looked at first: tools of other types have other fields."""
+
+    type: str
+    function: Function | None = None
+
+
+class NamedFunction(msgspec.Struct):
+    name: str
+
+
+class ToolChoice(msgspec.Struct):
+    type: str
+    function: NamedFunction | None = None
 
 
 class ChatRequest(Common, kw_only=True):
@@ -80,6 +125,9 @@ class ChatRequest(Common, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionRequest(Common, kw_only=True):
@@ -92,11 +140,8 @@ class CompletionRequest(Common, kw_only=True):
 
 # Fields that would change the answer and are not served, with the values that change nothing.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "reasoning_effort": (),
@@ -117,32 +162,38 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "documents": ([],),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "grammar": ("",),
-    "json_schema": (),
     "repeat_penalty": (1,),
     "typical_p": (1,),
     "mirostat": (0,),
 }
+CHAT_UNSERVED = {**NEUTRAL, "echo": (False,)}
 # Each of these runs code that the server's owner did not choose.
 TEMPLATES = {"chat_template": ("",), "chat_template_kwargs": ({},)}
-_REASONS = {"priority": "Requests are served without priorities: leave it out or give slo instead."}
+_REASONS = {
+    "conversation": "Nothing is stored: send the whole conversation as input.",
+    "max_completion_tokens": "Its name here is max_output_tokens.",
+    "max_tokens": "Its name here is max_output_tokens.",
+    "messages": "Their place here is input.",
+    "previous_response_id": "Nothing is stored: send the whole conversation as input.",
+    "priority": "Requests are served without priorities: leave it out or give slo instead.",
+    "store": "Nothing is stored: leave it out or say false.",
+    "truncation": "Nothing is cut: leave it out, and send what fits.",
+}
 
 R = TypeVar("R", bound=Common)
+S = TypeVar("S", bound=msgspec.Struct)
 
 
-def read(body: bytes, type: type[R]) -> R:
+def read(body: bytes, type: type[R], unserved: Mapping[str, tuple[Any, ...]] = NEUTRAL) -> R:
     """A request from its body.
+
+    Args:
+        unserved: fields that are refused, with the values that are not.
 
     Raises:
         ApiError: it is no JSON, a field has the wrong type, or one is not served.
     """
-    refuse_unsupported(decode(body, dict[str, msgspec.Raw]), only_chat=type is ChatRequest)
-    request = decode(body, type, checked=True)
+    request = read_plain(body, type, unserved)
     options = request.stream_options
     if options is not None and not request.stream:
         raise wrong("stream_options", "stream_options may be given only with stream: true.")
@@ -154,16 +205,20 @@ def read(body: bytes, type: type[R]) -> R:
     return request
 
 
-def refuse_unsupported(fields: Mapping[str, msgspec.Raw], only_chat: bool) -> None:
+def read_plain(body: bytes, type: type[S], unserved: Mapping[str, tuple[Any, ...]]) -> S:
+    """``read`` for requests that share no fields with completions."""
+    refuse_unsupported(decode(body, dict[str, msgspec.Raw]), unserved)
+    return decode(body, type, checked=True)
+
+
+def refuse_unsupported(fields: Mapping[str, msgspec.Raw], unserved: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse fields that would be ignored in silence otherwise.
 
     Raises:
         ApiError: 400 unsupported_parameter, or 403 template_not_allowed.
     """
     for name, raw in fields.items():
-        neutral = NEUTRAL.get(name, TEMPLATES.get(name))
-        if name == "echo" and only_chat:
-            neutral = (False,)
+        neutral = unserved.get(name, TEMPLATES.get(name))
         if neutral is None:
             continue
         value = msgspec.json.decode(raw)
@@ -203,6 +258,15 @@ def sampling(request: Common, max_tokens: int | None, logprobs: int | None, name
         "max_tokens": max_tokens,
         "logprobs": logprobs,
     }
+    return checked_params(given, names)
+
+
+def checked_params(given: Mapping[str, Any], names: Mapping[str, str]) -> SamplingParams:
+    """Sampling from fields, where None means the default.
+
+    Raises:
+        ApiError: a value is out of range.
+    """
     for name, value in given.items():
         if isinstance(value, int) and abs(value) >= 2**64:  # JSON's integers have no limit of their own
             raise wrong(names.get(name, name), f"{names.get(name, name)} is out of range.")
@@ -228,6 +292,11 @@ def _bias(given: Mapping[str, float]) -> dict[int, float]:
 def wrong(param: str, message: str, code: str = "invalid_value") -> ApiError:
     """400, a field's value is wrong."""
     return ApiError(400, message, param=param, code=code)
+
+
+def required(param: str) -> ApiError:
+    """400, a field is missing."""
+    return ApiError(400, f"{param} is required.", param=param, code="missing_required_parameter")
 
 
 def unsupported(param: str, advice: str) -> ApiError:

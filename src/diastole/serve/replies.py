@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType
 from diastole import __version__
 from diastole.frontend.types import TokenLogprob
 from diastole.serve.interface import Tokenizer
+from diastole.serve.tools import ToolCallReply
 
 FINGERPRINT = f"diastole-{__version__}"
 LEAST_LOGPROB = -9999.0  # JSON has no minus infinity
@@ -43,8 +44,9 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class ChatMessage(msgspec.Struct, tag_field="role", tag="assistant"):
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCallReply] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -66,6 +68,7 @@ class ChatReply(msgspec.Struct, tag_field="object", tag="chat.completion"):
 class ChatDelta(msgspec.Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallReply] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct):

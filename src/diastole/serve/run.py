@@ -7,17 +7,19 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from diastole import __version__
+from diastole.frontend import logs
 from diastole.serve.app import create_app
-from diastole.serve.gate import Gate
+from diastole.serve.face import Face
 from diastole.serve.interface import Backend
 from diastole.serve.protocol import BoundedProtocol
+from diastole.serve.tracing import traces_of
 from diastole.types import UserError
 
 if TYPE_CHECKING:
@@ -45,15 +47,17 @@ class Server:
         say: prints the banner.
 
     Raises:
-        UserError: the address cannot be bound.
+        UserError: the address cannot be bound, a setting or the key file is wrong, or traces cannot be sent.
     """
 
     def __init__(self, backend: Backend, config: ServerConfig, say: Callable[[str], None] = print) -> None:
         self.backend, self.config, self._say = backend, config, say
+        self.traces = traces_of(config)
+        app = create_app(backend, config, self.traces)
+        face: Face = app.state.face
         self._socket = bind(config.host, config.port)
         self.port: int = self._socket.getsockname()[1]
-        app = create_app(backend, config)
-        self.gate: Gate = app.state.gate
+        self.gate, self._keyring = face.gate, face.keyring
         self._stopping = asyncio.Event()
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
@@ -93,6 +97,7 @@ class Server:
         http = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
         loading = asyncio.create_task(self.backend.start())
         stopping = asyncio.create_task(self._stopping.wait())
+        watching = asyncio.create_task(self._keyring.watch())
         try:
             await asyncio.wait([http, loading, stopping], return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -102,12 +107,12 @@ class Server:
             await self._drain()
         finally:
             self.gate.abort()
-            stopping.cancel()
-            loading.cancel()
-            await asyncio.gather(loading, stopping, return_exceptions=True)
+            for task in (loading, stopping, watching):
+                task.cancel()
+            await asyncio.gather(loading, stopping, watching, return_exceptions=True)
             self._uvicorn.should_exit = True
             await http
-            await self._end_backend()
+            await asyncio.gather(self._end_backend(), asyncio.to_thread(self.traces.close))
             for number in SIGNALS if signals else ():
                 loop.remove_signal_handler(number)
 
@@ -145,16 +150,23 @@ def serve(backend: Backend, config: ServerConfig) -> None:
         UserError: the address cannot be bound, or the backend cannot start.
     """
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     async def main() -> None:
-        await Server(backend, config, say).run(signals=True)
+        await Server(backend, config, BANNERS[config.log_format]).run(signals=True)
 
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its life cycle is ours to tell
+    logs.start(config)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(main())
+
+
+def _print_banner(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _log_banner(text: str) -> None:
+    log.info("%s", text.partition("\n")[0])
+
+
+BANNERS: Mapping[str, Callable[[str], None]] = {"text": _print_banner, "json": _log_banner}
 
 
 def bind(host: str, port: int) -> socket.socket:

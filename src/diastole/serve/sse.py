@@ -1,19 +1,16 @@
-"""Server-sent events: ``data: {json}`` lines, pings in silence, ``[DONE]`` at the end."""
+"""Server-sent events, in the words of the exchange's dialect: events, pings in silence, and an end."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
-
-import msgspec
 
 from diastole.serve.errors import Gone
 from diastole.serve.exchange import Exchange
 
-PING = b": ping\n\n"
-DONE = b"data: [DONE]\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -32,9 +29,9 @@ class Events:
         ping_seconds: longest silence.
     """
 
-    def __init__(self, exchange: Exchange, hello: bytes, ping_seconds: float) -> None:
-        self._exchange, self._hello, self._ping_seconds = exchange, hello, ping_seconds
-        self._encode = msgspec.json.Encoder().encode
+    def __init__(self, exchange: Exchange, hello: Sequence[Any], ping_seconds: float) -> None:
+        self._exchange, self._ping_seconds = exchange, ping_seconds
+        self._hello = b"".join(map(exchange.dialect.event, hello))
         self._opening = asyncio.Lock()
         self._last = time.monotonic()
 
@@ -50,12 +47,12 @@ class Events:
 
     async def put(self, event: Any) -> None:
         """Send one event, given as a struct or plain values."""
-        await self._write(b"data: " + self._encode(event) + b"\n\n")
+        await self._write(self._exchange.dialect.event(event))
 
     async def done(self) -> None:
         """Say that this was all."""
         await self._open()
-        await self._exchange.send({"type": "http.response.body", "body": DONE})
+        await self._exchange.send({"type": "http.response.body", "body": self._exchange.dialect.end})
 
     async def _open(self) -> None:
         async with self._opening:
@@ -79,11 +76,6 @@ class Events:
                 await asyncio.sleep(self._ping_seconds - silent)
                 continue
             try:
-                await self._write(PING)
+                await self._write(self._exchange.dialect.ping)
             except Gone:
                 return  # the connection is dropped by now, which ends the work too
-
-
-def event(value: Any) -> bytes:
-    """One event's bytes."""
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
