@@ -65,6 +65,10 @@ class EngineConfig:
     threads: int = knob(0, "compute threads; 0: one per physical core", low=0, high=1024)
     memory: Bytes = knob(Bytes(0), "for key/value pages of all services; 0: a quarter of what is free", low=0)
     swap: Bytes = knob(Bytes(256 * 2**20), "for the packed state of preempted streams; 0: recompute them", low=0)
+    admission: str = knob("arrival", "who of those who wait comes next", choices=("arrival", "priority"))
+    admission_ageing_seconds: float = knob(
+        30.0, "of waiting that count as one step of priority", unit="s", low=0.001, high=1e6
+    )
     dispatch: str = knob("slack", "how services share the clock", choices=("slack",))
 
 
@@ -91,6 +95,7 @@ class ServiceConfig:
     max_streams: int = knob(64, "streams that hold state at once", low=1, high=65_536)
     step_tokens: int = knob(512, "most tokens in one step", unit="tokens", low=1, high=2**20)
     prefix_cache: bool = knob(True, "reuse the state of prompts that begin alike")
+    repetition_stop: bool = knob(True, "end texts that have become a loop, where a request does not say")
     kernels: str = knob(
         "auto",
         "operators to run on",
@@ -117,6 +122,12 @@ class ServerConfig:
     max_seconds: float = knob(0.0, "longest time of one generation; 0: no limit", unit="s", low=0)
     max_body_bytes: Bytes = knob(Bytes(4 * 2**20), "largest request body", low=1)
     max_queued: int = knob(512, "requests in flight before new ones are refused", low=1, high=10**6)
+    max_joules: float = knob(
+        0.0, "most energy of one generation, its share of the host's; 0: no limit", unit="J", low=0
+    )
+    max_wait_seconds: float = knob(
+        60.0, "that a request may be expected to wait for its first token; 0: no limit", unit="s", low=0
+    )
     drain_seconds: float = knob(30.0, "for running requests when the server stops", unit="s", low=0, high=86_400)
     ping_seconds: float = knob(15.0, "of silence before a stream carries a comment", unit="s", low=0.01, high=86_400)
     send_timeout_seconds: float = knob(30.0, "before a client that does not read is dropped", unit="s", low=0.01)

@@ -66,7 +66,8 @@ class LLM:
     def _open(self, config: Config) -> None:
         self._engine, cards, self.kernels = build_engine(config)
         self.name, self.context, self.width = cards[0].name, cards[0].context, cards[0].width
-        self.voice = voice_of(resolve(next(iter(config.service.values())).model))
+        service = next(iter(config.service.values()))
+        self.voice, self._repetition_stop = voice_of(resolve(service.model)), service.repetition_stop
         self._ids = count()
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[list[Completion]]:
@@ -129,14 +130,14 @@ class LLM:
                     id, self.name, np.asarray(self._to_ids(prompt), np.int32), seeded(params), SLO(1e9, 1e9)
                 )
                 self._engine.add(request)
-                which[id], speakers[id] = i, Speakers(self.voice.tokenizer, params)
+                which[id], speakers[id] = i, Speakers(self.voice.tokenizer, params, self._repetition_stop)
             while self._engine.busy:
                 for event in self._engine.step() or ():
                     heard = speakers[event.id].hear(spoken_of(event))
                     if heard is not None:
                         delta, stopped = heard
                         if stopped:
-                            self._engine.abort(event.id, "stop", event.choice)
+                            self._engine.abort(event.id, delta.finish or "stop", event.choice)
                         yield which[event.id], delta
         finally:
             for id in which:

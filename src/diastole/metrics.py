@@ -158,6 +158,11 @@ class Meter:
             life.outputs += 1
         self.counters["generation_tokens"] += len(ids)
 
+    def first_output(self, id: str) -> float | None:
+        """When a living request gave its first output, in seconds; None: not yet."""
+        life = self._lives.get(id)
+        return None if life is None else life.first
+
     def ended(self, id: str, now: float, reason: str) -> None:
         """It ended, once, for this reason."""
         life = self._lives.pop(id)

@@ -68,6 +68,7 @@ class SamplingParams:
     include_stop: bool = False
     ignore_eos: bool = False
     n: int = 1
+    repetition_stop: bool | None = None  # end a text that has become a loop; None: as the service is set
     logprobs: int | None = None  # None: none; k: the chosen token's and the k likeliest
     grammar: Grammar | None = None
 

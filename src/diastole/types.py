@@ -56,6 +56,7 @@ class Request:
     slo: SLO = SLO()
     arrival: float = 0.0  # seconds on the engine's clock
     salt: str = ""  # isolates this request's cached prefixes from other salts
+    priority: int = 0  # lower is sooner, where the engine admits by priority
 
 
 @dataclass(eq=False, slots=True)

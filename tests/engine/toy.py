@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diastole.clock import FakeClock
+from diastole.engine.admission import Admission
 from diastole.engine.compose import Mixed
 from diastole.engine.cost import LinearCost
 from diastole.engine.dispatch import LeastSlack
@@ -114,12 +115,13 @@ def toy_service(
     swap: int = 1 << 20,
     most: int = 16,
     name: str = "lm",
+    admission: Admission | None = None,
 ) -> Service:
     store = ToyStore(pages)
     pool = PagePool(pages, store, PrefixCache(PAGE) if prefix else None)
     loop = AutoRegressive(pool, context, VOCAB, frozenset({EOS}), "toy", WIDTH)
     cost, meter = LinearCost(0.010, 0.001), Meter()
-    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, most)
+    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, most, admission)
     return Service(name, ToyLM(), loop, {"kv": store}, Mixed(cap), cost, ledger, meter)
 
 

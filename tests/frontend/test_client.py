@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.frontend.client import EngineClient
 from diastole.frontend.types import EngineLost
@@ -65,7 +66,7 @@ def test_a_choice_that_ends_twice_does_not_end_another() -> None:
         await asyncio.sleep(0)
         script.reply(wire.Heard([spoken("r", 0), spoken("r", 1)]))
         said.append(await task)
-        client.end_choice("r", 0)
+        client.end_choice("r", 0, "stop")
         script.reply(wire.Heard([spoken("r", 0, "length"), spoken("r", 1), spoken("r", 1, "stop")]))
         said += [s async for s in stream]
         return [(s.choice, s.finish) for s in said]
@@ -100,19 +101,42 @@ def test_a_refusal_is_the_users_error_and_nothing_is_aborted() -> None:
     assert script.heard == [add()]
 
 
+def view(last: int) -> View:
+    return View(0.0, last, [], {})
+
+
+def test_each_asker_gets_the_trace_it_asked_for() -> None:
+    """Also when one of them has stopped waiting: its answer still comes, and is not given to the next."""
+    script = Script(lambda c: [])
+
+    async def use(client: EngineClient) -> list[int]:
+        first, impatient, last = (asyncio.ensure_future(client.trace(since)) for since in (1, 2, 3))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        for command in script.heard:
+            assert isinstance(command, wire.Trace)
+            script.reply(wire.Traced(view(command.since)))
+        return [(await first).last, (await last).last]
+
+    assert run(script, use) == [1, 3]
+
+
 def test_a_lost_engine_ends_everything_at_once() -> None:
     script = Script(lambda c: [])
 
     async def use(client: EngineClient) -> None:
         waiting = asyncio.ensure_future(anext(client.stream(add())))
         asking = asyncio.ensure_future(client.stats())
+        watching = asyncio.ensure_future(client.trace(0))
         await asyncio.sleep(0)
         script.lose()
-        for task in (waiting, asking):
+        for task in (waiting, asking, watching):
             with pytest.raises(EngineLost):
                 await task
         with pytest.raises(EngineLost):
             await anext(client.stream(add("later")))
+        with pytest.raises(EngineLost):
+            await client.trace(0)
         assert not client.alive
 
     run(script, use)

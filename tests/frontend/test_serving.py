@@ -229,6 +229,31 @@ def test_wrong_input_names_the_field(server: Running, change: dict[str, Any], st
     assert "Traceback" not in answer.text
 
 
+def test_the_trace_shows_chunks_and_beats_of_a_stream(server: Running) -> None:
+    prompt = list(range(2_000, 2_600))
+    begun = server.http.get("/engine/trace").json()["last"]
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    with server.http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        id = json.loads(next(x for x in lines if x.startswith("data: {")).removeprefix("data: "))["id"]
+        seen = server.http.get(f"/engine/trace?since={begun}").json()
+        for _ in lines:
+            pass
+    service = seen["services"][MODEL]
+    (stream,) = service["streams"]
+    assert stream["id"] == id[-8:]
+    assert stream["running"]
+    assert stream["done"] <= stream["known"]
+    assert stream["arrived"] < stream["first"] <= seen["now"]
+    assert service["pages_used"] >= 600 // 64
+    after = server.http.get(f"/engine/trace?since={begun}").json()
+    ours = [(kind, n) for step in after["steps"] for i, choice, kind, n in step["streams"] if i == id[-8:]]
+    assert sum(n for kind, n in ours if kind == "prefill") == 600
+    assert [n for kind, n in ours if kind == "decode"] == [1] * 199
+    assert id not in json.dumps(seen)
+    assert after["services"][MODEL]["streams"] == []
+
+
 def test_a_thousand_token_prompt_does_not_silence_who_speaks(server: Running) -> None:
     """While a long prompt is absorbed, a stream that speaks goes on: its tokens come between the chunks."""
     pieces: list[float] = []

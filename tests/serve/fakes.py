@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diastole.config import ServerConfig
+from diastole.engine.trace import ServiceView, StreamView, Trace, View
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.loops.ar import check_prompt
 from diastole.metrics import Meter
@@ -51,6 +52,7 @@ class Asked(NamedTuple):
     params: SamplingParams | PoolParams
     slo: SLO | None
     salt: str
+    priority: int
 
 
 class FakeService:
@@ -68,6 +70,7 @@ class FakeService:
         self.reset()
 
     def reset(self) -> None:
+        self.priorities = False
         self.pace = 0.0  # seconds before each token
         self.endless = False
         self.says: str | None = None  # instead of the prompt
@@ -103,9 +106,16 @@ class FakeService:
         return CONTEXT - prompt
 
     async def stream(
-        self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        slo: SLO | None = None,
+        salt: str = "",
+        priority: int = 0,
     ) -> AsyncIterator[Delta]:
-        self.asked.append(Asked(request_id, list(prompt), params, slo, salt))
+        self.asked.append(Asked(request_id, list(prompt), params, slo, salt, priority))
         if self.refusal is not None:
             raise self.refusal
         told = [self._answer(i, prompt, params) for i in range(params.n)]
@@ -149,7 +159,7 @@ class FakeService:
         self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
     ) -> Array:
         """Told by the prompt's first and last token and its length."""
-        self.asked.append(Asked(request_id, list(prompt), params, slo, ""))
+        self.asked.append(Asked(request_id, list(prompt), params, slo, "", 0))
         if self.refusal is not None:
             raise self.refusal
         self.running.add(request_id)
@@ -204,6 +214,10 @@ class FakeBackend:
         self.all = services or (FakeService(),)
         self.services: dict[str, FakeService] = {}
         self.meter = Meter()
+        self.steps = Trace()  # tests let it have run
+        self.now = 0.0
+        self.streams: list[StreamView] = []
+        self.watched: list[int] = []  # the "since" of each who asked for the trace
         self.dead = False  # for good
         self.restarting = False
         self.restarts = 0
@@ -243,6 +257,13 @@ class FakeBackend:
         if self.deaf:
             raise RuntimeError("deaf")
         return {s.name: self.meter.snapshot() for s in self.all}
+
+    async def trace(self, since: int) -> View:
+        if self.deaf:
+            await asyncio.Event().wait()
+        self.watched.append(since)
+        services = {s.name: ServiceView(16, len(s.running), len(s.running), 0, self.streams) for s in self.all}
+        return View(self.now, self.steps.last, self.steps.since(since), services)
 
 
 def config(**changes: Any) -> ServerConfig:

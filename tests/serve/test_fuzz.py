@@ -31,7 +31,7 @@ FIELDS = re.findall(
     """
     temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty logit_bias seed stop n
     stream stream_options logprobs top_logprobs ignore_eos stop_token_ids user echo suffix best_of tools
-    response_format slo priority cache_salt max_tokens max_completion_tokens tokens chat_template
+    repetition_detection response_format slo priority cache_salt max_tokens max_completion_tokens tokens chat_template
     return_token_strs input instructions max_output_tokens metadata text store truncation encoding_format dimensions
 """,
 )

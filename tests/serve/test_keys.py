@@ -150,6 +150,18 @@ def test_key_new_makes_a_line_that_works(tmp_path: Path) -> None:
     found = Keyring((), str(tmp_path / "keys")).find(key)
     assert (found.name, found.limits, found.rights) == ("alice", Limits(60, None, 2), {"admin"})
     assert run("key", "new", "alice").stdout.strip() != key
+    file = tmp_path / "made"
+    for name in ("bob", "carol"):
+        key = run("key", "new", name, "--tpm", "5", "--file", str(file)).stdout.strip()
+        assert Keyring((), str(file)).find(key).limits == Limits(None, 5, None)
+        file.write_text(file.read_text().rstrip())  # as editors do that end no last line
+    assert key not in file.read_text()
+    before = file.read_text()
+    again = run("key", "new", "bob", "--file", str(file))
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "two keys are called bob" in again.stderr
+    assert file.read_text() == before
+    assert run("key", "new", "dave", "--file", str(tmp_path)).returncode == 2
     wrong = run("key", "new", "a:b")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "letters, digits" in wrong.stderr

@@ -117,7 +117,7 @@ def test_durations_as_openai_writes_them() -> None:
 
 def test_limits_of_keys_over_http(tmp_path: Path, eventually: Callable[[Callable[[], object]], None]) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"{ALICE}:rpm=3,tpm=100000,concurrent=1\n{BOB}\n")
+    file.write_text(f"{ALICE}:rpm=3,tpm=5000,concurrent=1\n{BOB}\n")
     with Running(api_key_file=str(file)) as server, httpx.Client(base_url=server.url) as http:
         wait_ready(server)
         alice = bearer("alice-key")
@@ -126,15 +126,15 @@ def test_limits_of_keys_over_http(tmp_path: Path, eventually: Callable[[Callable
             assert reply.status_code == 200
             assert set(reply.headers) >= EVERY
             assert reply.headers["x-ratelimit-remaining-requests"] == str(left)
-            assert reply.headers["x-ratelimit-limit-tokens"] == "100000"
-        used = (100_000 - int(reply.headers["x-ratelimit-remaining-tokens"])) / 2
+            assert reply.headers["x-ratelimit-limit-tokens"] == "5000"
+        used = (5_000 - int(reply.headers["x-ratelimit-remaining-tokens"])) / 2
         assert used <= reply.json()["usage"]["total_tokens"]  # both took the same, and some has come back since
         assert set(http.get("/v1/models", headers=alice).headers) >= EVERY
 
         server.service.endless = True
         server.service.pace = 0.01
-        with http.stream("POST", URL, json={**HELLO, "max_tokens": 500, "stream": True}, headers=alice) as busy:
-            assert int(busy.headers["x-ratelimit-remaining-tokens"]) < 100_000 - 500
+        with http.stream("POST", URL, json={**HELLO, "max_tokens": 4_000, "stream": True}, headers=alice) as busy:
+            assert int(busy.headers["x-ratelimit-remaining-tokens"]) < 3_000
             second = http.post(URL, json=HELLO, headers=alice)
             assert second.status_code == 429
             assert second.json()["error"]["type"] == "rate_limit_error"
@@ -157,12 +157,21 @@ def test_limits_of_keys_over_http(tmp_path: Path, eventually: Callable[[Callable
 def test_tokens_over_http(stream: bool) -> None:
     with Running(tokens_per_minute=200) as server, httpx.Client(base_url=server.url) as http:
         wait_ready(server)
-        body = {**HELLO, "stream": stream}
+        body = {**HELLO, "messages": [{"role": "user", "content": "x" * 60}], "stream": stream}
         assert http.post(URL, json=body).status_code == 400  # an answer may take all of the context
         refused = http.post(URL, json={**body, "max_tokens": 300})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
-        assert http.post(URL, json={**body, "max_tokens": 150}).status_code == 200
-        first = http.post(URL, json={**body, "max_tokens": 190 - len(HELLO["messages"][0]["content"])})
-        assert first.status_code == 429
-        assert int(first.headers["retry-after"]) >= 1
-        assert [a.params.max_tokens for a in server.service.asked] == [150]
+        assert http.post(URL, json={**body, "max_tokens": 130}).status_code == 200  # and takes 121 tokens
+        assert http.post(URL, json={**body, "max_tokens": 1}).status_code == 200
+        second = http.post(URL, json={**body, "max_tokens": 130})
+        assert second.status_code == 429
+        assert 1 <= int(second.headers["retry-after"]) <= 60
+        assert [a.params.max_tokens for a in server.service.asked] == [130, 1]
+
+
+def test_who_has_the_whole_answer_may_ask_again_at_once() -> None:
+    with Running(concurrent_requests=1, tokens_per_minute=5_000) as server, httpx.Client(base_url=server.url) as http:
+        wait_ready(server)
+        for i in range(40):  # each reserves more than half of what there is, and uses little
+            reply = http.post(URL, json={**HELLO, "max_tokens": 2_600, "stream": i % 2 == 0})
+            assert reply.status_code == 200, reply.text

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from diastole import registry
 from diastole.config import ServiceConfig
+from diastole.engine.admission import Admission
 from diastole.engine.compose import Mixed
 from diastole.engine.cost import FittedCost
 from diastole.engine.ledger import Ledger
@@ -34,6 +35,7 @@ def assemble(
     memory: int,
     swap: int,
     tokenizer: Callable[[], Tokenizer] | None = None,
+    admission: Admission | None = None,
 ) -> Service:
     """A language model service.
 
@@ -43,6 +45,7 @@ def assemble(
         memory: bytes for key/value pages, at most.
         swap: bytes for the packed state of preempted streams.
         tokenizer: gives the model's, when the first grammar comes; None: requests may bring none.
+        admission: who of those who wait comes next; None: who came first.
 
     Raises:
         UserError: the model, a setting or the room does not fit; ``param`` names it.
@@ -60,7 +63,7 @@ def assemble(
     grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
     loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint, model.width, grammars)
     cost, meter = FittedCost(), Meter()
-    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams)
+    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     return Service(name, model, loop, {"kv": stack.kv}, stack.compose, cost, ledger, meter)
 
 

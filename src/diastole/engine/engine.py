@@ -8,6 +8,7 @@ from dataclasses import replace
 from diastole.clock import Clock
 from diastole.engine.executor import Executor, Inline
 from diastole.engine.service import Service
+from diastole.engine.trace import Trace, View
 from diastole.slots import Dispatcher
 from diastole.types import Array, Event, Request, UserError
 
@@ -20,6 +21,7 @@ class Engine:
     ) -> None:
         self.services = list(services)
         self.clock, self.dispatch, self.executor = clock, dispatch, executor or Inline()
+        self.trace = Trace()
         self._by_name = {s.name: s for s in self.services}
 
     def step(self) -> list[Event] | None:
@@ -37,6 +39,7 @@ class Engine:
         if batch.grants:
             output = self.executor.run(service, batch)
             end = self.clock.now()
+            self.trace.ran(service.name, now, end - now, batch.grants)
             service.cost.learn(batch.grants, end - now)
             service.meter.stepped(end - now, len(batch.inputs))
             events = service.ledger.settle(service.loop.commit(batch, output, end), end)
@@ -94,6 +97,11 @@ class Engine:
         """End a request, or one choice of it, now and give back all it holds. False when unknown or over already."""
         now = self.clock.now()
         return any(service.ledger.abort(id, now, reason, choice) for service in self.services)
+
+    def view(self, since: int = 0) -> View:
+        """What it holds now, and what it did in the steps after number ``since``, as far back as the trace goes."""
+        services = {s.name: s.view() for s in self.services}
+        return View(self.clock.now(), self.trace.last, self.trace.since(since), services)
 
     def close(self) -> None:
         """Let go of all services and their memory."""

@@ -1,8 +1,8 @@
 """Ledger: the streams of one service from arrival to end, and who holds state.
 
-A stream waits (no leases), runs (leases), or is parked (its state packed on the host tier). Admission is in order of
-arrival and stops at the first that finds no room. When pages run out the youngest running stream gives way, so the
-oldest always gets on and every stream ends.
+A stream waits (no leases), runs (leases), or is parked (its state packed on the host tier). Admission takes one after
+the other, by a policy, and stops at the first that finds no room. When pages run out the youngest running stream gives
+way, so the oldest always gets on and every stream ends.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
+from diastole.engine.admission import Admission, InOrder
 from diastole.loops.base import Loop
 from diastole.metrics import Meter
 from diastole.slots import CostModel
@@ -27,12 +28,21 @@ class Ledger:
         pools: by the name under which the loop leases from them.
         host: shelf for preempted state; None: preempted streams are always recomputed.
         most: streams that may hold state at once.
+        admission: who of those who wait comes next.
     """
 
     def __init__(
-        self, loop: Loop, pools: dict[str, Pool], cost: CostModel, meter: Meter, host: HostTier | None, most: int
+        self,
+        loop: Loop,
+        pools: dict[str, Pool],
+        cost: CostModel,
+        meter: Meter,
+        host: HostTier | None,
+        most: int,
+        admission: Admission | None = None,
     ) -> None:
         self.loop, self.pools, self.cost, self.meter, self.host, self.most = loop, pools, cost, meter, host, most
+        self.admission = admission or InOrder()
         self.running: list[Stream] = []  # both lists in order of arrival
         self.waiting: list[Stream] = []
         self._alive: dict[str, int] = {}  # request id -> choices that have not ended
@@ -60,14 +70,15 @@ class Ledger:
         self.meter.count("prompt_tokens", stream.known)
 
     def admit(self, now: float) -> None:
-        """Give state to those who wait, oldest first, while there is room."""
+        """Give state to those who wait, one after the other, while there is room."""
         if self._pressed and self.running:
             return
         while self.waiting and len(self.running) < self.most:
-            stream = self.waiting[0]
+            index = self.admission.next(self.waiting, now)
+            stream = self.waiting[index]
             if not self._settle_in(stream):
                 return
-            self.waiting.pop(0)
+            self.waiting.pop(index)
             _insert(self.running, stream)
             self.meter.admitted(stream.req.id, now)
 

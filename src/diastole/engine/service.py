@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 from diastole.engine.ledger import Ledger
+from diastole.engine.trace import ServiceView, StreamView, shown_id
 from diastole.loops.base import Loop
 from diastole.metrics import Meter
 from diastole.slots import Composer, CostModel
-from diastole.types import Array, Ask, Batch
+from diastole.types import Array, Ask, Batch, Stream
+
+VIEWED = 256  # streams of one service that are shown
 
 
 class Model(Protocol):
@@ -51,6 +55,34 @@ class Service:
         gauges = self.meter.gauges
         gauges["num_requests_running"] = len(self.ledger.running)
         gauges["num_requests_waiting"] = len(self.ledger.waiting)
-        paged = [(p.used, p.pages) for p in self.ledger.pools.values() if hasattr(p, "pages") and hasattr(p, "used")]
-        gauges["kv_pages_used"], gauges["kv_pages"] = (sum(n) for n in zip(*paged, strict=True)) if paged else (0, 0)
-        gauges["kv_cache_usage_perc"] = gauges["kv_pages_used"] / max(gauges["kv_pages"], 1)
+        used, total = self.pages()
+        gauges["kv_pages_used"], gauges["kv_pages"] = used, total
+        gauges["kv_cache_usage_perc"] = used / max(total, 1)
+
+    def pages(self) -> tuple[int, int]:
+        """Pages in use, and how many there are; both 0 where state is not paged."""
+        pools = self.ledger.pools.values()
+        return sum(getattr(p, "used", 0) for p in pools), sum(getattr(p, "pages", 0) for p in pools)
+
+    def view(self) -> ServiceView:
+        """What it holds now."""
+        ledger = self.ledger
+        used, total = self.pages()
+        streams = [self._stream(s, True) for s in islice(ledger.running, VIEWED)]
+        streams += [self._stream(s, False) for s in islice(ledger.waiting, VIEWED - len(streams))]
+        return ServiceView(total, used, len(ledger.running), len(ledger.waiting), streams)
+
+    def _stream(self, stream: Stream, running: bool) -> StreamView:
+        req = stream.req
+        ask = self.loop.ask(stream)
+        return StreamView(
+            id=shown_id(req.id),
+            choice=stream.index,
+            running=running,
+            known=stream.known,
+            done=stream.done,
+            arrived=req.arrival,
+            first=self.meter.first_output(req.id),
+            due=stream.due if ask is None else ask.due,
+            slo=req.slo,
+        )

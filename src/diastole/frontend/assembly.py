@@ -14,6 +14,7 @@ from typing import cast
 from diastole.assets import cache, resolve
 from diastole.clock import RealClock
 from diastole.config import Config, ServiceConfig
+from diastole.engine.admission import Admission, ByPriority, InOrder
 from diastole.engine.assemble import assemble
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
@@ -59,12 +60,12 @@ def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
         weights = cast(WeightFormat, wanted.weights)
         with _packs(checkpoint, weights, ops) as packs, LoadingBar(name) as bar:
             load_from = Loader(ops, checkpoint, weights, packs, bar.tell)
-            tokenizer = partial(tokenizer_of, path)
-            service = assemble(name, load_from, wanted, eos, share, int(config.engine.swap), tokenizer)
+            tokenizer, policy = partial(tokenizer_of, path), admission(config)
+            service = assemble(name, load_from, wanted, eos, share, int(config.engine.swap), tokenizer, policy)
         checkpoint.close()
         assert isinstance(service.loop, AutoRegressive)
         loop = service.loop
-        cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE, loop.width))
+        cards.append(Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE, loop.width, priorities(config)))
         services.append(service)
     return Engine(services, RealClock(), LeastSlack()), cards, kernels
 
@@ -79,6 +80,16 @@ def _packs(checkpoint: Checkpoint, weights: WeightFormat, ops: Ops) -> Iterator[
     path = cache.root() / "packed" / f"{checkpoint.path.stem}-{weights}-{key}.pack"
     with PackFile(path, ops, partial(warnings.warn, stacklevel=2)) as packs:
         yield packs
+
+
+def priorities(config: Config) -> bool:
+    """Whether priorities of requests count."""
+    return config.engine.admission == "priority"
+
+
+def admission(config: Config) -> Admission:
+    """Who of those who wait comes next."""
+    return ByPriority(config.engine.admission_ageing_seconds) if priorities(config) else InOrder()
 
 
 def slos(config: Config) -> dict[str, SLO]:

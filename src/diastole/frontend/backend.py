@@ -11,6 +11,7 @@ from typing import Any
 
 from diastole.assets import resolve
 from diastole.config import Config
+from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.frontend.assembly import service_name
 from diastole.frontend.link import Link, Process
@@ -50,7 +51,7 @@ class Backend:
             self._voices = loaded = await voices
         for (key, config), voice in zip(self.config.service.items(), loaded, strict=True):
             card = self._cards[service_name(key, config)]
-            service = TextService(card, voice, self._engine, config.aliases, int(time.time()), Path(paths[key]))
+            service = TextService(card, voice, self._engine, config, int(time.time()), Path(paths[key]))
             for name in (service.name, *config.aliases):
                 if name in self.services:
                     raise UserError(f"two services are called {name!r}: names and aliases must differ", param="name")
@@ -88,6 +89,10 @@ class Backend:
     async def stats(self) -> Mapping[str, Any]:
         """Snapshots of the meters by service."""
         return await self._engine.client.stats()
+
+    async def trace(self, since: int) -> View:
+        """What the engine holds now, and what it did after step ``since``."""
+        return await self._engine.client.trace(since)
 
 
 def _warm_voice(path: Path) -> Voice:

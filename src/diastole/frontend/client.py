@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.frontend.link import Link
 from diastole.frontend.types import EngineLost
@@ -21,6 +23,7 @@ class EngineClient:
         self._vectors: dict[str, asyncio.Future[bytes]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
         self._pings: list[asyncio.Future[None]] = []
+        self._views: deque[asyncio.Future[View]] = deque()  # one for each answer that will come, in order
         self.lost = True  # until it has started
         self.ended = asyncio.Event()  # the engine was there and is gone
 
@@ -99,11 +102,11 @@ class EngineClient:
             if answer.cancelled() and not self.lost:
                 self._link.put(wire.Abort(wish.id))
 
-    def end_choice(self, id: str, choice: int) -> None:
-        """A stop string was found: the choice needs no more tokens."""
-        self._link.put(wire.Abort(id, "stop", choice))
+    def end_choice(self, id: str, choice: int, reason: str) -> None:
+        """A stop string or a loop was found: the choice needs no more tokens."""
+        self._link.put(wire.Abort(id, reason, choice))
         if id in self._streams:  # count it as ended, as the engine will say no more of it
-            self._streams[id].put_nowait(wire.Spoken(id, choice, [], None, "stop", 0, 0))
+            self._streams[id].put_nowait(wire.Spoken(id, choice, [], None, reason, 0, 0))
 
     async def stats(self) -> Mapping[str, Any]:
         """Snapshots of the meters by service."""
@@ -121,6 +124,15 @@ class EngineClient:
             self._pings.append(answer)
             self._link.put(wire.Ping())
         return answer
+
+    async def trace(self, since: int) -> View:
+        """What the engine holds now, and what it did after step ``since``."""
+        if self.lost:
+            raise EngineLost("the engine process has ended")
+        answer: asyncio.Future[View] = asyncio.get_running_loop().create_future()
+        self._views.append(answer)
+        self._link.put(wire.Trace(since))
+        return await answer
 
     def _reply(self, reply: wire.Reply) -> None:
         match reply:
@@ -147,6 +159,10 @@ class EngineClient:
                     if not ping.done():
                         ping.set_result(None)
                 self._pings.clear()
+            case wire.Traced():
+                view = self._views.popleft()
+                if not view.done():
+                    view.set_result(reply.view)
 
     def _loss(self) -> None:
         if self.ended.is_set():
@@ -156,8 +172,9 @@ class EngineClient:
         error = EngineLost("the engine process has ended")
         for inbox in self._streams.values():
             inbox.put_nowait(error)
-        answers: list[asyncio.Future[Any]] = [*self._stats, *self._vectors.values()]
+        answers: list[asyncio.Future[Any]] = [*self._stats, *self._vectors.values(), *self._views]
         for answer in answers:
             if not answer.done():
                 answer.set_exception(error)
         self._stats.clear()
+        self._views.clear()

@@ -75,9 +75,9 @@ class EngineHost:
     def _do(self, command: wire.Command | _Prepared) -> None:
         match command:
             case wire.Add():
-                self._take_in(command, command.salt)
+                self._take_in(command, command.salt, command.priority)
             case wire.Embed():
-                self._take_in(command, "")
+                self._take_in(command)
             case _Prepared(request, error):
                 if request.id in self._preparing:
                     self._preparing.discard(request.id)
@@ -91,6 +91,8 @@ class EngineHost:
                 self.send(wire.Stats({s.name: s.meter.snapshot() for s in self.engine.services}))
             case wire.Ping():
                 self.send(wire.Pong())
+            case wire.Trace():
+                self.send(wire.Traced(self.engine.view(command.since)))
             case wire.Quit():
                 self._quitting = True
                 if command.now:
@@ -99,11 +101,11 @@ class EngineHost:
                         for id in {s.req.id for s in service.ledger.streams}:
                             self.engine.abort(id)
 
-    def _take_in(self, add: wire.Add | wire.Embed, salt: str) -> None:
+    def _take_in(self, add: wire.Add | wire.Embed, salt: str = "", priority: int = 0) -> None:
         """Open a request, or have done first what would take long on this thread."""
         prompt = np.frombuffer(add.prompt, np.int32)
         slo = add.slo or self.slo.get(add.service, SLO())
-        request = Request(add.id, add.service, prompt, add.params, slo, salt=salt)
+        request = Request(add.id, add.service, prompt, add.params, slo, salt=salt, priority=priority)
         try:
             work = self.engine.preparation(request)
         except UserError as e:

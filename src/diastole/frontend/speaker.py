@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diastole.frontend.repetition import Repetition
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.frontend.wire import Spoken
 from diastole.params import SamplingParams
@@ -9,16 +10,23 @@ from diastole.text import Detokenizer, StopStrings, Tokenizer
 
 
 class Speaker:
-    """Feed it what the engine says of one choice; ``stopped`` tells when a stop string ended it early."""
+    """Feed it what the engine says of one choice; ``stopped`` tells when its text ended it early.
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, index: int) -> None:
+    Args:
+        repetition: looks out for loops; None: they are let run.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, index: int, repetition: Repetition | None = None
+    ) -> None:
         self.index, self.params = index, params
         self.tokens = 0
         self.finished = False
-        self.stopped = False  # by a stop string: the engine does not know yet
+        self.stopped = False  # by a stop string or a loop: the engine does not know yet
         self._silent = tokenizer.eos_ids | frozenset(params.stop_token_ids)
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(params.stop, include=params.include_stop)
+        self._repetition = repetition
 
     def hear(self, spoken: Spoken, usage: Usage) -> Delta:
         """The piece that these tokens make certain; its text may be empty."""
@@ -35,6 +43,9 @@ class Speaker:
                 self.stopped = finish is None
                 finish = "stop"
                 break
+            if finish is None and self._repetition is not None and self._repetition.push(token):
+                self.stopped = True
+                finish = "repetition"
         else:
             if finish is not None:
                 safe, hit = self._stops.push(self._detokenizer.flush())
@@ -54,10 +65,17 @@ def _logprobs(spoken: Spoken) -> tuple[TokenLogprob, ...] | None:
 
 
 class Speakers:
-    """All choices of one request."""
+    """All choices of one request.
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
-        self._choices = [Speaker(tokenizer, params, i) for i in range(params.n)]
+    Args:
+        repetition_stop: whether loops are ended where the request does not say. Who asks for tokens past the end of the
+            text wants their number, so there they are not.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, repetition_stop: bool) -> None:
+        wish = params.repetition_stop
+        ended = (repetition_stop and not params.ignore_eos) if wish is None else wish
+        self._choices = [Speaker(tokenizer, params, i, Repetition() if ended else None) for i in range(params.n)]
 
     @property
     def finished(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from diastole.config import ServiceConfig
 from diastole.frontend import wire
 from diastole.frontend.speaker import Speakers
 from diastole.frontend.supervisor import Supervisor
@@ -32,14 +33,16 @@ class TextService:
 
     Args:
         card: what the engine says of it; another engine may say something else.
+        config: its settings.
         path: where its model lies, for those who list models.
     """
 
     def __init__(
-        self, card: wire.Card, voice: Voice, engine: Supervisor, aliases: tuple[str, ...], created: int, path: Path
+        self, card: wire.Card, voice: Voice, engine: Supervisor, config: ServiceConfig, created: int, path: Path
     ) -> None:
         self.card = card
-        self.aliases, self.created, self.path = aliases, created, path
+        self.aliases, self.created, self.path = config.aliases, created, path
+        self._repetition_stop = config.repetition_stop
         self.voice, self._engine = voice, engine
 
     @property
@@ -57,6 +60,10 @@ class TextService:
     @property
     def width(self) -> int:
         return self.card.width
+
+    @property
+    def priorities(self) -> bool:
+        return self.card.priorities
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -101,6 +108,7 @@ class TextService:
         request_id: str,
         slo: SLO | None = None,
         salt: str = "",
+        priority: int = 0,
     ) -> AsyncIterator[Delta]:
         """Run a request; ends after one final delta per choice. Leaving the iterator early aborts it.
 
@@ -109,8 +117,8 @@ class TextService:
             EngineLost: the engine died, or is being restarted.
         """
         ids = np.asarray(prompt, np.int32).tobytes()
-        add = wire.Add(request_id, self.name, ids, seeded(params), slo, salt)
-        speakers = Speakers(self.tokenizer, params)
+        add = wire.Add(request_id, self.name, ids, seeded(params), slo, salt, priority)
+        speakers = Speakers(self.tokenizer, params, self._repetition_stop)
         client = self._engine.client
         spoken = client.stream(add)
         try:
@@ -120,7 +128,7 @@ class TextService:
                     continue
                 delta, stopped = heard
                 if stopped:
-                    client.end_choice(request_id, delta.index)
+                    client.end_choice(request_id, delta.index, delta.finish or "stop")
                 yield delta
         finally:
             await spoken.aclose()  # type: ignore[attr-defined]

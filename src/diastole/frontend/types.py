@@ -37,7 +37,8 @@ class Usage(NamedTuple):
 class Delta:
     """One piece of one choice. ``finish`` is None until the choice's last piece.
 
-    ``finish``: "stop" (end token or stop string), "length" (max_tokens or context), "abort", "error".
+    ``finish``: "stop" (end token or stop string), "length" (max_tokens or context), "repetition" (a loop), "abort",
+    "error".
     """
 
     index: int

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from diastole.engine.trace import View
 from diastole.params import PoolParams, SamplingParams
 from diastole.types import SLO
 
@@ -22,6 +23,7 @@ class Add(msgspec.Struct, tag="add"):
     params: SamplingParams
     slo: SLO | None = None
     salt: str = ""
+    priority: int = 0
 
 
 class Embed(msgspec.Struct, tag="embed"):
@@ -46,6 +48,12 @@ class Measure(msgspec.Struct, tag="measure"):
     """Send the meters' snapshots."""
 
 
+class Trace(msgspec.Struct, tag="trace"):
+    """Send what the engine holds now, and what it did after this step."""
+
+    since: int
+
+
 class Quit(msgspec.Struct, tag="quit"):
     """Stop once nothing runs any more; with ``now``, at once."""
 
@@ -56,7 +64,7 @@ class Ping(msgspec.Struct, tag="ping"):
     """Say that you are there. The engine answers between two steps."""
 
 
-Command = Add | Embed | Abort | Measure | Quit | Ping
+Command = Add | Embed | Abort | Measure | Trace | Quit | Ping
 
 
 class Card(msgspec.Struct):
@@ -67,6 +75,7 @@ class Card(msgspec.Struct):
     vocab: int
     room: int  # tokens that the page pool holds
     width: int = 0  # numbers in a vector of ``Embed``
+    priorities: bool = False  # whether they count
 
 
 class Ready(msgspec.Struct, tag="ready"):
@@ -123,8 +132,14 @@ class Stats(msgspec.Struct, tag="stats"):
     services: dict[str, Any]
 
 
+class Traced(msgspec.Struct, tag="traced"):
+    """The answer to one ``Trace``, in the order in which these came."""
+
+    view: View
+
+
 class Pong(msgspec.Struct, tag="pong"):
     """The engine is there."""
 
 
-Reply = Ready | Failed | Refused | Heard | Vector | Stats | Pong
+Reply = Ready | Failed | Refused | Heard | Vector | Stats | Traced | Pong

@@ -28,7 +28,9 @@ from diastole.serve.gate import shutting_down
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.messages import count_tokens, messages
 from diastole.serve.responses import responses
+from diastole.serve.static import CONSOLE
 from diastole.serve.tokenization import detokenize, tokenize
+from diastole.serve.trace import show_trace
 from diastole.serve.tracing import NoTraces, Traces
 
 if TYPE_CHECKING:
@@ -79,8 +81,8 @@ class WorkEndpoint(Endpoint):
     """One that takes JSON and makes the engine or a tokenizer work: only so many are inside at once."""
 
     async def answer(self, exchange: Exchange) -> None:
-        with self.face.gate.enter():
-            exchange.hold(exchange.account.enter())
+        with self.face.gate.enter(), exchange.account.enter() as visit:
+            exchange.ending = visit.end
             check_json_request(exchange)
             await self.handler(self.face, exchange)
 
@@ -197,6 +199,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/ready", "GET", ready),
     ("/metrics", "GET", show_metrics),
     ("/version", "GET", version),
+    ("/engine/trace", "GET", show_trace),
+    ("/", "GET", CONSOLE.index),
+    ("/console/{name}", "GET", CONSOLE.part),
 )
 
 # They must work when the server is full, or is going down, so the gate does not count them.

@@ -12,13 +12,14 @@ from diastole.frontend.types import EngineLost
 from diastole.serve.errors import ApiError, Gone, of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
+from diastole.serve.static import CONSOLE
 from diastole.types import UserError
 
 log = logging.getLogger("diastole.serve")
 
 EXCHANGE = "diastole.exchange"  # key in the scope
-OPEN_PATHS = ("/health", "/ready")  # probes have no keys
-QUIET = (*OPEN_PATHS, "/metrics")  # asked every few seconds
+OPEN_PATHS = frozenset({"/health", "/ready", *CONSOLE.paths})  # probes have no keys, and the console asks for one
+QUIET = ("/health", "/ready", "/metrics", "/engine/trace")  # asked every few seconds
 CLIENT_GONE = 499  # in log and counters; sent only to who waits for a request that was cancelled
 
 
@@ -39,7 +40,6 @@ class Border:
         try:
             status = await self._answer(exchange)
         finally:
-            exchange.release()
             self.traffic.open -= 1
             self.traffic.count(exchange.route, scope["method"], status)
             self._tell(exchange, status, time.monotonic() - exchange.notes.began)

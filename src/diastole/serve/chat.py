@@ -28,7 +28,7 @@ from diastole.serve.replies import (
     UsageReply,
     chat_logprobs,
 )
-from diastole.serve.slo import slo_of
+from diastole.serve.slo import priority_of, slo_of
 from diastole.serve.sse import Events
 from diastole.serve.structured import shaped
 from diastole.serve.toolbox import Toolbox, unknown_result
@@ -52,6 +52,7 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
     messages = plain_messages(request.messages)
     tools = toolbox_of(request)
     slo = slo_of(request.slo, exchange.headers)
+    priority = priority_of(request.priority, exchange.headers, service)
 
     async def work() -> None:
         params, names = await shaped(request, plain, {"prompt": "messages", **_names(request)})
@@ -59,9 +60,17 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
         prompt = await chat_prompt(service, messages, tools.told)
         try:
             service.check(prompt, params)
-            id, salt = f"chatcmpl-{exchange.id}", request.cache_salt or ""
-            terms = face.terms(exchange)
-            generation = Generation(service, [prompt], params, id=id, terms=terms, slo=slo, salt=salt, names=names)
+            generation = Generation(
+                service,
+                [prompt],
+                params,
+                id=f"chatcmpl-{exchange.id}",
+                terms=face.terms(exchange, service, slo),
+                slo=slo,
+                salt=request.cache_salt or "",
+                priority=priority,
+                names=names,
+            )
         except UserError as e:
             raise of_user_error(e, names) from None
         if request.stream:
@@ -213,19 +222,20 @@ async def _stream(
 
     listeners = [tools.listener(generation.service.tool_format) for _ in range(generation.choices)]
     hello = [chunk([ChunkChoice(i, ChatDelta("assistant", ""))]) for i in range(generation.choices)]
-    async with Events(exchange, hello, ping_seconds) as events, generation.deltas() as deltas:
-        async for delta in deltas:
-            listener, logprobs = listeners[delta.index], logprobs_of(delta)
-            pieces = listener.push(delta.text)
-            if delta.finish is not None:
-                pieces += listener.flush()
-            shown = [d for d in map(_shown, pieces) if d is not None]
-            for said in shown or ([ChatDelta(content="")] if logprobs else []):
-                await events.put(chunk([ChunkChoice(delta.index, said, logprobs)]))
-                logprobs = None
-            if delta.finish is not None:
-                finish = _finish(delta.finish, listener)
-                await events.put(chunk([ChunkChoice(delta.index, ChatDelta(), None, finish)]))
+    async with Events(exchange, hello, ping_seconds) as events:
+        async with generation.deltas() as deltas:
+            async for delta in deltas:
+                listener, logprobs = listeners[delta.index], logprobs_of(delta)
+                pieces = listener.push(delta.text)
+                if delta.finish is not None:
+                    pieces += listener.flush()
+                shown = [d for d in map(_shown, pieces) if d is not None]
+                for said in shown or ([ChatDelta(content="")] if logprobs else []):
+                    await events.put(chunk([ChunkChoice(delta.index, said, logprobs)]))
+                    logprobs = None
+                if delta.finish is not None:
+                    finish = _finish(delta.finish, listener)
+                    await events.put(chunk([ChunkChoice(delta.index, ChatDelta(), None, finish)]))
         if request.include_usage:
             await events.put(chunk([], generation.usage()))
         await events.done()

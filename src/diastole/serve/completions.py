@@ -23,7 +23,7 @@ from diastole.serve.replies import (
     completion_logprobs,
     started,
 )
-from diastole.serve.slo import slo_of
+from diastole.serve.slo import priority_of, slo_of
 from diastole.serve.sse import Events
 from diastole.serve.structured import shaped
 from diastole.types import UserError
@@ -50,14 +50,23 @@ async def completions(face: Face, exchange: Exchange) -> None:
     if request.echo and request.logprobs is not None:
         raise wrong("echo", "echo together with logprobs is not supported: a prompt's tokens are not scored.")
     slo = slo_of(request.slo, exchange.headers)
+    priority = priority_of(request.priority, exchange.headers, service)
 
     async def work() -> None:
         params, names = await shaped(request, plain, {})
         ids = [await prompt_ids(service, prompt, params, names) for prompt in prompts]
-        id, salt = f"cmpl-{exchange.id}", request.cache_salt or ""
-        terms = face.terms(exchange)
         try:
-            generation = Generation(service, ids, params, id=id, terms=terms, slo=slo, salt=salt, names=names)
+            generation = Generation(
+                service,
+                ids,
+                params,
+                id=f"cmpl-{exchange.id}",
+                terms=face.terms(exchange, service, slo),
+                slo=slo,
+                salt=request.cache_salt or "",
+                priority=priority,
+                names=names,
+            )
         except UserError as e:
             raise of_user_error(e, names) from None
         heads = [""] * generation.choices
@@ -137,17 +146,18 @@ async def _stream(
 
     told = _Choices(generation, request.logprobs is not None)
     unsaid = set(range(generation.choices)) if request.echo else set()  # choices whose prompt is still to be echoed
-    async with Events(exchange, (), ping_seconds) as events, generation.deltas() as deltas:
-        async for delta in deltas:
-            text = delta.text
-            if delta.index in unsaid:
-                unsaid.remove(delta.index)
-                text = heads[delta.index] + text
-            logprobs = told.logprobs(delta)
-            if text or (logprobs is not None and logprobs.tokens):
-                await events.put(chunk([CompletionChoice(delta.index, text, logprobs)]))
-            if delta.finish is not None:
-                await events.put(chunk([CompletionChoice(delta.index, "", None, delta.finish)]))
+    async with Events(exchange, (), ping_seconds) as events:
+        async with generation.deltas() as deltas:
+            async for delta in deltas:
+                text = delta.text
+                if delta.index in unsaid:
+                    unsaid.remove(delta.index)
+                    text = heads[delta.index] + text
+                logprobs = told.logprobs(delta)
+                if text or (logprobs is not None and logprobs.tokens):
+                    await events.put(chunk([CompletionChoice(delta.index, text, logprobs)]))
+                if delta.finish is not None:
+                    await events.put(chunk([CompletionChoice(delta.index, "", None, delta.finish)]))
         if request.include_usage:
             await events.put(chunk([], generation.usage()))
         await events.done()

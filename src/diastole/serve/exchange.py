@@ -10,8 +10,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Coroutine, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,11 +45,11 @@ class Exchange:
         self.key = NOBODY  # these two are set by whoever checks keys
         self.account = FREE
         self.dialect = dialect_of(scope["path"])
+        self.ending: Callable[[], None] = lambda: None  # called before the last piece of the answer is sent
         self.status = 0  # of HTTP; 0 until the answer has begun
         self.events = False  # the answer is an event stream
         self.last_words = self.dialect.error_event  # in an event stream that an error ends
         self.complete = False
-        self._held = ExitStack()
         self.route: str | None = None  # the route that took it
         self.notes = Notes()
         self.receive, self._send, self._send_seconds = receive, send, send_seconds
@@ -73,21 +72,13 @@ class Exchange:
             message["headers"] += [(k.encode(), v.encode()) for k, v in self.account.headers().items()]
         elif not message.get("more_body", False):
             self.complete = True
-            self.release()  # before the client knows, for his next request may come at once
+            self.ending()
         try:
             async with asyncio.timeout(self._send_seconds):
                 await self._send(message)
         except TimeoutError:
             self.drop()
             raise Gone(f"the client took no data for {self._send_seconds:g} s") from None
-
-    def hold(self, claim: AbstractContextManager[object]) -> None:
-        """Enter something that is left when the answer is complete, or has failed."""
-        self._held.enter_context(claim)
-
-    def release(self) -> None:
-        """Leave what is held."""
-        self._held.close()
 
     def drop(self) -> None:
         """End the connection without waiting for what is unsent."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from diastole.clock import RealClock
 from diastole.serve.ceilings import Ceilings
 from diastole.serve.cors import check_origins
+from diastole.serve.energy import host_energy
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
+from diastole.serve.forecast import Forecast
 from diastole.serve.gate import Gate
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.keys import Keyring, Limits
@@ -17,7 +20,7 @@ from diastole.serve.quota import Quotas
 from diastole.serve.running import Running
 from diastole.serve.terms import Terms
 from diastole.serve.tracing import Traces
-from diastole.types import UserError
+from diastole.types import SLO, UserError
 
 if TYPE_CHECKING:
     from diastole.config import ServerConfig
@@ -32,6 +35,7 @@ class Face:
 
     def __init__(self, backend: Backend, config: ServerConfig, traffic: Traffic, traces: Traces) -> None:
         self.backend, self.config, self.traffic, self.traces = backend, config, traffic, traces
+        self._clock = RealClock()
         self.gate = Gate(config.max_queued)
         self.running = Running()
         check_origins(config.cors_origins)
@@ -40,13 +44,28 @@ class Face:
             message = "server.isolate_keys needs keys to tell apart: set server.api_key or server.api_key_file"
             raise UserError(message, param="server.isolate_keys")
         usual = Limits(config.requests_per_minute, config.tokens_per_minute, config.concurrent_requests)
-        self.quotas = Quotas(usual, RealClock(), traffic.limit)
-        self.ceilings = Ceilings(config.max_tokens, config.max_seconds, traffic.limit)
+        self.quotas = Quotas(usual, self._clock, traffic.limit)
+        energy = host_energy(self._clock) if config.max_joules else None
+        self.ceilings = Ceilings(config.max_tokens, config.max_seconds, config.max_joules, energy, traffic.limit)
+        self._forecasts: dict[str, Forecast] = {}
 
-    def terms(self, exchange: Exchange) -> Terms:
-        """On what terms a request's generation runs."""
+    def terms(self, exchange: Exchange, service: TextService, slo: SLO | None) -> Terms:
+        """On what terms a request's generation runs. ``slo``: the promise that it asks for."""
+        if service.name not in self._forecasts:
+            self._forecasts[service.name] = Forecast(self._clock, self.traffic.limit)
+        forecast = self._forecasts[service.name]
+        most = min(self.config.max_wait_seconds or math.inf, math.inf if slo is None else slo.first)
         space = exchange.key.name if self.config.isolate_keys else None
-        return Terms(exchange.account, self.ceilings, space, self.running, exchange.key.digest, exchange.notes)
+        return Terms(
+            exchange.account,
+            self.ceilings,
+            forecast,
+            most,
+            space,
+            self.running,
+            exchange.key.digest,
+            exchange.notes,
+        )
 
     def check_ready(self) -> None:
         """Raises:

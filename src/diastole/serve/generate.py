@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from diastole.frontend.types import Delta, Usage
 from diastole.params import SamplingParams
+from diastole.serve.ceilings import Watch
 from diastole.serve.errors import ApiError, Gone, of_user_error
 from diastole.serve.interface import TextService
 from diastole.serve.notes import Pace
@@ -44,14 +45,16 @@ class Generation:
         terms: Terms,
         slo: SLO | None = None,
         salt: str = "",
+        priority: int = 0,
         names: Mapping[str, str] | None = None,
     ) -> None:
         terms.ceilings.check(params)
         self.service, self.prompts, self.params, self.names = service, prompts, params, names
         self.id, self.terms, self.slo, self.salt = id, terms, slo, terms.salt(salt)
+        self.priority = priority
         self.created = int(time.time())
         self._bounded = [terms.ceilings.bound(params, service.room_after(len(p))) for p in prompts]
-        self._watch = terms.ceilings.watch()
+        self._watch = Watch()
         self._usage = [(len(p), 0, 0) for p in prompts]
         self._finishes: list[str | None] = [None] * self.choices
         self._pace = Pace(terms.notes.began, self.choices)
@@ -77,9 +80,13 @@ class Generation:
             ApiError: the request must wait for its turn, the engine refused it, failed, or ended without finishing
                 every choice; or somebody cancelled the request.
         """
-        stream = self._one(0) if len(self.prompts) == 1 else self._all()
+        self.terms.forecast.check([len(p) for p in self.prompts], self.terms.most_seconds)
         rest = "abort"  # what becomes of choices that have not ended
-        with self.terms.account.spend(self._most_tokens()) as bill:
+        with (
+            self.terms.account.spend(self._most_tokens()) as bill,
+            self.terms.ceilings.watch() as self._watch,
+        ):
+            stream = self._one(0) if len(self.prompts) == 1 else self._all()
             async with self.terms.running.enter(self, self.terms.owner):
                 try:
                     yield stream
@@ -121,21 +128,29 @@ class Generation:
         open_ = set(range(n))
         id = self.id if len(self.prompts) == 1 else f"{self.id}-{which}"
         stream = self.service.stream(
-            self.prompts[which], self._bounded[which], request_id=id, slo=self.slo, salt=self.salt
+            self.prompts[which],
+            self._bounded[which],
+            request_id=id,
+            slo=self.slo,
+            salt=self.salt,
+            priority=self.priority,
         )
         followed = self._watch.follow(stream)
+        forecast = self.terms.forecast
         try:
-            async for delta in followed:
-                if delta.finish in ("abort", "error"):
-                    raise self._unfinished(delta.finish)
-                at = which * n + delta.index
-                self._pace.heard(at, len(delta.ids))
-                if delta.finish is not None:
-                    open_.discard(delta.index)
-                    self._finishes[at] = delta.finish
-                prompt, cached, generated = delta.usage
-                self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
-                yield delta if which == 0 else replace(delta, index=at)
+            with forecast.queue(len(self.prompts[which])) as place:
+                async for delta in followed:
+                    if delta.finish in ("abort", "error"):
+                        raise self._unfinished(delta.finish)
+                    forecast.served(place)
+                    at = which * n + delta.index
+                    self._pace.heard(at, len(delta.ids))
+                    if delta.finish is not None:
+                        open_.discard(delta.index)
+                        self._finishes[at] = delta.finish
+                    prompt, cached, generated = delta.usage
+                    self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
+                    yield delta if which == 0 else replace(delta, index=at)
         except UserError as e:
             raise of_user_error(e, self.names) from None
         finally:
@@ -143,6 +158,7 @@ class Generation:
             await _close(stream)
         if open_ and not self._watch.reached:
             raise self._unfinished("error")
+        self._watch.cut |= bool(open_)
         for index in sorted(open_):
             self._finishes[which * n + index] = "length"
             yield Delta(which * n + index, "", (), None, "length", Usage(*self._usage[which]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from diastole.engine.trace import View
 from diastole.frontend.types import Delta
 from diastole.params import PoolParams, SamplingParams
 from diastole.text.tools import Format
@@ -56,6 +57,11 @@ class TextService(Protocol):
         ...
 
     @property
+    def priorities(self) -> bool:
+        """Whether priorities of requests count; else there is only priority 0."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer: ...
 
     @property
@@ -91,7 +97,14 @@ class TextService(Protocol):
         ...
 
     def stream(
-        self, prompt: Sequence[int], params: SamplingParams, *, request_id: str, slo: SLO | None = None, salt: str = ""
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        slo: SLO | None = None,
+        salt: str = "",
+        priority: int = 0,
     ) -> AsyncIterator[Delta]:
         """Run a request; ends after one final delta per choice. Closing or cancelling the iterator aborts it.
 
@@ -143,4 +156,8 @@ class Backend(Protocol):
 
     async def stats(self) -> Mapping[str, Mapping[str, Any]]:
         """By service, what ``diastole.metrics.Meter.snapshot`` returns."""
+        ...
+
+    async def trace(self, since: int) -> View:
+        """What the engine holds now, and what it did after step ``since``."""
         ...

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,6 +162,22 @@ def parse(text: str, path: str) -> list[Key]:
             except ValueError as e:
                 raise UserError(f"{path}, line {number}: {e}", param="server.api_key_file") from None
     return keys
+
+
+def append(line: str, path: Path) -> None:
+    """Add a line to a key file, which is made if it is not there, for its owner only.
+
+    Raises:
+        UserError: the file is wrong, has such a key, or cannot be written.
+    """
+    try:
+        before = path.read_text("utf-8") if path.exists() else ""
+        gap = "\n" if before and not before.endswith("\n") else ""
+        _distinct(parse(f"{before}{gap}{line}\n", str(path)))
+        with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
+            file.write(f"{gap}{line}\n")
+    except OSError as e:
+        raise UserError(f"cannot write the key file {path}: {e.strerror}", param="file") from None
 
 
 def _key(line: str) -> Key:

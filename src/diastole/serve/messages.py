@@ -30,7 +30,7 @@ from diastole.serve.errors import of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.generate import Generation
-from diastole.serve.slo import slo_of
+from diastole.serve.slo import priority_of, slo_of
 from diastole.serve.sse import Events
 from diastole.serve.toolbox import Toolbox
 from diastole.text.tools import Listener
@@ -54,14 +54,17 @@ async def messages(face: Face, exchange: Exchange) -> None:
     conversation = plain_messages(request)
     tools = toolbox_of(request)
     slo = slo_of(None, exchange.headers)
+    priority = priority_of(None, exchange.headers, service)
 
     async def work() -> None:
         params, names = await tools.shaped(service.tool_format, plain, NAMES)
         prompt = await chat_prompt(service, conversation, tools.told)
         try:
             service.check(prompt, params)
-            id, terms = f"msg_{exchange.id}", face.terms(exchange)
-            generation = Generation(service, [prompt], params, id=id, terms=terms, slo=slo, names=names)
+            id, terms = f"msg_{exchange.id}", face.terms(exchange, service, slo)
+            generation = Generation(
+                service, [prompt], params, id=id, terms=terms, slo=slo, priority=priority, names=names
+            )
         except UserError as e:
             raise of_user_error(e, names) from None
         if request.stream:
@@ -106,15 +109,16 @@ async def _stream(
     listener, blocks = tools.listener(generation.service.tool_format), Blocks()
     # What of the prompt was cached is known later: the end has the true counts.
     begun = MessageReply(generation.id, request.model, [], Spent(len(generation.prompts[0]), 0))
-    async with Events(exchange, [MessageStart(begun)], ping_seconds) as events, generation.deltas() as deltas:
+    async with Events(exchange, [MessageStart(begun)], ping_seconds) as events:
         end: MessageEnd | None = None
-        async for delta in deltas:
-            pieces = listener.push(delta.text)
-            if delta.finish is not None:
-                pieces += listener.flush()
-                end = MessageEnd(*_reason(delta, listener))
-            for event in blocks.events(pieces):
-                await events.put(event)
+        async with generation.deltas() as deltas:
+            async for delta in deltas:
+                pieces = listener.push(delta.text)
+                if delta.finish is not None:
+                    pieces += listener.flush()
+                    end = MessageEnd(*_reason(delta, listener))
+                for event in blocks.events(pieces):
+                    await events.put(event)
         assert end is not None  # a generation that ends without a finish raises
         for event in blocks.close():
             await events.put(event)

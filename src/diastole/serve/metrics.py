@@ -68,8 +68,8 @@ SHARED = frozenset({
     "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "request_success",
     *(HISTOGRAMS.keys() - {"step_seconds"}),
 })  # fmt: skip
-FINISHES = ("stop", "length", "abort", "error")
-LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds")
+FINISHES = ("stop", "length", "repetition", "abort", "error")
+LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds", "joules")
 PROMISES = ("ttft", "tpot")
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 OTHER = "other"

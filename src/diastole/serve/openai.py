@@ -61,6 +61,8 @@ class Common(msgspec.Struct, kw_only=True):
     guided_grammar: str | None = None
     json_schema: Any = None
     grammar: str | None = None
+    repetition_detection: bool | None = None
+    priority: int | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -149,7 +151,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "best_of": (1,),
     "suffix": ("",),
-    "priority": (0,),
     "use": ([],),
     "use_beam_search": (False,),
     "length_penalty": (1,),
@@ -175,7 +176,6 @@ _REASONS = {
     "max_tokens": "Its name here is max_output_tokens.",
     "messages": "Their place here is input.",
     "previous_response_id": "Nothing is stored: send the whole conversation as input.",
-    "priority": "Requests are served without priorities: leave it out or give slo instead.",
     "store": "Nothing is stored: leave it out or say false.",
     "truncation": "Nothing is cut: leave it out, and send what fits.",
 }
@@ -227,7 +227,7 @@ def refuse_unsupported(fields: Mapping[str, msgspec.Raw], unserved: Mapping[str,
         if name in TEMPLATES:
             message = f"{name}: a request may not bring its own template; the model's is used."
             raise ApiError(403, message, param=name, code="template_not_allowed")
-        raise unsupported(name, _REASONS.get(name, "Leave it out."))
+        raise unsupported(name, "Leave it out.")
 
 
 def sampling(request: Common, max_tokens: int | None, logprobs: int | None, names: Mapping[str, str]) -> SamplingParams:
@@ -254,6 +254,7 @@ def sampling(request: Common, max_tokens: int | None, logprobs: int | None, name
         "stop_token_ids": None if request.stop_token_ids is None else tuple(request.stop_token_ids),
         "include_stop": request.include_stop_str_in_output,
         "ignore_eos": request.ignore_eos,
+        "repetition_stop": request.repetition_detection,
         "logit_bias": None if request.logit_bias is None else _bias(request.logit_bias),
         "max_tokens": max_tokens,
         "logprobs": logprobs,

@@ -52,6 +52,20 @@ class Bill:
     used: int = 0
 
 
+class Visit:
+    """One request of an account. Who has read its answer may send the next one at once, so it can be ended before that
+    is sent; ending it again changes nothing."""
+
+    def __init__(self, account: Account) -> None:
+        self._account: Account | None = account
+        account.inside += 1
+
+    def end(self) -> None:
+        if self._account is not None:
+            self._account.inside -= 1
+            self._account = None
+
+
 class Account:
     """What one key or address has left. All methods belong to one event loop.
 
@@ -67,7 +81,7 @@ class Account:
         self._tokens = Bucket(limits.tokens, clock) if limits.tokens else None
 
     @contextmanager
-    def enter(self) -> Iterator[None]:
+    def enter(self) -> Iterator[Visit]:
         """One request.
 
         Raises:
@@ -85,11 +99,11 @@ class Account:
                     "requests", f"The limit of {self._requests.size} requests per minute is reached.", wait
                 )
             self._requests.take(1)
-        self.inside += 1
+        visit = Visit(self)
         try:
-            yield
+            yield visit
         finally:
-            self.inside -= 1
+            visit.end()
 
     @contextmanager
     def spend(self, most: int) -> Iterator[Bill]:
@@ -161,7 +175,7 @@ class Quotas:
         if account is None or account.limits != limits:
             account = self._accounts[who] = Account(limits, self._clock, self._count)
         self._accounts.move_to_end(who)
-        while len(self._accounts) > ACCOUNTS and not next(iter(self._accounts.values())).inside:
+        if len(self._accounts) > ACCOUNTS:
             self._accounts.popitem(last=False)
         return account
 

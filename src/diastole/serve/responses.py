@@ -14,7 +14,7 @@ from diastole.serve.face import Face
 from diastole.serve.generate import Generation
 from diastole.serve.openai import NEUTRAL, Common, Part, read, sampling, unsupported, wrong
 from diastole.serve.response_events import Answer, Fields
-from diastole.serve.slo import slo_of
+from diastole.serve.slo import priority_of, slo_of
 from diastole.serve.sse import Events
 from diastole.serve.structured import shaped
 from diastole.types import UserError
@@ -105,6 +105,7 @@ async def responses(face: Face, exchange: Exchange) -> None:
     plain = sampling(request, request.max_output_tokens, None, NAMES)
     messages = conversation(request)
     slo = slo_of(request.slo, exchange.headers)
+    priority = priority_of(request.priority, exchange.headers, service)
 
     async def work() -> None:
         params, names = await shaped(request, plain, NAMES, {"text.format": form})
@@ -112,8 +113,18 @@ async def responses(face: Face, exchange: Exchange) -> None:
         try:
             prompt = await service.chat_ids(messages, None, {})
             service.check(prompt, params)
-            terms = face.terms(exchange)
-            generation = Generation(service, [prompt], params, id=id, terms=terms, slo=slo, salt=salt, names=names)
+            terms = face.terms(exchange, service, slo)
+            generation = Generation(
+                service,
+                [prompt],
+                params,
+                id=id,
+                terms=terms,
+                slo=slo,
+                salt=salt,
+                priority=priority,
+                names=names,
+            )
         except UserError as e:
             raise of_user_error(e, names) from None
         answer = Answer(id, generation.created, request.told(params))
@@ -196,11 +207,12 @@ async def _whole(exchange: Exchange, generation: Generation, answer: Answer) -> 
 async def _stream(exchange: Exchange, generation: Generation, answer: Answer, ping_seconds: float) -> None:
     exchange.last_words = lambda error: exchange.dialect.event(answer.failure(error))
     finish = ""
-    async with Events(exchange, answer.opening(), ping_seconds) as events, generation.deltas() as deltas:
-        async for delta in deltas:
-            if delta.text:
-                await events.put(answer.delta(delta.text))
-            finish = delta.finish or ""
+    async with Events(exchange, answer.opening(), ping_seconds) as events:
+        async with generation.deltas() as deltas:
+            async for delta in deltas:
+                if delta.text:
+                    await events.put(answer.delta(delta.text))
+                finish = delta.finish or ""
         for event in answer.closing(finish, generation.usage()):
             await events.put(event)
         await events.done()

@@ -137,6 +137,7 @@ class Server:
         model = next(iter(self.backend.services), "MODEL")
         return (
             f"Diastole {__version__} is ready at {url}/v1 with {models}.\n"
+            f"Open  {url}/ in a browser for the console.\n"
             f"Try:  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
             f'        -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n'
             f"Stop it with Ctrl-C."

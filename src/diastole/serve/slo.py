@@ -1,14 +1,18 @@
-"""What a request is promised: from its headers or its body to an ``SLO``."""
+"""What a request is promised, and who goes first: from headers or body to an ``SLO`` and a priority."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from diastole.serve.errors import ApiError
-from diastole.serve.openai import SloWish, wrong
+from diastole.serve.interface import TextService
+from diastole.serve.openai import SloWish, unsupported, wrong
 from diastole.types import SLO
 
+MOST_PRIORITY = 1000
+PRIORITY_HEADER = "x-priority"
 LONGEST_MS = 3_600_000.0
 # The gateway's names, then the older ones.
 FIRST_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
@@ -30,6 +34,22 @@ def slo_of(wish: SloWish | None, headers: Mapping[str, str]) -> SLO | None:
         return None
     usual = SLO()
     return SLO(first or usual.first, gap or usual.gap)
+
+
+def priority_of(wish: int | None, headers: Mapping[str, str], service: TextService) -> int:
+    """The priority asked for, lower is sooner; what the body says wins over the header. Without a wish 0.
+
+    Raises:
+        ApiError: it is no number in range, or this service serves without priorities.
+    """
+    name = "priority" if wish is not None else PRIORITY_HEADER
+    given = str(wish) if wish is not None else headers.get(PRIORITY_HEADER, "0")
+    if not re.fullmatch(r"[+-]?[0-9]{1,4}", given) or abs(int(given)) > MOST_PRIORITY:
+        raise wrong(name, f"{name} must be a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}; lower is sooner.")
+    if int(given) and not service.priorities:
+        advice = "Requests are served in order of arrival: leave it out, give slo instead, or start the server with"
+        raise unsupported(name, f"{advice} engine.admission = 'priority'.")
+    return int(given)
 
 
 def _from_headers(names: tuple[str, ...], headers: Mapping[str, str]) -> float | None:

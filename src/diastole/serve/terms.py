@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diastole.serve.ceilings import Ceilings
+from diastole.serve.forecast import Forecast
 from diastole.serve.notes import Notes
 from diastole.serve.quota import Account
 from diastole.serve.running import Running
@@ -16,6 +17,8 @@ class Terms:
 
     Args:
         account: pays for its tokens.
+        forecast: of its service.
+        most_seconds: until its first token; above that it is turned away.
         space: whose cached prefixes it may find; None: everybody's.
         running: where it is listed while it runs.
         owner: who may see it there and cancel it.
@@ -24,6 +27,8 @@ class Terms:
 
     account: Account
     ceilings: Ceilings
+    forecast: Forecast
+    most_seconds: float
     space: str | None
     running: Running
     owner: bytes

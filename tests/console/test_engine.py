@@ -1,0 +1,197 @@
+"""The live view of the engine in a real browser: on a fake engine with a past of its own, and on a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from console.conftest import Browser
+from diastole.engine.trace import StreamView, Trace
+from diastole.types import SLO, Grant, Request, Stream
+from frontend.test_serving import Running as RealServer
+from models.common import embedded
+from serve import fakes
+from serve.test_chat import wait_ready
+
+pytestmark = pytest.mark.browser
+
+NOW = 100.0  # seconds on the fake engine's clock
+RIGHT, LEFT, DOWN, ESCAPE = "\ue014", "\ue012", "\ue015", "\ue00c"
+
+# Pixels of the timeline that are nearer to one of its two colours than to anything else that is drawn.
+PIXELS = """
+(() => {
+  const canvas = document.querySelector(".frame canvas");
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(canvas, 0, 0);
+  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  let prefill = 0, decode = 0;
+  for (let i = 0; i < data.length; i += 4) {
+    if (data[i + 3] < 255) continue;
+    if (data[i + 2] > data[i] + 60) prefill++;
+    if (data[i] > data[i + 2] + 60) decode++;
+  }
+  return [prefill, decode];
+})()
+""".strip()
+
+
+@pytest.fixture
+def server(browser: Browser) -> Iterator[fakes.Running]:
+    """A server of its own, whose engine ran for the last seconds: a prompt in two chunks, then four tokens."""
+    with fakes.Running() as running:
+        wait_ready(running)
+        running.backend.now = NOW
+        stream = Stream(Request("chatcmpl-0badcafe", "echo", None, None), 0, known=300)
+        for i, n in enumerate((256, 44, 1, 1, 1, 1)):
+            running.backend.steps.ran("echo", NOW - 5 + 0.5 * i, 0.25, [Grant(stream, n)])
+            stream.done += n
+            if i > 0:
+                stream.emitted_at, stream.known = NOW - 4.5 + 0.5 * i, stream.known + 1
+        yield running
+        browser.leave()  # or the page would go on asking when the server is gone
+
+
+def watch(browser: Browser, server: fakes.Running, **how: object) -> None:
+    browser.open(server.url + "/#engine", **how)  # type: ignore[arg-type]
+    browser.wait(lambda: server.backend.watched, "the first look at the trace")
+
+
+def test_bars_show_each_step(browser: Browser, server: fakes.Running) -> None:
+    watch(browser, server)
+    browser.wait(lambda: min(browser.js(PIXELS)) > 100, "bars of both kinds")
+    prefill, decode = browser.js(PIXELS)
+    assert prefill > decode / 2  # half as many, but higher
+    browser.find(".frame canvas").send_keys(RIGHT)
+    assert (
+        browser.text("#bar-words") == "Stream 0badcafe: decode of 1 token in 250\u00a0ms; step 6 of echo ran 1 stream."
+    )
+    browser.keys(*[LEFT] * 4)
+    assert (
+        browser.text("#bar-words")
+        == "Stream 0badcafe: prefill of 44 tokens in 250\u00a0ms; step 2 of echo ran 1 stream."
+    )
+    assert browser.text(".tip").startswith("prefill · 44 tokens")
+    browser.keys(DOWN, ESCAPE)
+    assert browser.js("document.querySelector('.tip').hidden")
+    assert all(url.startswith((server.url, "data:")) for url in browser.requested())
+
+
+def test_a_finger_finds_a_bar(browser: Browser, server: fakes.Running) -> None:
+    watch(browser, server, width=360)
+    browser.wait(lambda: min(browser.js(PIXELS)) > 30, "bars")
+    browser.button("Pause").click()
+    browser.js(
+        """(() => {
+          const canvas = document.querySelector(".frame canvas");
+          const box = canvas.getBoundingClientRect();
+          const at = (x) => ({ clientX: box.left + x, clientY: box.top + 12, pointerType: "touch" });
+          for (let x = 74; x < box.width && document.querySelector(".tip").hidden; x++)
+            canvas.dispatchEvent(new PointerEvent("pointerdown", at(x)));
+        })()"""
+    )
+    assert "prefill of 256 tokens" in browser.text("#bar-words")
+    tip = browser.find(".tip").rect
+    assert tip["x"] >= 0
+    assert tip["x"] + tip["width"] <= 360
+
+
+def polls_in(browser: Browser, server: fakes.Running, seconds: float) -> int:
+    before = len(server.backend.watched)
+    browser.driver.execute_async_script("setTimeout(arguments[1], arguments[0] * 1000)", seconds)
+    return len(server.backend.watched) - before
+
+
+def test_it_looks_only_while_it_is_seen(browser: Browser, server: fakes.Running) -> None:
+    watch(browser, server)
+    browser.wait(lambda: server.backend.watched[-1] == 6, "a question for what is new only")
+    assert polls_in(browser, server, 1.6) <= 4
+    browser.button("Pause").click()
+    polls_in(browser, server, 0.3)  # one may be on its way
+    assert polls_in(browser, server, 1.2) == 0
+    browser.button("Go on").click()
+    assert polls_in(browser, server, 1.2) > 0
+    browser.find("[data-view=chat]").click()
+    polls_in(browser, server, 0.3)
+    assert polls_in(browser, server, 1.2) == 0
+
+
+def test_promises_are_judged_in_words(browser: Browser, server: fakes.Running) -> None:
+    slo = SLO(first=2.0, gap=0.3)
+    server.backend.streams = [
+        StreamView("0badcafe", 0, True, 304, 303, NOW - 6.0, NOW - 4.25, NOW, slo),
+        StreamView("11111111", 1, False, 1000, 0, NOW - 3.0, None, NOW - 1.0, slo),
+    ]
+    watch(browser, server)
+    browser.wait(lambda: browser.text(".streams tbody"), "the streams")
+    rows = browser.js(
+        "[...document.querySelectorAll('.streams tbody tr')].map((r) => [...r.children].map((c) => c.textContent))"
+    )
+    nb = "\u00a0"
+    assert rows == [
+        ["0badcaferunning", "303 of 304", f"1.75{nb}sclosepromised{nb}2{nb}s", f"500{nb}mslatepromised{nb}300{nb}ms"],
+        ["11111111·1waiting", "0 of 1,000", f"not yet, 3{nb}slatepromised{nb}2{nb}s", "–"],
+    ]
+    assert browser.text(".totals").startswith("Tokens per second")
+    assert "0 of 16 pages" in browser.text(".pages")
+
+
+def test_an_engine_that_begins_anew(browser: Browser, server: fakes.Running) -> None:
+    watch(browser, server)
+    browser.wait(lambda: server.backend.watched[-1] == 6, "the old steps")
+    fresh = Trace()
+    fresh.ran("echo", NOW - 1, 0.1, [Grant(Stream(Request("new", "echo", None, None), 0, known=5), 5)])
+    server.backend.steps = fresh
+    browser.wait(lambda: server.backend.watched[-1] == 1, "the new numbers")
+    browser.find(".frame canvas").send_keys(RIGHT)
+    assert browser.text("#bar-words").startswith("Stream new: prefill of 5 tokens")
+
+
+def test_an_engine_that_is_gone_is_told(browser: Browser, server: fakes.Running) -> None:
+    watch(browser, server)
+    server.backend.dead = True
+    browser.wait(lambda: "The engine has ended" in browser.text(".trouble"), "the news")
+    server.backend.dead = False
+    browser.wait(lambda: browser.text(".trouble") == "", "its return")
+    assert [c for c in browser.complaints() if "503" not in c] == []
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_calm_pages_do_not_move_by_themselves(browser: Browser, server: fakes.Running, motion: str) -> None:
+    watch(browser, server, prefers_reduced_motion=motion)
+    browser.wait(lambda: len(server.backend.watched) > 1, "polls")
+    frames = browser.driver.execute_async_script(
+        """
+        const done = arguments[0], real = requestAnimationFrame;
+        let frames = 0;
+        window.requestAnimationFrame = (f) => (frames++, real(f));
+        setTimeout(() => done(frames), 800);
+        """
+    )
+    assert (frames == 0) == (motion == "reduce")
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_real_engine_at_work(browser: Browser) -> None:
+    embedded()
+    server = RealServer()
+    try:
+        browser.open(server.url + "/#engine")
+        browser.wait(lambda: "Nothing has run" in browser.text(".empty"), "the empty state")
+        browser.wait(lambda: not browser.js("document.getElementById('model').disabled"), "models")
+        browser.button("Run an example").click()
+        browser.wait(lambda: min(browser.js(PIXELS)) > 100, "bars of both kinds")
+        browser.wait(lambda: browser.js("document.querySelectorAll('.streams tbody tr').length") == 3, "three streams")
+        browser.wait(lambda: browser.text(".streams").count("you") == 3, "that they are ours")
+        browser.wait(lambda: float(browser.text(".totals dd").replace("–", "0")) > 0, "tokens per second")
+        browser.button("Stop the example").click()
+        browser.wait(lambda: server.metric("num_requests_running") == 0, "the end of all streams")
+        browser.find("[data-view=chat]").click()
+        browser.find("#prompt").send_keys("What is 2+2?\ue007")
+        browser.wait(lambda: "first token after" in browser.text(".assistant .stats"), "an answer")
+        assert browser.text(".assistant .text").strip()
+        assert all(url.startswith((server.url, "data:")) for url in browser.requested())
+    finally:
+        server.stop()
