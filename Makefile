@@ -8,7 +8,7 @@ PORT ?= 8000
 
 SOAK_SECONDS ?= 600
 
-.PHONY: run test soak install lint types imports size check format clean help
+.PHONY: run test soak install lint types imports size check format docs clean help
 
 run: install  ## serve the embedded model on port $(PORT)
 	@$(BIN)/diastole serve --port $(PORT)
@@ -38,7 +38,7 @@ $(STAMPS)/requirements: $(STAMPS)/python pyproject.toml constraints.txt
 
 $(STAMPS)/package: $(STAMPS)/requirements $(SOURCES)
 	@echo "building the native operators"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,docs]'
 	@touch $@
 
 $(STAMPS)/model: $(STAMPS)/package src/diastole/assets/catalog.py
@@ -63,6 +63,11 @@ size:
 format:  ## put the sources into form
 	@$(BIN)/ruff check -q --fix src tests tools
 	@$(BIN)/ruff format -q src tests tools
+
+docs: install  ## the documentation as a site in build/site; first its generated pages
+	@$(BIN)/python tools/reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q -d build/site
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache $(STAMPS)

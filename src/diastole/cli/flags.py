@@ -72,10 +72,12 @@ def _parameters(s: Setting) -> Iterator[inspect.Parameter]:
 
 
 def _help(s: Setting) -> str:
+    from rich.markup import escape
+
     default = "yes" if s.default is True else "no" if s.default is False else "" if s.default == () else str(s.default)
     unit = f" {s.knob.unit}" if s.knob.unit and default else ""
     choices = f" ({', '.join(s.knob.choices)})" if s.knob.choices else ""
-    shown = f"  [{default}{unit}]" if default else ""
+    shown = escape(f"  [{default}{unit}]") if default else ""  # a word in brackets is markup to rich
     return f"{s.knob.help}{choices}.{shown}"
 
 

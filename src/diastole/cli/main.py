@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 
 
-def _register() -> None:
+def register() -> None:
+    """Give ``app`` its commands."""
     from diastole.cli import bench, chat, check, generate, key, listing, pull, serve, top, version
 
     examples = {
@@ -53,7 +54,7 @@ def main() -> None:
     debug = os.environ.get("DIASTOLE_DEBUG") == "1"
     if not debug:
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    _register()
+    register()
     try:
         app()
     except UserError as e:

@@ -36,7 +36,8 @@ SHARE = 0.25  # of the available memory goes to key/value pages, unless told
 
 def service_name(key: str, config: ServiceConfig) -> str:
     """What requests call it: its own name, else its key in the configuration, else the model's."""
-    return config.name or key or Path(config.model).stem
+    path = Path(config.model)  # a directory's name may hold dots: Qwen2.5-0.5B
+    return config.name or key or (path.stem if path.suffix == ".gguf" else path.name)
 
 
 def build_engine(config: Config) -> tuple[Engine, list[Card], str]:

@@ -1,0 +1,149 @@
+"""Writes docs/reference/cli.md and settings.md from the commands and the settings themselves.
+
+``python tools/reference.py`` writes them; a test compares them with what would be written.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from diastole.cli.main import app, register
+from diastole.config import Bytes, Setting, settings
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+TABLES = {
+    "server": ("Server", "The HTTP server. In TOML: the table `[server]`."),
+    "engine": ("Engine", "The engine as a whole. In TOML: the table `[engine]`."),
+    "service": ("Model", "One model and how it is served. In TOML: one table `[service.NAME]` for each."),
+}
+NOTE = "<!-- Written by tools/reference.py: change the code, not this page. -->"
+
+
+def settings_page() -> str:
+    """Every setting: its key, variable, flag, default and meaning."""
+    parts = [
+        "# Settings",
+        NOTE,
+        "Every setting has one definition and three spellings. Later ones win: the default, the TOML file, the "
+        "environment variable, the flag. Variables and flags of a model hold for all models of the server.",
+        "Sizes are written `512MiB`, `2GiB`, `100MB` or as a plain number of bytes. Yes and no are `true` and `false` "
+        "in TOML, also `1` and `0`, `on` and `off` in the environment; a flag has a `--no-` twin. Lists are lists in "
+        "TOML, are separated by `;` in the environment, and a flag is repeated.",
+        "An unknown key, or a value that does not fit, stops the start with one line that names it.",
+    ]
+    for table, (title, about) in TABLES.items():
+        parts += [f"## {title}", about, "\n".join(_settings_table(table))]
+    parts += ["## Other variables", "\n".join(_variables())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _settings_table(table: str) -> Iterator[str]:
+    yield "| key | variable | flag | default | meaning |"
+    yield "|---|---|---|---|---|"
+    for s in settings(table):
+        flag = "MODEL (argument)" if s.key == "service.model" else f"`{s.flag}`"
+        yield f"| `{'.'.join(s.path)}` | `{s.variable}` | {flag} | {_default(s)} | {_meaning(s)} |"
+
+
+def _default(s: Setting) -> str:
+    if s.default in ((), ""):
+        return "none"
+    if isinstance(s.default, bool):
+        return "true" if s.default else "false"
+    shown = str(s.default) if isinstance(s.default, Bytes) else f"{s.default:g}" if _number(s.default) else s.default
+    return f"{shown} {s.knob.unit}".strip()
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _meaning(s: Setting) -> str:
+    choices = f" One of {', '.join(f'`{c}`' for c in s.knob.choices)}." if len(s.knob.choices) > 1 else ""
+    low, high = s.knob.low, s.knob.high
+    bounds = "" if low is None else f" At least {low:g}." if high is None else f" From {low:,g} to {high:,.15g}."
+    return _cell(f"{s.knob.help}.{choices}{bounds}")
+
+
+def _variables() -> Iterator[str]:
+    yield "| variable | meaning |"
+    yield "|---|---|"
+    yield (
+        "| `DIASTOLE_CACHE` | Where pulled models and packed weights are kept. Without it `$XDG_CACHE_HOME/diastole`, "
+        "without that `~/.cache/diastole`. |"
+    )
+    yield "| `DIASTOLE_DEBUG` | `1`: a command that fails shows its traceback instead of one line. |"
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options."""
+    register()
+    group: Any = typer.main.get_command(app)
+    parts = [
+        "# Command line",
+        NOTE,
+        "`diastole --help` and `diastole COMMAND --help` say the same. A command exits with 0 when all went well, with "
+        "2 when you can mend what is wrong (one line says what), and with 130 when it was interrupted.",
+    ]
+    for name, command in group.commands.items():
+        parts += _command(f"diastole {name}", command)
+    return "\n\n".join(parts) + "\n"
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    yield f"## {name}"
+    yield re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)", r"`\1`", _paragraphs(command.help))
+    if hasattr(command, "commands"):
+        for sub, inner in command.commands.items():
+            yield from (part.replace("## ", "### ", 1) for part in _command(f"{name} {sub}", inner))
+        return
+    own = [p for p in command.params if not getattr(p, "hidden", False)]
+    arguments = " ".join(_argument(p) for p in own if not p.opts[0].startswith("-"))
+    yield f"```text\n{' '.join(filter(None, [name, '[OPTIONS]', arguments]))}\n```"
+    shared = {title for title, _ in TABLES.values()}
+    options = [p for p in own if p.opts[0].startswith("-") and p.rich_help_panel not in shared]
+    if options:
+        yield "\n".join(["| option | default | meaning |", "|---|---|---|", *(_option(p) for p in options)])
+    panels = [t for t, _ in TABLES.values() if any(getattr(p, "rich_help_panel", None) == t for p in own)]
+    if panels:
+        links = ", ".join(f"[{t}](settings.md#{t.lower()})" for t in panels)
+        yield f"It also takes the flags of these settings: {links}."
+
+
+def _argument(p: Any) -> str:
+    shown = p.metavar or p.name.upper()
+    return shown if p.required else f"[{shown}]"
+
+
+def _option(p: Any) -> str:
+    names = ", ".join(f"`{o}`" for o in [*p.opts, *p.secondary_opts])
+    default = "" if p.default is None or p.default is False or p.default == "" else f"`{p.default}`"
+    return f"| {names} | {default} | {_cell(p.help or '')} |"
+
+
+def _paragraphs(text: str | None) -> str:
+    blocks = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(" ".join(block.split()) for block in blocks)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+PAGES = {"cli.md": cli_page, "settings.md": settings_page}
+
+
+def main() -> None:
+    """Write both pages."""
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
