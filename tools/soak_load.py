@@ -92,7 +92,7 @@ class Load:
 
     async def _giant(self) -> str:
         """More than the model's context, as ids or as text, or than the server takes at all: it is refused."""
-        prompt = self.rng.choice(([5] * (CONTEXT + 1), "word " * 50_000, "x" * (5 * 2**20)))
+        prompt = self.rng.choice(([5] * (CONTEXT + 1), "word " * 8_000, "x" * (5 * 2**20)))
         huge = len(prompt) > 2**20
         async with self.post(COMPLETIONS, {"model": MODEL, "prompt": prompt}) as answer:
             status = await _status(answer)
