@@ -24,10 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from soak_load import CONTEXT, PATIENCE, Load, Tally
+from soak_load import CONTEXT, PATIENCE, TURNED_AWAY, Load, Tally
 
 OVERLOAD = 2.0  # arrivals beside what is sustained
 HEALTH_SECONDS = 0.05  # 99 of 100 probes are answered within
+FIRST_SECONDS = 10.0  # 99 of 100 requests that are let in have their first text within: the service's usual promise
 DRIFT = 0.03  # of resident memory, from the middle to the end
 SHORT_DRIFT = 0.25  # of a run in which allocators may not have seen their largest load yet
 PROBES_PER_SECOND = 10
@@ -38,6 +39,7 @@ FLAGS = {
     "--memory": "96MiB",
     "--swap": "32MiB",
     "--max-queued": "48",
+    "--max-wait-seconds": "5",
     "--max-streams": "16",
     "--context": str(CONTEXT),
 }
@@ -145,7 +147,7 @@ async def sustained(load: Load, seconds: float) -> float:
         nonlocal done
         while time.monotonic() < end:
             outcome = await load.one()
-            done += outcome != "refused, full" and time.monotonic() < end
+            done += outcome != TURNED_AWAY and time.monotonic() < end
 
     await asyncio.gather(*(keep_one() for _ in range(int(FLAGS["--max-queued"]))))
     return done / seconds
@@ -244,6 +246,7 @@ def main() -> int:
             report.say(f"{name}: p50 p99", f"{percentile(values, 0.5):.4f} {percentile(values, 0.99):.4f}")
         if not given.counts_only:
             report.check("/health in time", percentile(health, 0.99) <= HEALTH_SECONDS, f"{HEALTH_SECONDS:g} s")
+            report.check("first text in time", percentile(tally.first, 0.99) <= FIRST_SECONDS, f"{FIRST_SECONDS:g} s")
     report.show()
     return 1 if report.broken else 0
 

@@ -16,6 +16,7 @@ MODEL = "smollm2-135m"
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PATIENCE = 180.0  # seconds after which a request counts as lost
 CONTEXT = 4096  # tokens that the server is told to allow
+TURNED_AWAY = "turned away"  # the server is full, or the wait would be too long
 
 
 class Tally:
@@ -206,8 +207,8 @@ class Load:
             self.tally.fault(sort, f"another answer to {key!r}: {text!r}, not {self.tally.answers[key]!r}")
 
     def _refused(self, sort: str, status: int, got: Any) -> str:
-        if status == 503 and got["error"]["code"] == "overloaded":
-            return "refused, full"
+        if (status, got["error"]["code"]) in ((503, "overloaded"), (429, "overloaded")):
+            return TURNED_AWAY
         return self.tally.fault(sort, f"status {status}: {str(got)[:200]}")
 
     @asynccontextmanager
