@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diastole.llm import LLM, AsyncLLM
-    from diastole.params import PoolParams, SamplingParams
+    from diastole.params import Grammar, PoolParams, SamplingParams
     from diastole.types import UserError
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "PoolParams", "SamplingParams", "UserError", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "Grammar", "PoolParams", "SamplingParams", "UserError", "__version__"]
 
 _HOMES = {
     "LLM": "diastole.llm",
     "AsyncLLM": "diastole.llm",
+    "Grammar": "diastole.params",
     "PoolParams": "diastole.params",
     "SamplingParams": "diastole.params",
     "UserError": "diastole.types",
