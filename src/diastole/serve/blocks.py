@@ -84,6 +84,7 @@ class MessageStop(msgspec.Struct, tag_field="type", tag="message_stop"):
 
 
 BlockEvent = BlockStart | BlockDelta | BlockStop
+MessagesEvent = MessageStart | BlockEvent | MessageDelta | MessageStop
 
 
 def block_of(part: str | Call) -> ContentBlock:

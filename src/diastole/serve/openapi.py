@@ -1,0 +1,116 @@
+"""The OpenAPI document, made from the routes and the structs that they read and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from http import HTTPStatus
+from types import NoneType
+from typing import Any, get_args
+
+import msgspec
+
+from diastole import __version__
+from diastole.serve.border import OPEN_PATHS
+from diastole.serve.dialect import dialect_of
+from diastole.serve.route import EVENTS, JSON, Route
+
+Fields = dict[str, Any]  # of a JSON object
+
+VERSION = "3.1.0"
+ABOUT = "An inference engine and server for models that decode in time."
+KEY = "key"  # the security scheme's name
+REF = "#/components/schemas/{name}"
+
+
+def document(routes: Sequence[Route], open_: bool) -> bytes:
+    """The document as JSON. It takes milliseconds.
+
+    Args:
+        open_: the server has no keys, so that everybody may come in.
+    """
+    types = list(dict.fromkeys(_types(routes)))
+    schemas, components = msgspec.json.schema_components(types, ref_template=REF)
+    written = _Written(dict(zip(types, schemas, strict=True)), open_)
+    paths: dict[str, Fields] = {}
+    for route in routes:
+        paths.setdefault(route.label, {})[route.method.lower()] = written.operation(route)
+    return msgspec.json.encode({
+        "openapi": VERSION,
+        "info": {"title": "Diastole", "version": __version__, "description": ABOUT},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {KEY: {"type": "http", "scheme": "bearer"}},
+        },
+    })  # fmt: skip
+
+
+def _types(routes: Iterable[Route]) -> Iterator[Any]:
+    """All types of bodies."""
+    for route in routes:
+        yield from route.answers.values()
+        yield dialect_of(route.label).error_reply
+        if route.reads is not None:
+            yield _body_type(route)
+
+
+def _body_type(route: Route) -> Any:
+    """What is read where something is sent."""
+    given = [t for t in get_args(route.reads) if t is not NoneType]
+    return given[0] if given and _may_be_empty(route) else route.reads
+
+
+def _may_be_empty(route: Route) -> bool:
+    return NoneType in get_args(route.reads)
+
+
+class _Written:
+    """Args:
+    schemas: of bodies, by type.
+    """
+
+    def __init__(self, schemas: Fields, open_: bool) -> None:
+        self._schemas, self._open = schemas, open_
+
+    def operation(self, route: Route) -> Fields:
+        operation: Fields = {"operationId": _id(route), "summary": route.summary}
+        if parameters := route.all_parameters:
+            operation["parameters"] = [
+                {"name": p.name, "in": p.place, "required": p.place == "path", "schema": p.schema} for p in parameters
+            ]
+        if route.reads is not None:
+            content = {JSON: {"schema": self._schemas[_body_type(route)]}}
+            operation["requestBody"] = {"required": not _may_be_empty(route), "content": content}
+        operation["responses"] = self._responses(route)
+        operation["security"] = self._security(route)
+        return operation
+
+    def _responses(self, route: Route) -> Fields:
+        content = {media: self._body(media, type) for media, type in route.answers.items()}
+        responses: Fields = {"200": {"description": "An answer.", "content": content}}
+        error = {JSON: {"schema": self._schemas[dialect_of(route.label).error_reply]}}
+        for status in route.all_statuses:
+            if status != 401 or route.label not in OPEN_PATHS:
+                responses[str(status)] = {"description": _phrase(status), "content": error}
+        return responses
+
+    def _body(self, media: str, type: Any) -> Fields:
+        """3.1 has no words for the events of a stream: each has data of the type that ``x-event`` gives, or an error."""
+        if media == EVENTS:
+            return {"schema": {"type": "string"}, "x-event": self._schemas[type]}
+        return {"schema": self._schemas[type]}
+
+    def _security(self, route: Route) -> list[Fields]:
+        if route.label in OPEN_PATHS:
+            return []
+        return [{}, {KEY: []}] if self._open else [{KEY: []}]
+
+
+def _id(route: Route) -> str:
+    words = "".join(c if c.isalnum() else " " for c in route.label).split() or ["console"]
+    return "_".join([route.method.lower(), *words])
+
+
+def _phrase(status: int) -> str:
+    """499 is not HTTP's own."""
+    return "Cancelled" if status == 499 else HTTPStatus(status).phrase
