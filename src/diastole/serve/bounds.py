@@ -1,5 +1,7 @@
-"""Bounds of requests' fields as the OpenAPI document tells them. What holds a request to them, and says so in words that
-name the field, stands elsewhere; tests try both sides of each bound."""
+"""Bounds of requests' fields as the OpenAPI document tells them.
+
+What holds a request to them, in words that name the field, stands elsewhere; tests try both sides of each bound.
+"""
 
 from __future__ import annotations
 

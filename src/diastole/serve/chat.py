@@ -15,7 +15,17 @@ from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.generate import Generation
 from diastole.serve.interface import TextService
-from diastole.serve.openai import CHAT_UNSERVED, ROLES, ChatRequest, Message, read, required, sampling, unsupported, wrong
+from diastole.serve.openai import (
+    CHAT_UNSERVED,
+    ROLES,
+    ChatRequest,
+    Message,
+    read,
+    required,
+    sampling,
+    unsupported,
+    wrong,
+)
 from diastole.serve.replies import (
     ChatChoice,
     ChatChunk,

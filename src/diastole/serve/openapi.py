@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from http import HTTPStatus
 from types import NoneType
 from typing import Any, get_args
@@ -18,6 +20,7 @@ Fields = dict[str, Any]  # of a JSON object
 
 VERSION = "3.1.0"
 ABOUT = "An inference engine and server for models that decode in time."
+EACH = "One event of the stream."
 KEY = "key"  # the security scheme's name
 REF = "#/components/schemas/{name}"
 
@@ -69,7 +72,7 @@ class _Written:
     schemas: of bodies, by type.
     """
 
-    def __init__(self, schemas: Fields, open_: bool) -> None:
+    def __init__(self, schemas: Mapping[Any, Fields], open_: bool) -> None:
         self._schemas, self._open = schemas, open_
 
     def operation(self, route: Route) -> Fields:
@@ -86,7 +89,7 @@ class _Written:
         return operation
 
     def _responses(self, route: Route) -> Fields:
-        content = {media: self._body(media, type) for media, type in route.answers.items()}
+        content = {media: self._body(route, media, type) for media, type in route.answers.items()}
         responses: Fields = {"200": {"description": "An answer.", "content": content}}
         error = {JSON: {"schema": self._schemas[dialect_of(route.label).error_reply]}}
         for status in route.all_statuses:
@@ -94,16 +97,27 @@ class _Written:
                 responses[str(status)] = {"description": _phrase(status), "content": error}
         return responses
 
-    def _body(self, media: str, type: Any) -> Fields:
-        """3.1 has no words for the events of a stream: each has data of the type that ``x-event`` gives, or an error."""
-        if media == EVENTS:
-            return {"schema": {"type": "string"}, "x-event": self._schemas[type]}
-        return {"schema": self._schemas[type]}
+    def _body(self, route: Route, media: str, type: Any) -> Fields:
+        if media != EVENTS:
+            return {"schema": self._schemas[type]}
+        # 3.1 has no word for the events of a stream: as 3.2 writes it for each event, with what its data hold.
+        dialect = dialect_of(route.label)
+        told = {"anyOf": [self._schemas[type], self._schemas[dialect.error_reply]]}
+        data: Fields = {"type": "string", "contentMediaType": JSON, "contentSchema": told}
+        if end := dialect.end.decode().removeprefix("data: ").strip():
+            data = {"anyOf": [{"const": end}, data]}
+        event = {"data": data, "event": {"type": "string"}}
+        return {"schema": {"type": "object", "description": EACH, "properties": event, "required": ["data"]}}
 
     def _security(self, route: Route) -> list[Fields]:
-        if route.label in OPEN_PATHS:
+        if _is_open(route):
             return []
         return [{}, {KEY: []}] if self._open else [{KEY: []}]
+
+
+def _is_open(route: Route) -> bool:
+    """Whether it needs no key, at least under some of its names."""
+    return any(fnmatchcase(path, re.sub(r"{\w+}", "*", route.label)) for path in OPEN_PATHS)
 
 
 def _id(route: Route) -> str:
