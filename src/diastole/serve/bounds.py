@@ -51,3 +51,4 @@ Prompts: TypeAlias = Annotated[list[Text | TokenId | Ids], documented(minItems=1
 Bias: TypeAlias = Annotated[dict[str, BiasNumber], documented(maxProperties=MAX_LOGIT_BIAS)]
 Milliseconds: TypeAlias = Annotated[float, documented(exclusiveMinimum=0, maximum=LONGEST_MS)]
 Priority: TypeAlias = Annotated[int, documented(minimum=-MOST_PRIORITY, maximum=MOST_PRIORITY)]
+Refused: TypeAlias = Annotated[int, documented(**{"not": {}})]

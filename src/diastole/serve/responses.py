@@ -68,6 +68,8 @@ class ResponsesRequest(Common, kw_only=True):
 
     input: bounds.Text | Annotated[list[Item], documented(minItems=1)]
     instructions: str | None = None
+    max_tokens: bounds.Refused | None = None  # see UNSERVED
+    n: Annotated[int, documented(const=1)] | None = None
     max_output_tokens: bounds.Tokens | None = None
     metadata: dict[str, str] | None = None
     text: TextWish | None = None
