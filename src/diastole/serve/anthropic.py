@@ -11,7 +11,7 @@ import msgspec
 from diastole.params import SamplingParams
 from diastole.serve import bounds
 from diastole.serve.bounds import documented
-from diastole.serve.limits import decode
+from diastole.serve.limits import decode, decode_field
 from diastole.serve.openai import checked_params, required, unsupported, wrong
 from diastole.serve.toolbox import NONE, Definition, Toolbox, toolbox, unknown_result
 from diastole.text.tools import AUTO, REQUIRED
@@ -104,7 +104,7 @@ def read(body: bytes, type: type[R]) -> R:
     known = {f.encode_name for f in msgspec.structs.fields(type)}
     for name, raw in decode(body, dict[str, msgspec.Raw]).items():
         if name not in known:
-            value = msgspec.json.decode(raw)
+            value = decode_field(raw, name[:100])
             if value is not None and value not in NEUTRAL.get(name, ()):
                 raise unsupported(name[:100], "Leave it out.")
     return decode(body, type, checked=True)

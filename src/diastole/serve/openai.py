@@ -11,7 +11,7 @@ from diastole.params import MAX_LOGIT_BIAS, SamplingParams
 from diastole.serve import bounds
 from diastole.serve.bounds import documented
 from diastole.serve.errors import ApiError, of_user_error
-from diastole.serve.limits import decode
+from diastole.serve.limits import decode, decode_field
 from diastole.types import UserError
 
 MAX_SALT = 256  # characters
@@ -224,7 +224,7 @@ def refuse_unsupported(fields: Mapping[str, msgspec.Raw], unserved: Mapping[str,
         neutral = unserved.get(name, TEMPLATES.get(name))
         if neutral is None:
             continue
-        value = msgspec.json.decode(raw)
+        value = decode_field(raw, name)
         if value is None or value in neutral:
             continue
         if name in TEMPLATES:
