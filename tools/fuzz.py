@@ -30,6 +30,7 @@ PATIENCE = 0.1  # before a request that is not whole is given up
 WARM = 0.3  # share of the requests after which memory must not grow
 GROWTH = 0.05
 SLACK = 16 * 2**20  # bytes: allocators keep what the largest of bodies needed
+GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 SILENT = "none"  # closed without an answer
 DEAD_END = b'"code":"grammar_dead_end"'  # what a grammar that leads nowhere is answered with, by design a 500
 FAKES = Path(__file__).parents[1] / "tests"
@@ -83,6 +84,7 @@ async def attack(server: Server, tally: Tally, request: Request) -> None:
     except ConnectionError:
         tally.fault("no connection", request)
         return
+    got = got.removeprefix(GO_ON)
     status = got.split(b" ", 2)[1].decode() if got.startswith(b"HTTP/1.1 ") else SILENT
     tally.count(request, status)
     if status == SILENT and (got or request.whole):

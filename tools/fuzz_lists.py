@@ -63,7 +63,8 @@ HEADERS = [
     "Connection: upgrade", "Connection: close, close", "Authorization: Bearer \xff\xfe", "X-Request-Id: \x7f",
     "X-LLM-D-SLO-TTFT-MS: nan", "x-slo-tpot-ms: -1", "x-priority: 9e9", "x-priority: 1001", "Host:",
     "Cookie: " + "a" * 9_000,
-    "X-Long: " + "a" * 70_000, "Nocolon", " folded: x", "Bad Name: x", "Range: bytes=0-1", "If-None-Match: *", "\x00: x",
+    "X-Long: " + "a" * 70_000, "Nocolon", " folded: x", "Bad Name: x", "Range: bytes=0-1", "If-None-Match: *",
+    "\x00: x",
 ]  # fmt: skip
 METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "X", "get", ""]
 IDS = ["nothing", "%00", "%ff", "..%2f..", "a" * 3_000, "chatcmpl-0", "x_y-z", "'", "%2e%2e", "echo/../..", "\xe9", "*"]

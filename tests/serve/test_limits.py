@@ -216,3 +216,12 @@ def test_checking_takes_linear_time(body: bytes) -> None:
     with contextlib.suppress(ApiError):
         check(body)
     assert time.process_time() - began < 5  # quadratic would be minutes
+
+
+@pytest.mark.parametrize("path", ["/v1/requests/x/cancel", "/nowhere"])
+def test_who_still_sends_gets_the_answer(server: Running, path: str) -> None:
+    """A body that nobody reads does not turn the answer into a reset."""
+    size = 2 * 2**20
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {size}\r\n\r\n"
+    for _ in range(5):
+        assert b"404 Not Found" in talk(server, head.encode() + b" " * size)

@@ -161,6 +161,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "allowed_token_ids": (),
     "prompt_logprobs": (),
+    "prompt_embeds": (),
     "truncate_prompt_tokens": (),
     "skip_special_tokens": (True,),
     "add_generation_prompt": (True,),
