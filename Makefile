@@ -7,8 +7,9 @@ SOURCES := $(wildcard src/diastole/kernels/csrc/*) CMakeLists.txt
 PORT ?= 8000
 
 SOAK_SECONDS ?= 600
+FUZZ_REQUESTS ?= 20000
 
-.PHONY: run test soak install lint types imports size check format docs clean help
+.PHONY: run test soak fuzz install lint types imports size check format docs clean help
 
 run: install  ## serve the embedded model on port $(PORT)
 	@$(BIN)/diastole serve --port $(PORT)
@@ -18,6 +19,9 @@ test: install check  ## everything that CI runs
 
 soak: install  ## ten minutes of overload, and whether anything was lost or leaked (SOAK_SECONDS=60 for less)
 	@SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python tools/soak.py
+
+fuzz: install  ## malformed requests by the thousand, and whether any broke something (FUZZ_REQUESTS=2000 for fewer)
+	@FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python tools/fuzz.py
 
 install: $(STAMPS)/package $(STAMPS)/model  ## the set-up alone
 	@:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,13 +45,14 @@ FLAGS = {
 }
 
 
-class Server:
-    """``diastole serve`` in a process of its own."""
+SERVE = [sys.executable, "-m", "diastole.cli.main", "serve", "--port", "0"]
 
-    def __init__(self, log: Path) -> None:
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, log: Path, command: Sequence[str]) -> None:
         self.log = log
-        flags = [word for pair in FLAGS.items() for word in pair]
-        command = [sys.executable, "-m", "diastole.cli.main", "serve", "--port", "0", *flags]
         with log.open("w") as stderr:
             self.process = subprocess.Popen(command, stderr=stderr)
         while " is ready at " not in log.read_text():
@@ -87,10 +88,10 @@ def resident(pid: int) -> int:
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
+def serving(command: Sequence[str]) -> Iterator[Server]:
     """A server that ends with the context."""
     with tempfile.TemporaryDirectory() as directory:
-        server = Server(Path(directory) / "log")
+        server = Server(Path(directory) / "log", command)
         try:
             yield server
         finally:
@@ -228,7 +229,8 @@ def main() -> int:
     given = arguments.parse_args()
     report, tally = Report(), Tally()
     spawn = multiprocessing.get_context("spawn")
-    with serving() as server, ProcessPoolExecutor(1, mp_context=spawn) as prober:
+    command = [*SERVE, *(word for pair in FLAGS.items() for word in pair)]
+    with serving(command) as server, ProcessPoolExecutor(1, mp_context=spawn) as prober:
         load = Load(server.host, server.port, tally, random.Random(given.seed))
 
         async def run() -> tuple[list[dict[str, int]], Future[list[float]]]:

@@ -73,7 +73,7 @@ class SamplingParams:
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
+        for name, low, high in RANGES:
             _in_range(name, getattr(self, name), low, high)
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             object.__setattr__(self, name, float(getattr(self, name)))
@@ -111,7 +111,7 @@ class PoolParams:
 
 
 # Python's JSON integers have no limit of their own, so every integer field needs one.
-_RANGES: tuple[tuple[str, float, float], ...] = (
+RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_tokens", 1, 2**31 - 1),
     ("temperature", 0.0, 100.0),
     ("top_p", 0.0, 1.0),

@@ -14,8 +14,8 @@ import typer
 
 from diastole.cli.main import app, register
 from diastole.config import settings
-from diastole.serve.app import ROUTES, label
 from diastole.serve.openai import NEUTRAL, TEMPLATES, ChatRequest, CompletionRequest
+from diastole.serve.routes import ROUTES
 from diastole.serve.tokenization import DetokenizeRequest, TokenizeRequest
 from docs.pages import DOCS, ROOT, pages
 
@@ -76,8 +76,8 @@ def test_commands_and_their_flags_exist() -> None:
 
 def test_every_route_and_field_is_documented() -> None:
     page = (DOCS / "reference" / "http.md").read_text("utf-8")
-    for path, method, _ in ROUTES:
-        assert f"{method} {label(path)}" in page
+    for route in ROUTES:
+        assert f"{route.method} {route.label}" in page
     for request in (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest):
         for field in request.__struct_fields__:
             assert f"`{field}`" in page, f"docs/reference/http.md does not tell of {field}"

@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -328,4 +329,5 @@ class Running:
 if __name__ == "__main__":
     backend = FakeBackend()
     backend.service.pace = float(sys.argv[2])
+    backend.service.asked, backend.service.told = deque(maxlen=64), deque(maxlen=64)  # nobody looks at them there
     serve(backend, config(drain_seconds=float(sys.argv[1]), **json.loads(sys.argv[3])))

@@ -81,6 +81,23 @@ def test_not_an_object(http: httpx.Client, body: bytes) -> None:
     assert (reply.status_code, error(reply)["code"]) == (400, "invalid_type")
 
 
+HUGE = b"9" * 6_000  # more than Python turns into a number
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [(URL, "best_of"), (COMPLETIONS, "suffix"), ("/v1/messages", "x"), ("/v1/messages", "thinking")],
+)
+def test_a_number_of_thousands_of_digits_is_the_requests_fault(http: httpx.Client, path: str, field: str) -> None:
+    sound = json.dumps(
+        {**HELLO, "prompt": "hi", "max_tokens": 3} if path != "/v1/messages" else {**HELLO, "max_tokens": 3}
+    )
+    body = sound.encode()[:-1] + b', "%s": %s}' % (field.encode(), HUGE)
+    reply = http.post(path, content=body, headers=JSON)
+    assert reply.status_code == 400
+    assert f"{field}: a number is out of range" in reply.json()["error"]["message"]
+
+
 MANY = {str(i): 0 for i in range(1025)}
 CHAT_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "empty_array"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from diastole.params import SamplingParams
-from diastole.serve.limits import decode
+from diastole.serve import bounds
+from diastole.serve.bounds import documented
+from diastole.serve.limits import decode, decode_field
 from diastole.serve.openai import checked_params, required, unsupported, wrong
 from diastole.serve.toolbox import NONE, Definition, Toolbox, toolbox, unknown_result
 from diastole.text.tools import AUTO, REQUIRED
@@ -41,8 +43,8 @@ class Block(msgspec.Struct):
 
 
 class Turn(msgspec.Struct):
-    role: str
-    content: str | list[Block]
+    role: Annotated[str, documented(enum=("user", "assistant"))]
+    content: str | Annotated[list[Block], documented(minItems=1)]
 
 
 class ToolDefinition(msgspec.Struct):
@@ -71,9 +73,9 @@ class CountRequest(msgspec.Struct, kw_only=True):
     """POST /v1/messages/count_tokens."""
 
     model: str
-    messages: list[Turn]
+    messages: Annotated[list[Turn], documented(minItems=1)]
     system: str | list[Block] | None = None
-    tools: list[ToolDefinition] | None = None
+    tools: Annotated[list[ToolDefinition], documented(maxItems=bounds.MAX_TOOLS)] | None = None
     tool_choice: Choice | None = None
     cache_control: dict[str, Any] | None = None  # a hint that is not needed: every prefix is cached
 
@@ -81,11 +83,11 @@ class CountRequest(msgspec.Struct, kw_only=True):
 class MessagesRequest(CountRequest, kw_only=True):
     """POST /v1/messages."""
 
-    max_tokens: int
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    stop_sequences: list[str] | None = None
+    max_tokens: bounds.Tokens
+    temperature: bounds.Temperature | None = None
+    top_p: bounds.TopP | None = None
+    top_k: bounds.PlainTopK | None = None
+    stop_sequences: bounds.Stops | None = None
     stream: bool | None = None
     metadata: Metadata | None = None
 
@@ -102,7 +104,7 @@ def read(body: bytes, type: type[R]) -> R:
     known = {f.encode_name for f in msgspec.structs.fields(type)}
     for name, raw in decode(body, dict[str, msgspec.Raw]).items():
         if name not in known:
-            value = msgspec.json.decode(raw)
+            value = decode_field(raw, name[:100])
             if value is not None and value not in NEUTRAL.get(name, ()):
                 raise unsupported(name[:100], "Leave it out.")
     return decode(body, type, checked=True)

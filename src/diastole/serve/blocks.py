@@ -83,7 +83,12 @@ class MessageStop(msgspec.Struct, tag_field="type", tag="message_stop"):
     pass
 
 
+class Ping(msgspec.Struct, tag_field="type", tag="ping"):
+    """Means nothing. The dialect sends it."""
+
+
 BlockEvent = BlockStart | BlockDelta | BlockStop
+MessagesEvent = MessageStart | BlockEvent | MessageDelta | MessageStop | Ping
 
 
 def block_of(part: str | Call) -> ContentBlock:

@@ -15,7 +15,17 @@ from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.generate import Generation
 from diastole.serve.interface import TextService
-from diastole.serve.openai import CHAT_UNSERVED, ChatRequest, Message, read, required, sampling, unsupported, wrong
+from diastole.serve.openai import (
+    CHAT_UNSERVED,
+    ROLES,
+    ChatRequest,
+    Message,
+    read,
+    required,
+    sampling,
+    unsupported,
+    wrong,
+)
 from diastole.serve.replies import (
     ChatChoice,
     ChatChunk,
@@ -35,8 +45,6 @@ from diastole.serve.toolbox import Toolbox, unknown_result
 from diastole.serve.tools import call_names, plain_calls, streamed_call, toolbox_of, whole_calls
 from diastole.text.tools import Listener, Piece
 from diastole.types import UserError
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 async def chat_completions(face: Face, exchange: Exchange) -> None:

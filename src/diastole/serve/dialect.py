@@ -6,14 +6,30 @@ from typing import Any, Protocol
 
 import msgspec
 
-from diastole.serve.errors import ApiError, clean, kind
+from diastole.serve.errors import ApiError, ErrorReply, clean, kind
 
 MESSAGES = "/v1/messages"  # the path where Anthropic's API begins
 RESPONSES = "/v1/responses"
 
 
+class MessagesErrorBody(msgspec.Struct):
+    type: str
+    message: str
+
+
+class MessagesErrorReply(msgspec.Struct, tag_field="type", tag="error"):
+    """An error in Anthropic's form."""
+
+    error: MessagesErrorBody
+
+
 class Dialect(Protocol):
     """What goes out besides answers."""
+
+    @property
+    def error_reply(self) -> type[msgspec.Struct]:
+        """The form of an error."""
+        ...
 
     @property
     def key_header(self) -> str | None:
@@ -44,6 +60,7 @@ class Dialect(Protocol):
 
 
 class OpenAI:
+    error_reply: type[msgspec.Struct] = ErrorReply
     key_header = None
     ping = b": ping\n\n"
     end = b"data: [DONE]\n\n"
@@ -61,6 +78,7 @@ class OpenAI:
 class Anthropic:
     """Events have names: the tags of their structs."""
 
+    error_reply: type[msgspec.Struct] = MessagesErrorReply
     key_header = "x-api-key"
     ping = b'event: ping\ndata: {"type":"ping"}\n\n'
     end = b""
@@ -70,8 +88,8 @@ class Anthropic:
         return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"
 
     def error(self, error: ApiError) -> bytes:
-        words = {"type": kind(error.status, {413: "request_too_large"}), "message": clean(error.message)}
-        return msgspec.json.encode({"type": "error", "error": words})
+        body = MessagesErrorBody(kind(error.status, {413: "request_too_large"}), clean(error.message))
+        return msgspec.json.encode(MessagesErrorReply(body))
 
     def error_event(self, error: ApiError) -> bytes:
         return b"event: error\ndata: " + self.error(error) + b"\n\n"

@@ -6,12 +6,15 @@ import asyncio
 import base64
 import time
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
 from diastole.loops.pooling import unit
 from diastole.params import PoolParams
+from diastole.serve import bounds
+from diastole.serve.bounds import documented
 from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
@@ -43,9 +46,9 @@ UNSERVED = {
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):
     model: str
-    input: str | list[str | int | list[int]]
-    encoding_format: str | None = None
-    dimensions: int | None = None
+    input: bounds.Text | bounds.Prompts
+    encoding_format: Annotated[str, documented(enum=FORMATS)] | None = None
+    dimensions: Annotated[int, documented(minimum=1)] | None = None
     user: str | None = None
     slo: SloWish | None = None
 

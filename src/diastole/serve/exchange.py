@@ -52,12 +52,21 @@ class Exchange:
         self.complete = False
         self.route: str | None = None  # the route that took it
         self.notes = Notes()
-        self.receive, self._send, self._send_seconds = receive, send, send_seconds
+        self._receive, self._send, self._send_seconds = receive, send, send_seconds
         self.headers: dict[str, str] = {}  # of the request; of repeated ones the first
         for name, value in scope["headers"]:
             self.headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
         given = self.headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else self.id
+        # Whether the client may still be sending its body.
+        self._sending = self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers
+
+    async def receive(self) -> Message:
+        """Receive an ASGI message."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._sending = False
+        return message
 
     async def send(self, message: Message) -> None:
         """Send an ASGI message.
@@ -92,13 +101,12 @@ class Exchange:
         body: bytes,
         type: str = "application/json",
         headers: Mapping[str, str] | None = None,
-        linger: bool = False,
     ) -> None:
-        """The whole answer. ``linger``: before the connection closes, read on for a moment."""
+        """The whole answer. If the body was not read to its end, it is read on for a moment before the answer ends."""
         fields = {"content-type": type, "content-length": str(len(body)), **(headers or {})}
         raw = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in fields.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
-        if linger:
+        if self._sending:
             await self.send({"type": "http.response.body", "body": body, "more_body": True})
             await self._swallow()
             body = b""
@@ -114,7 +122,7 @@ class Exchange:
             return
         if self.status == 0:
             body = self.dialect.error(error)
-            await self.reply(error.status, body, headers=error.headers, linger="connection" in error.headers)
+            await self.reply(error.status, body, headers=error.headers)
         elif self.events:
             last = self.last_words(error) + self.dialect.end
             await self.send({"type": "http.response.body", "body": last})

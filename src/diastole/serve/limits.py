@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -59,6 +59,18 @@ def decode(body: bytes, type: type[T], *, checked: bool = False) -> T:
         raise _invalid(str(e)) from None
 
 
+def decode_field(raw: msgspec.Raw, name: str) -> Any:
+    """The value of one field of a body that has passed ``check``.
+
+    Raises:
+        ApiError: 400, it holds a number that is out of range.
+    """
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        raise ApiError(400, f"{name}: a number is out of range.", param=name, code="invalid_value") from None
+
+
 def check(body: bytes) -> None:
     """Refuse what parsers disagree on or choke on: depth, sheer number of parts, duplicate keys, other encodings.
 
@@ -109,6 +121,8 @@ def _wrong_type(said: str) -> ApiError:
     if missing := _MISSING.search(what):
         field = f"{path}.{missing[1]}" if path else missing[1]
         return ApiError(400, f"{field} is required.", param=field, code="missing_required_parameter")
+    if not path and "out of range" in what:
+        return ApiError(400, "A number in the body is out of range.", code="invalid_value")
     if not path:
         return ApiError(400, "The body must be a JSON object.", code="invalid_type")
     text = re.sub(r"`([^`]*)`", lambda m: " or ".join(_WORDS.get(w, w) for w in m[1].split(" | ")), what)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from diastole.params import MAX_LOGIT_BIAS, SamplingParams
+from diastole.serve import bounds
+from diastole.serve.bounds import documented
 from diastole.serve.errors import ApiError, of_user_error
-from diastole.serve.limits import decode
+from diastole.serve.limits import decode, decode_field
 from diastole.types import UserError
 
 MAX_SALT = 256  # characters
+ROLES = ("system", "developer", "user", "assistant", "tool")
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for plain completions
 
 
@@ -24,34 +27,34 @@ class StreamOptions(msgspec.Struct):
 class SloWish(msgspec.Struct):
     """Promises asked for, in milliseconds."""
 
-    ttft_ms: float | None = None
-    tpot_ms: float | None = None
+    ttft_ms: bounds.Milliseconds | None = None
+    tpot_ms: bounds.Milliseconds | None = None
 
 
 class Common(msgspec.Struct, kw_only=True):
     """What chat and plain completions share. None everywhere means the default."""
 
     model: str
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    max_tokens: bounds.Tokens | None = None
+    temperature: bounds.Temperature | None = None
+    top_p: bounds.TopP | None = None
+    top_k: bounds.TopK | None = None
+    min_p: bounds.MinP | None = None
+    repetition_penalty: bounds.RepetitionPenalty | None = None
+    presence_penalty: bounds.Penalty | None = None
+    frequency_penalty: bounds.Penalty | None = None
+    logit_bias: bounds.Bias | None = None
+    seed: bounds.Seed | None = None
+    stop: bounds.Stop | bounds.Stops | None = None
+    stop_token_ids: bounds.StopIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
-    n: int | None = None
+    n: bounds.Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
     slo: SloWish | None = None
-    cache_salt: str | None = None
+    cache_salt: Annotated[str, documented(minLength=1, maxLength=MAX_SALT)] | None = None
     # What the text must match: see structured.py.
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
@@ -62,7 +65,7 @@ class Common(msgspec.Struct, kw_only=True):
     json_schema: Any = None
     grammar: str | None = None
     repetition_detection: bool | None = None
-    priority: int | None = None
+    priority: bounds.Priority | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -90,7 +93,7 @@ class ToolCall(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    role: str
+    role: Annotated[str, documented(enum=ROLES)]
     content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -123,11 +126,11 @@ class ToolChoice(msgspec.Struct):
 class ChatRequest(Common, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: list[Message]
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[Message], documented(minItems=1)]
+    max_completion_tokens: bounds.Tokens | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[Tool] | None = None
+    top_logprobs: bounds.Logprobs | None = None
+    tools: Annotated[list[Tool], documented(maxItems=bounds.MAX_TOOLS)] | None = None
     tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
@@ -135,9 +138,9 @@ class ChatRequest(Common, kw_only=True):
 class CompletionRequest(Common, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: bounds.Text | bounds.Prompts
     echo: bool | None = None
-    logprobs: int | None = None
+    logprobs: bounds.Logprobs | None = None
 
 
 # Fields that would change the answer and are not served, with the values that change nothing.
@@ -158,6 +161,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "allowed_token_ids": (),
     "prompt_logprobs": (),
+    "prompt_embeds": (),
     "truncate_prompt_tokens": (),
     "skip_special_tokens": (True,),
     "add_generation_prompt": (True,),
@@ -221,7 +225,7 @@ def refuse_unsupported(fields: Mapping[str, msgspec.Raw], unserved: Mapping[str,
         neutral = unserved.get(name, TEMPLATES.get(name))
         if neutral is None:
             continue
-        value = msgspec.json.decode(raw)
+        value = decode_field(raw, name)
         if value is None or value in neutral:
             continue
         if name in TEMPLATES:

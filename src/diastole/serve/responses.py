@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from diastole.params import SamplingParams
+from diastole.serve import bounds
+from diastole.serve.bounds import documented
 from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
@@ -64,9 +66,11 @@ class TextWish(msgspec.Struct):
 class ResponsesRequest(Common, kw_only=True):
     """POST /v1/responses."""
 
-    input: str | list[Item]
+    input: bounds.Text | Annotated[list[Item], documented(minItems=1)]
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_tokens: bounds.Refused | None = None  # see UNSERVED
+    n: Annotated[int, documented(const=1)] | None = None
+    max_output_tokens: bounds.Tokens | None = None
     metadata: dict[str, str] | None = None
     text: TextWish | None = None
 

@@ -6,14 +6,13 @@ import math
 import re
 from collections.abc import Mapping
 
+from diastole.serve.bounds import LONGEST_MS, MOST_PRIORITY
 from diastole.serve.errors import ApiError
 from diastole.serve.interface import TextService
 from diastole.serve.openai import SloWish, unsupported, wrong
 from diastole.types import SLO
 
-MOST_PRIORITY = 1000
 PRIORITY_HEADER = "x-priority"
-LONGEST_MS = 3_600_000.0
 # The gateway's names, then the older ones.
 FIRST_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 GAP_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")

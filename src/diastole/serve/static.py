@@ -49,11 +49,14 @@ class Console:
         self.paths = frozenset({"/", *(f"/console/{name}" for name in self._parts)})
 
     async def index(self, face: Face, exchange: Exchange) -> None:
+        """The console, a web page."""
         await self._send(exchange, self._index)
 
     async def part(self, face: Face, exchange: Exchange) -> None:
-        """Raises:
-        ApiError: 404, no file of the console has this name.
+        """One of the console's files.
+
+        Raises:
+            ApiError: 404, no file of the console has this name.
         """
         file = self._parts.get(exchange.scope["path_params"]["name"])
         if file is None:

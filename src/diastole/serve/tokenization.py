@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 import msgspec
 
+from diastole.serve import bounds
+from diastole.serve.bounds import documented
 from diastole.serve.chat import chat_prompt, plain_messages
 from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.exchange import Exchange
@@ -21,7 +24,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], documented(minItems=1)] | None = None
     return_token_strs: bool | None = None
 
 
@@ -34,7 +37,7 @@ class TokenizeReply(msgspec.Struct):
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
-    tokens: list[int]
+    tokens: list[bounds.TokenId]
 
 
 class DetokenizeReply(msgspec.Struct):

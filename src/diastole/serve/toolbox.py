@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diastole.params import Grammar, SamplingParams
+from diastole.serve.bounds import MAX_TOOLS
 from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.openai import wrong
 from diastole.text.tools import AUTO, REQUIRED, Format, Listener, Parser, Plain, call_grammar
 from diastole.types import UserError
 
-MAX_TOOLS = 128
 NONE = "none"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}

@@ -1,0 +1,100 @@
+"""The routes that tell of the server itself: health, version, models and metrics."""
+
+from __future__ import annotations
+
+import msgspec
+
+from diastole import __version__
+from diastole.serve import metrics
+from diastole.serve.exchange import Exchange
+from diastole.serve.face import Face
+from diastole.serve.gate import shutting_down
+from diastole.serve.interface import TextService
+
+VECTORS = "mean of the language model's final hidden states, of length 1; not trained to compare sentences"
+
+
+class StatusReply(msgspec.Struct):
+    status: str
+
+
+class VersionReply(msgspec.Struct):
+    version: str
+
+
+class Vectors(msgspec.Struct):
+    """What a model's embeddings are."""
+
+    dimensions: int
+    kind: str = VECTORS
+
+
+class Architecture(msgspec.Struct):
+    input_modalities: list[str]
+    output_modalities: list[str]
+
+
+class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
+    """One name that requests may use; ``root`` is the service behind it."""
+
+    id: str
+    created: int
+    root: str
+    max_model_len: int
+    embeddings: Vectors
+    architecture: Architecture
+    owned_by: str = "diastole"
+
+    @classmethod
+    def of(cls, name: str, service: TextService) -> ModelCard:
+        """The card of a service under one of its names."""
+        text = Architecture(["text"], ["text"])
+        return cls(name, service.created, service.name, service.context, Vectors(service.width), text)
+
+
+class ModelList(msgspec.Struct, tag_field="object", tag="list"):
+    data: list[ModelCard]
+
+
+async def health(face: Face, exchange: Exchange) -> None:
+    """Whether the process should go on living: false only once its engine has died and cannot be restarted."""
+    if face.lost:
+        face.check_ready()
+    await exchange.reply_json(200, StatusReply("ok"))
+
+
+async def ready(face: Face, exchange: Exchange) -> None:
+    """Whether requests would be served now."""
+    if face.gate.draining:
+        raise shutting_down()
+    face.check_ready()
+    await exchange.reply_json(200, StatusReply("ready"))
+
+
+async def version(face: Face, exchange: Exchange) -> None:
+    """The version of the server."""
+    await exchange.reply_json(200, VersionReply(__version__))
+
+
+async def models(face: Face, exchange: Exchange) -> None:
+    """Every name that requests may use."""
+    face.check_ready()
+    cards = [ModelCard.of(name, service) for name, service in face.backend.services.items()]
+    await exchange.reply_json(200, ModelList(cards))
+
+
+async def model(face: Face, exchange: Exchange) -> None:
+    """One name that requests may use.
+
+    Raises:
+        ApiError: 404 model_not_found.
+    """
+    face.check_ready()
+    name = exchange.scope["path_params"]["id"]
+    await exchange.reply_json(200, ModelCard.of(name, face.service(name)))
+
+
+async def show_metrics(face: Face, exchange: Exchange) -> None:
+    """What engine and server count, for Prometheus."""
+    text = await metrics.page(face.backend, face.traffic, face.config.vllm_metrics)
+    await exchange.reply(200, text, metrics.TYPE)
