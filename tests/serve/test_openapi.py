@@ -67,12 +67,10 @@ def bounded(described: dict[str, Any]) -> Iterator[tuple[str, str, Any, bool]]:
 
 def edges(schema: dict[str, Any]) -> Iterator[tuple[Any, bool]]:
     step = 1 if schema.get("type") == "integer" else 1e-6
-    for word, sign in (("minimum", -1), ("maximum", 1), ("exclusiveMinimum", -1)):
+    for word, bad, good in (("minimum", -step, 0), ("maximum", step, 0), ("exclusiveMinimum", 0, step)):
         if word in schema:
-            yield schema[word] + sign * step, False
-            yield schema[word] - (sign * step if word == "exclusiveMinimum" else 0), True
-            if word == "exclusiveMinimum":
-                yield schema[word], False
+            yield schema[word] + bad, False
+            yield schema[word] + good, True
     if schema.get("type") == "string" and "minLength" in schema:
         yield "", False
         if "maxLength" in schema:

@@ -152,6 +152,9 @@ def test_json_has_no_room_for_endless_white_space(grammars: Grammars) -> None:
         ("json_schema", json.dumps({"allOf": [{"type": "string"}, {"type": "integer"}]}), "invalid_schema"),
         ("regex", "(?=a)b", "invalid_grammar"),
         ("regex", "(", "invalid_grammar"),
+        ("regex", r"[^\x00-\U0010ffff]", "invalid_grammar"),  # no character is left
+        ("json_schema", '{"$ref": "#"}', "invalid_schema"),
+        ("lark", "start: start", "invalid_grammar"),
         ("lark", "start: missing", "invalid_grammar"),
         ("lark", 'start: "a', "invalid_grammar"),
         ("lark", "\x00", "invalid_grammar"),

@@ -49,6 +49,11 @@ class Guide:
         self._words = np.zeros(-(-vocab // 32), np.uint32)
         self.finish: str | None = None
 
+    @property
+    def why(self) -> str:
+        """What the library says of a text that is stuck; it may say nothing."""
+        return self._matcher.get_error()
+
     def restrict(self, logits: Array) -> Array:
         """logits (V,) with minus infinity for every token that may not come next."""
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
@@ -117,9 +122,10 @@ class Grammars:
         if matcher.is_error():
             raise GrammarError(grammar.kind, matcher.get_error())
         guide = Guide(matcher, self._vocab)
-        guide.fork().restrict(np.zeros(self._vocab, np.float32))  # the first mask, which finds what compiling does not
-        if matcher.is_error():
-            raise GrammarError(grammar.kind, matcher.get_error())
+        first = guide.fork()  # the first mask finds what compiling does not
+        first.restrict(np.zeros(self._vocab, np.float32))
+        if first.finish is not None:
+            raise GrammarError(grammar.kind, first.why or "no token may come first")
         return guide
 
 
