@@ -197,7 +197,7 @@ def test_a_client_that_hangs_up_frees_its_pages(server: Running, stream: bool) -
     body = json.dumps(ask("Tell me a very long story.", max_tokens=7_000, ignore_eos=True, stream=stream)).encode()
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as s:
-        head = ["POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json"]
+        head = ["POST /v1/chat/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
         s.sendall("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
         eventually(lambda: server.metric("num_requests_running") == 1, "the request never ran")
     eventually(lambda: server.metric("num_requests_running") == 0, "the request ran on after its client had gone")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
+from diastole.serve.hosts import is_loopback, name_of
 from diastole.serve.limits import check_json_type, decode
 
 PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
@@ -50,29 +49,10 @@ def require_admin(face: Face, exchange: Exchange) -> None:
         return
     peer = exchange.scope.get("client")
     direct = not any(header in exchange.headers for header in PROXY_HEADERS)
-    if peer is not None and _local(peer[0]) and direct and _local(_name_of(exchange.headers.get("host", ""))):
+    if peer is not None and is_loopback(peer[0]) and direct and is_loopback(name_of(exchange.headers.get("host", ""))):
         return
     message = (
         "Without keys only direct requests from the server's own machine may do that: give a key the right 'admin' in "
         "server.api_key_file."
     )
     raise ApiError(403, message, code="admin_not_allowed")
-
-
-def _name_of(host: str) -> str:
-    """A host header without its port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

@@ -26,6 +26,7 @@ from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import shutting_down
+from diastole.serve.hosts import Hosts, allowance
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.limits import check_json_type
 from diastole.serve.messages import count_tokens, messages
@@ -56,7 +57,11 @@ def create_app(backend: Backend, config: ServerConfig, traces: Traces | None = N
             *(Route(path, kind(method)(face, path, handler), methods=[method]) for path, method, handler in ROUTES),
             *(Route(path, Endpoint(face, path, handler), methods=[method]) for path, method, handler in CONTROLS),
         ],
-        middleware=[Middleware(Cors, origins=config.cors_origins), Middleware(Border, face=face)],
+        middleware=[
+            Middleware(Hosts, allows=allowance(config, face.keyring.empty)),
+            Middleware(Cors, origins=config.cors_origins),
+            Middleware(Border, face=face),
+        ],
         exception_handlers={HTTPException: _refuse},
     )
     app.router.redirect_slashes = False
