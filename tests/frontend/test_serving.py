@@ -27,6 +27,7 @@ class Running:
     """A server in a process of its own."""
 
     def __init__(self, *flags: str, target: str = MODEL) -> None:
+        began = time.monotonic()
         command = [sys.executable, "-m", "diastole.cli.main", "serve", target, "--port", "0", *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
@@ -38,6 +39,7 @@ class Running:
                 break
         else:
             raise AssertionError(f"the server did not start: {self.log}")
+        self.start_seconds = time.monotonic() - began  # how fast this machine is, with all that it has to do now
         threading.Thread(target=lambda: self.log.extend(self.process.stderr or ()), daemon=True).start()
         self.http = httpx.Client(base_url=self.url, timeout=60)
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
