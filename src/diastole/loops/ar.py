@@ -320,6 +320,11 @@ def check_prompt(
         raise UserError("params of a language model request must be SamplingParams or PoolParams", param="params")
     if len(prompt) == 0:
         raise UserError("the prompt is empty: give at least one token", param="prompt", code="empty_prompt")
+    most = min(context, room)
+    if isinstance(params, PoolParams):  # before the ids are looked at, of which there may be a million
+        pooling.check_length(len(prompt), most)
+    else:
+        _check_length(len(prompt), params, most)
     ids = np.asarray(prompt)
     if ids.dtype.kind != "i" or ids.ndim != 1:
         raise UserError("the prompt must be a list of integer token ids", param="prompt", code="invalid_type")
@@ -331,9 +336,7 @@ def check_prompt(
             code="invalid_token_id",
         )
     if isinstance(params, PoolParams):
-        pooling.check_length(len(ids), min(context, room))
         return
-    _check_length(len(ids), params, min(context, room))
     for name in ("logit_bias", "stop_token_ids"):
         for token in getattr(params, name):
             if token >= vocab:

@@ -31,10 +31,13 @@ async def reload(face: Face, exchange: Exchange) -> None:
     check_json_type(exchange.headers)
     face.check_ready()
     service = face.service(exchange.scope["path_params"]["name"])
-    body = await exchange.body(face.config.max_body_bytes)
-    changes = decode(body, dict[str, Any]) if body else {}
+    changes = await face.bodies.read(exchange, _changes)
     await face.backend.reload(service.name, changes)
     await exchange.reply_json(200, ReloadReply(service.name, service.context))
+
+
+def _changes(body: bytes) -> dict[str, Any]:
+    return decode(body, dict[str, Any]) if body else {}
 
 
 def require_admin(face: Face, exchange: Exchange) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -48,12 +50,12 @@ async def tokenize(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong.
     """
     face.check_ready()
-    request = decode(await exchange.body(face.config.max_body_bytes), TokenizeRequest)
+    request, messages = await face.bodies.read(exchange, _parse)
     service = face.only_service(request.model)
     if (request.prompt is None) == (request.messages is None):
         raise ApiError(400, "Give either prompt or messages.", param="prompt", code="missing_required_parameter")
-    if request.messages is not None:
-        ids = await chat_prompt(service, plain_messages(request.messages))
+    if messages is not None:
+        ids = await chat_prompt(service, messages)
     else:
         try:
             ids = await service.encode(request.prompt or "")
@@ -65,6 +67,11 @@ async def tokenize(face: Face, exchange: Exchange) -> None:
     await exchange.reply_json(200, TokenizeReply(ids, len(ids), service.context, names))
 
 
+def _parse(body: bytes) -> tuple[TokenizeRequest, list[dict[str, Any]] | None]:
+    request = decode(body, TokenizeRequest)
+    return request, None if request.messages is None else plain_messages(request.messages)
+
+
 async def detokenize(face: Face, exchange: Exchange) -> None:
     """The text of token ids.
 
@@ -72,7 +79,7 @@ async def detokenize(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong.
     """
     face.check_ready()
-    request = decode(await exchange.body(face.config.max_body_bytes), DetokenizeRequest)
+    request = await face.bodies.read(exchange, partial(decode, type=DetokenizeRequest))
     service = face.only_service(request.model)
     for i, id in enumerate(request.tokens):
         if not 0 <= id < service.vocab:
