@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from diastole.config import Bytes, Config, from_env, from_toml, resolve, settings, to_toml
@@ -38,6 +39,7 @@ def test_toml() -> None:
     assert config.service["odd name"].model == "smollm2-135m"
 
 
+@effort(deadline=None)  # how long an example takes is up to the machine
 @given(st.text(max_size=20), st.lists(st.text(max_size=10), max_size=3), st.integers(0, 65_535), st.booleans())
 def test_what_is_written_is_read_back(name: str, aliases: list[str], port: int, cache: bool) -> None:
     flags = {"server": {"port": port}, "service": {"name": name, "aliases": tuple(aliases), "prefix_cache": cache}}

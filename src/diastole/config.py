@@ -118,6 +118,9 @@ class ServerConfig:
     concurrent_requests: int = knob(0, "of the same at once; 0: no limit", low=0)
     isolate_keys: bool = knob(False, "no key is served from prefixes that another one's requests cached")
     cors_origins: tuple[str, ...] = knob((), "web pages' origins that may call from browsers")
+    allowed_hosts: tuple[str, ...] = knob(
+        (), "names, beside localhost, that it answers to; none: all, unless it is on loopback and without keys"
+    )
     max_tokens: int = knob(0, "most tokens of one answer; 0: no limit", unit="tokens", low=0)
     max_seconds: float = knob(0.0, "longest time of one generation; 0: no limit", unit="s", low=0)
     max_body_bytes: Bytes = knob(Bytes(4 * 2**20), "largest request body", low=1)

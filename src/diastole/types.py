@@ -73,6 +73,7 @@ class Stream:
     emitted_at: float | None = None  # seconds; None before the first output
     serial: int = 0  # order of arrival, given by the ledger
     finished: bool = False
+    speaks: bool = True  # False: it only reads, and ends with one result that is no unit of output
 
     @property
     def left(self) -> int:
@@ -148,6 +149,7 @@ class Event(NamedTuple):
     data: Any  # what the loop emits, e.g. loops.ar.Tokens
     final: bool  # this choice ends here
     at: float  # seconds
+    speaks: bool = True  # as its stream
 
 
 class Outcome(NamedTuple):

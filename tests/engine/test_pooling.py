@@ -78,6 +78,28 @@ def test_nothing_cached_is_used_or_left_behind() -> None:
     np.testing.assert_array_equal(first, expected_vector(prompt))
 
 
+def test_readers_are_counted_as_requests_without_answers() -> None:
+    """They give no token and look nothing up; what a text counts is as if they were not there."""
+    service = toy_service()
+    engine = toy_engine(service)
+    for id, prompt in PROMPTS.items():
+        engine.add(wish(id, prompt))
+    run(engine)
+    meter = service.meter
+    assert meter.counters["prompt_tokens"] == sum(map(len, PROMPTS.values()))
+    assert meter.finished == {"stop": len(PROMPTS)}
+    assert meter.counters["slo_attained"] == len(PROMPTS)
+    for name in ("generation_tokens", "prefix_cache_queries", "prefix_cache_hits"):
+        assert meter.counters[name] == 0, name
+    for name in ("time_to_first_token", "inter_token_latency", "request_time_per_output_token", "request_decode_time"):
+        assert sum(meter.histograms[f"{name}_seconds"].counts) == 0, name
+    assert meter.histograms["request_generation_tokens"].sum == 0
+    engine.add(request("text", [1] * 70, most=8))
+    run(engine)
+    assert meter.counters["generation_tokens"] == 8
+    assert meter.counters["prefix_cache_queries"] == 70
+
+
 @pytest.mark.parametrize("swap", [0, 1 << 20])
 def test_preemption_in_the_middle_of_reading(swap: int) -> None:
     """Readers and speakers starve together; the youngest give way and read on, or from the start."""

@@ -97,7 +97,8 @@ def test_vectors_over_http_are_those_of_the_library(server: Running) -> None:
 @pytest.mark.slow
 def test_leaving_while_many_are_read_frees_the_engine(server: Running) -> None:
     body = json.dumps({"model": MODEL, "input": ["word " * 2_000] * 40}).encode()
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+    head += "\r\nContent-Type: application/json"
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as s:
         s.sendall(head.encode() + b"\r\n\r\n" + body)

@@ -46,17 +46,30 @@ class Stream(threading.Thread):
                 self.lines = [*self.lines[-2:], line] if line else self.lines
 
 
-def serves_again(server: Running, seconds: float) -> None:
-    """A request succeeds within this time; until then each is told that the engine is being restarted."""
-    deadline = time.monotonic() + seconds
+def gone(pid: int) -> bool:
+    """Whether a process has ended, also if nobody has been told yet."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def serves_again(server: Running, old: int) -> None:
+    """Once the old engine is gone a request succeeds within ten seconds, or, on a machine so busy that the server's own
+    start took longer than five, within twice that. Until then each is told that the engine is being restarted."""
+    eventually(lambda: gone(old), "the old engine lives on")
+    deadline = time.monotonic() + max(10.0, 2 * server.start_seconds)
+    ready = []
     while (reply := server.http.post(URL, json=ask("What is 2+2?", max_tokens=20))).status_code != 200:
         assert reply.status_code == 503
         assert reply.json()["error"]["code"] == "engine_restarting"
         assert int(reply.headers["retry-after"]) > 0
         assert server.http.get("/health").status_code == 200
-        assert server.http.get("/ready").status_code == 503
+        ready.append(server.http.get("/ready").status_code)
         assert time.monotonic() < deadline, "the engine did not come back"
         time.sleep(0.05)
+    assert set(ready[:-1]) <= {503}  # after the last refusal it may have come
     assert "4" in reply.json()["choices"][0]["message"]["content"]
 
 
@@ -67,12 +80,13 @@ def test_a_killed_engine_is_replaced(running: Running) -> None:
     eventually(lambda: all(s.pieces > 3 for s in streams), "the streams do not speak")
     old = running.engine_pid()
     os.kill(old, signal.SIGKILL)
+    eventually(lambda: gone(old), "the engine lives on")
     for stream in streams:
-        stream.join(10)
+        stream.join(30)
         assert not stream.is_alive(), "a stream did not end with its engine"
         assert '"code":"engine_restarting"' in stream.lines[-2]
         assert stream.lines[-1] == "data: [DONE]"
-    serves_again(running, 10)
+    serves_again(running, old)
     eventually(lambda: whole, "a whole answer did not end with its engine")
     assert whole[0].status_code == 503
     assert whole[0].json()["error"]["code"] == "engine_restarting"
@@ -86,11 +100,13 @@ def test_a_killed_engine_is_replaced(running: Running) -> None:
 def test_a_hanging_engine_is_replaced(running: Running) -> None:
     stream = Stream(running)
     eventually(lambda: stream.pieces > 3, "the stream does not speak")
-    os.kill(running.engine_pid(), signal.SIGSTOP)
-    stream.join(20)
-    assert not stream.is_alive(), "the hanging engine was not killed"
+    old = running.engine_pid()
+    os.kill(old, signal.SIGSTOP)
+    eventually(lambda: gone(old), "the hanging engine was not killed")
+    stream.join(30)
+    assert not stream.is_alive(), "the stream did not end with its engine"
     assert '"code":"engine_restarting"' in stream.lines[-2]
-    serves_again(running, 10)
+    serves_again(running, old)
     assert running.metric("engine_restarts_total") == 1
 
 
@@ -102,9 +118,4 @@ def test_an_engine_does_not_outlive_its_server() -> None:
     engine = server.engine_pid()
     server.process.kill()
     server.process.wait()
-
-    def gone() -> bool:
-        status = Path(f"/proc/{engine}/stat")
-        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
-
-    eventually(gone, "the engine lives on")
+    eventually(lambda: gone(engine), "the engine lives on")

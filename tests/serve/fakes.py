@@ -74,6 +74,7 @@ class FakeService:
         self.priorities = False
         self.pace = 0.0  # seconds before each token
         self.endless = False
+        self.stalls = False  # says nothing more once it has begun, for as long as this is true
         self.says: str | None = None  # instead of the prompt
         self.cut = 1  # bytes, or tokens, of each delta
         self.tool_format: Format = HERMES
@@ -131,6 +132,8 @@ class FakeService:
             for step in range(10**9):
                 for i in reversed(live.copy()):
                     await asyncio.sleep(self.pace)
+                    while self.stalls and request_id in self.spoken:
+                        await asyncio.sleep(0.002)
                     if self.fault_after is not None and said >= self.fault_after:
                         raise self.fault
                     ids = answers[i][step * cut : (step + 1) * cut] if not self.endless else b"x" * self.wide

@@ -38,7 +38,7 @@ def test_reload_by_name_and_alias_with_and_without_changes(server: Running, http
 @pytest.mark.parametrize(
     ("headers", "body", "status", "code"),
     [
-        ({"host": "evil.example"}, b"{}", 403, "admin_not_allowed"),  # a name that was made to point here
+        ({"host": "evil.example"}, b"{}", 421, "host_not_allowed"),  # a name that was made to point here
         ({"x-forwarded-for": "10.0.0.1"}, b"{}", 403, "admin_not_allowed"),
         ({"content-type": "text/plain"}, b"{}", 415, "unsupported_media_type"),  # what any web page may send
         ({}, b"[]", 400, "invalid_type"),
@@ -52,6 +52,13 @@ def test_who_and_what_is_refused(
     assert (reply.status_code, error(reply)["code"]) == (status, code)
     assert http.post("/admin/services/other/reload", json={}).status_code == 404
     assert server.backend.reloads == []
+
+
+def test_a_name_that_the_server_may_have_administers_nothing() -> None:
+    with Running(allowed_hosts=("chat.example.org",)) as server:
+        wait_ready(server)
+        for host, status in (("chat.example.org", 403), ("localhost:1", 200)):
+            assert httpx.post(server.url + URL, json={}, headers={"host": host}).status_code == status
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def connect(server: Running) -> socket.socket:
 
 
 def head(**headers: object) -> bytes:
-    lines = [f"POST {URL} HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    lines = [f"POST {URL} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     lines += [f"{k.replace('_', '-')}: {v}" for k, v in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
@@ -139,7 +139,7 @@ def test_headers_too_large(small: Running, sent: bytes) -> None:
 
 
 def test_many_requests_on_one_connection(small: Running) -> None:
-    one = b"GET /health HTTP/1.1\r\nHost: x\r\nFill: " + b"x" * 8000 + b"\r\n\r\n"
+    one = b"GET /health HTTP/1.1\r\nHost: localhost\r\nFill: " + b"x" * 8000 + b"\r\n\r\n"
     with connect(small) as s:
         for _ in range(20):  # the bound is per request
             s.sendall(one)
@@ -147,9 +147,9 @@ def test_many_requests_on_one_connection(small: Running) -> None:
 
 
 def test_pipelined_requests(small: Running) -> None:
-    one = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connect(small) as s:
-        s.sendall(one * 4 + b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        s.sendall(one * 4 + b"GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = read_all(s)
     assert answer.count(b"HTTP/1.1 200") == 5
 

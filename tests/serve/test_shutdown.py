@@ -43,11 +43,11 @@ class Asking:
 
 
 def test_running_requests_finish_and_new_ones_are_refused(eventually: Eventually) -> None:
-    with Running(drain_seconds=20) as server:
+    with Running(drain_seconds=600) as server:
         wait_ready(server)
-        server.service.pace = 0.05
+        server.service.stalls = True
         asking = [Asking(server.url, stream=True), Asking(server.url)]
-        eventually(lambda: len(server.service.running) == 2)
+        eventually(lambda: len(server.service.spoken) == 2)
         server.stop()
         eventually(lambda: server.server.gate.draining)
         late = httpx.post(server.url + URL, json=HELLO)
@@ -56,6 +56,7 @@ def test_running_requests_finish_and_new_ones_are_refused(eventually: Eventually
         assert "retry-after" in late.headers
         assert httpx.get(server.url + "/ready").status_code == 503
         assert httpx.get(server.url + "/health").status_code == 200
+        server.service.stalls = False
         streamed, whole = (a.answer() for a in asking)
         assert events(streamed.text)[-1]["choices"][0]["finish_reason"] == "stop"
         assert whole.json()["choices"][0]["message"]["content"] == HELLO["messages"][0]["content"]

@@ -85,7 +85,7 @@ class Ledger:
     def _settle_in(self, stream: Stream) -> bool:
         if self.host is None or stream.serial not in self.host:
             fresh = self.loop.admit(stream)
-            if fresh:
+            if fresh and stream.speaks:  # who only reads does not look for a cached beginning
                 self.meter.count("prefix_cache_queries", stream.known)
                 self.meter.count("prefix_cache_hits", stream.done)
             return fresh
@@ -110,7 +110,7 @@ class Ledger:
             self._alive[stream.req.id] += 1
             if not stream.finished:
                 _insert(self.running, stream)
-        self.meter.emitted([e.id for e in outcome.events], now)
+        self.meter.emitted([e.id for e in outcome.events if e.speaks], now)
         over = [e for e in outcome.events if e.final]
         for event in over:
             self._end(event.id, now, getattr(event.data, "finish", None) or "stop")

@@ -23,6 +23,7 @@ from diastole.frontend.host import Loaded
 from diastole.frontend.loading import LoadingBar
 from diastole.frontend.voice import tokenizer_of
 from diastole.frontend.wire import Card, Reload
+from diastole.kernels.cgroup import memory_left
 from diastole.kernels.table import Ops, load
 from diastole.loops.ar import AutoRegressive
 from diastole.nn.linear import Loader, WeightFormat, packed_size
@@ -145,7 +146,13 @@ def slos(config: Config) -> dict[str, SLO]:
 
 
 def available_memory() -> int:
-    """Bytes that could be taken without swapping, as the kernel estimates it; where it does not, all there are."""
+    """Bytes that could be taken without swapping, as the kernel estimates it (where it does not, all there are), and
+    without meeting the limit of a container or service."""
+    left = memory_left()
+    return _free() if left is None else min(_free(), left)
+
+
+def _free() -> int:
     estimates = Path("/proc/meminfo")
     for line in estimates.read_text().splitlines() if estimates.exists() else ():
         if line.startswith("MemAvailable:"):

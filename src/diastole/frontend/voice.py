@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diastole.text import ChatTemplate, Tokenizer
+from diastole.text.guard import Guard
 from diastole.text.tools import telling_of
 from diastole.types import UserError
 from diastole.weights import GGUF
@@ -18,6 +19,7 @@ class Voice:
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
         self.tokenizer, self.template = tokenizer, template
+        self._guard = Guard(tokenizer)
         self.telling = telling_of(None if template is None else template.source)
 
     def chat(
@@ -28,6 +30,8 @@ class Voice:
     ) -> list[int]:
         """A conversation as prompt ids, by the model's own template. Arguments of tool calls are objects in it.
 
+        Only what the template writes becomes special tokens; their names in what is given here are plain text.
+
         Raises:
             UserError: the model has no template, or its template refuses the messages.
         """
@@ -35,9 +39,9 @@ class Voice:
             raise UserError(
                 "this model has no chat template: use plain completions", param="messages", code="template_missing"
             )
-        prepared, told = self.telling.prepare(messages, tools)
-        text = self.template.render(prepared, tools=told, now=time.time(), **options)
-        return self.tokenizer.encode(text, special=True)
+        prepared, told = self.telling.prepare(self._guard.broken(messages), self._guard.broken(tools))
+        text = self.template.render(prepared, tools=told, now=time.time(), **self._guard.broken(options))
+        return self._guard.encode(text)
 
     def prompt(self, text: str) -> list[int]:
         """A plain prompt as ids."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from diastole.kernels.cgroup import processors
 from diastole.types import Array, UserError
 
 Format = Literal["f32", "bf16", "q8", "q4"]
@@ -223,7 +224,14 @@ def compiled() -> Any | None:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, counting two hardware threads of one core once."""
+    """Cores that this process may use, counting two hardware threads of one core once; no more than a container or
+    service gives it time for, since threads beyond that would only be stopped in the middle of a step."""
+    share = processors()
+    cores = _allowed_cores()
+    return cores if share is None else max(1, min(cores, int(share)))
+
+
+def _allowed_cores() -> int:
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for cpu in allowed:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,6 @@ class Tokens(NamedTuple):
 class Text:
     """The loop's private record of a stream that speaks."""
 
-    speaks: ClassVar[bool] = True
     ids: Array  # (capacity,) int32: prompt, then output; ``known`` of them are valid
     tip: int  # the last of these
     prompt: int
@@ -106,12 +105,10 @@ class AutoRegressive:
 
     def open(self, request: Request) -> Stream:
         prompt = np.asarray(request.inputs, np.int32)
-        own: Text | pooling.Reading
         if isinstance(request.params, PoolParams):
             own = pooling.Reading(prompt, request.params.kind, self.width)
-        else:
-            own = self._text(request, prompt)
-        return Stream(request, 0, known=len(prompt), own=own)
+            return Stream(request, 0, known=len(prompt), own=own, speaks=False)
+        return Stream(request, 0, known=len(prompt), own=self._text(request, prompt))
 
     def _text(self, request: Request, prompt: Array) -> Text:
         params: SamplingParams = request.params
@@ -179,7 +176,7 @@ class AutoRegressive:
                 kept.append(grant)
             else:
                 starved.append(stream)
-        decode = kept and all(n == 1 and s.known - s.done == 1 and s.own.speaks for s, n in kept)
+        decode = kept and all(n == 1 and s.known - s.done == 1 and s.speaks for s, n in kept)
         return (self._gather_decode if decode else self._gather)(kept, tuple(starved))
 
     def _gather(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
@@ -201,7 +198,7 @@ class AutoRegressive:
             tables=tables,
             lo=np.zeros(len(pos), np.int32),
             hi=pos + 1,
-            want=starts[1:][[n == s.left and s.own.speaks for s, n in grants]] - 1,
+            want=starts[1:][[n == s.left and s.speaks for s, n in grants]] - 1,
             starved=starved,
             tap=pooling.tap(grants, starts, self.width),
         )
@@ -247,7 +244,7 @@ class AutoRegressive:
         for stream, n in batch.grants:
             text: Text = stream.own
             done = stream.done = stream.done + n
-            if not text.speaks:
+            if not stream.speaks:
                 continue
             if done % PAGE < n:  # a page is complete
                 self.pool.publish(stream.leases["kv"], text.key, done)
@@ -266,7 +263,7 @@ class AutoRegressive:
         if batch.tap is not None:
             for stream in pooling.absorb(batch.grants, batch.tap):
                 self.close(stream)
-                events.append(Event(stream.req.id, stream.index, stream.own.result(), True, now))
+                events.append(Event(stream.req.id, stream.index, stream.own.result(), True, now, stream.speaks))
         return Outcome(events, born)
 
     def _fork(self, stream: Stream) -> list[Stream]:
@@ -323,6 +320,11 @@ def check_prompt(
         raise UserError("params of a language model request must be SamplingParams or PoolParams", param="params")
     if len(prompt) == 0:
         raise UserError("the prompt is empty: give at least one token", param="prompt", code="empty_prompt")
+    most = min(context, room)
+    if isinstance(params, PoolParams):  # before the ids are looked at, of which there may be a million
+        pooling.check_length(len(prompt), most)
+    else:
+        _check_length(len(prompt), params, most)
     ids = np.asarray(prompt)
     if ids.dtype.kind != "i" or ids.ndim != 1:
         raise UserError("the prompt must be a list of integer token ids", param="prompt", code="invalid_type")
@@ -334,9 +336,7 @@ def check_prompt(
             code="invalid_token_id",
         )
     if isinstance(params, PoolParams):
-        pooling.check_length(len(ids), min(context, room))
         return
-    _check_length(len(ids), params, min(context, room))
     for name in ("logit_bias", "stop_token_ids"):
         for token in getattr(params, name):
             if token >= vocab:

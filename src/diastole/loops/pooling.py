@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,6 @@ class Reading:
         ids: the prompt, (n,) int32.
         width: d.
     """
-
-    speaks: ClassVar[bool] = False
 
     def __init__(self, ids: Array, kind: Pooling, width: int) -> None:
         self.ids, self.prompt, self.cached = ids, len(ids), 0
@@ -66,7 +64,7 @@ def unit(vector: Array) -> Array:
 
 def tap(grants: Sequence[Grant], starts: Array, width: int) -> Tap | None:
     """All rows of streams that only read; None if there are no such streams."""
-    reading = [(lo, n) for (s, n), lo in zip(grants, starts, strict=False) if not s.own.speaks]
+    reading = [(lo, n) for (s, n), lo in zip(grants, starts, strict=False) if not s.speaks]
     if not reading:
         return None
     rows = np.concatenate([np.arange(lo, lo + n, dtype=np.int32) for lo, n in reading])
@@ -78,7 +76,7 @@ def absorb(grants: Sequence[Grant], tap: Tap) -> list[Stream]:
     finished = []
     at = 0
     for stream, n in grants:
-        if stream.own.speaks:
+        if stream.speaks:
             continue
         stream.own.absorb(stream.done - n, tap.hidden[at : at + n])
         at += n

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
+from diastole.serve.hosts import is_loopback, name_of
 from diastole.serve.limits import check_json_type, decode
 
 PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
@@ -32,10 +31,13 @@ async def reload(face: Face, exchange: Exchange) -> None:
     check_json_type(exchange.headers)
     face.check_ready()
     service = face.service(exchange.scope["path_params"]["name"])
-    body = await exchange.body(face.config.max_body_bytes)
-    changes = decode(body, dict[str, Any]) if body else {}
+    changes = await face.bodies.read(exchange, _changes)
     await face.backend.reload(service.name, changes)
     await exchange.reply_json(200, ReloadReply(service.name, service.context))
+
+
+def _changes(body: bytes) -> dict[str, Any]:
+    return decode(body, dict[str, Any]) if body else {}
 
 
 def require_admin(face: Face, exchange: Exchange) -> None:
@@ -50,29 +52,10 @@ def require_admin(face: Face, exchange: Exchange) -> None:
         return
     peer = exchange.scope.get("client")
     direct = not any(header in exchange.headers for header in PROXY_HEADERS)
-    if peer is not None and _local(peer[0]) and direct and _local(_name_of(exchange.headers.get("host", ""))):
+    if peer is not None and is_loopback(peer[0]) and direct and is_loopback(name_of(exchange.headers.get("host", ""))):
         return
     message = (
         "Without keys only direct requests from the server's own machine may do that: give a key the right 'admin' in "
         "server.api_key_file."
     )
     raise ApiError(403, message, code="admin_not_allowed")
-
-
-def _name_of(host: str) -> str:
-    """A host header without its port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)

@@ -16,6 +16,7 @@ from diastole.serve.border import Border
 from diastole.serve.cors import Cors
 from diastole.serve.errors import ApiError
 from diastole.serve.face import Face
+from diastole.serve.hosts import Hosts, allowance
 from diastole.serve.interface import Backend
 from diastole.serve.routes import ROUTES
 from diastole.serve.tracing import NoTraces, Traces
@@ -36,7 +37,11 @@ def create_app(backend: Backend, config: ServerConfig, traces: Traces | None = N
     face = Face(backend, config, traffic, traces or NoTraces())
     app = Starlette(
         routes=[routing.Route(r.path, r.endpoint(face, r.label, r.handler), methods=[r.method]) for r in ROUTES],
-        middleware=[Middleware(Cors, origins=config.cors_origins), Middleware(Border, face=face)],
+        middleware=[
+            Middleware(Hosts, allows=allowance(config, face.keyring.empty)),
+            Middleware(Cors, origins=config.cors_origins),
+            Middleware(Border, face=face),
+        ],
         exception_handlers={HTTPException: _refuse},
     )
     app.router.redirect_slashes = False

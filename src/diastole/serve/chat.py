@@ -54,10 +54,9 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong or cannot be served now.
     """
     face.check_ready()
-    request = read(await exchange.body(face.config.max_body_bytes), ChatRequest, CHAT_UNSERVED)
+    request, messages = await face.bodies.read(exchange, _parse)
     service = face.service(request.model)
     plain = chat_params(request)
-    messages = plain_messages(request.messages)
     tools = toolbox_of(request)
     slo = slo_of(request.slo, exchange.headers)
     priority = priority_of(request.priority, exchange.headers, service)
@@ -87,6 +86,11 @@ async def chat_completions(face: Face, exchange: Exchange) -> None:
             await _whole(exchange, generation, request, tools)
 
     await exchange.run(work())
+
+
+def _parse(body: bytes) -> tuple[ChatRequest, list[dict[str, Any]]]:
+    request = read(body, ChatRequest, CHAT_UNSERVED)
+    return request, plain_messages(request.messages)
 
 
 async def chat_prompt(

@@ -39,11 +39,10 @@ async def completions(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong or cannot be served now.
     """
     face.check_ready()
-    request = read(await exchange.body(face.config.max_body_bytes), CompletionRequest)
+    request, prompts = await face.bodies.read(exchange, _parse)
     service = face.service(request.model)
     limit = face.ceilings.usual(DEFAULT_COMPLETION_TOKENS) if request.max_tokens is None else request.max_tokens
     plain = sampling(request, limit, request.logprobs, {})
-    prompts = split_prompts(request.prompt, "prompt", MAX_PROMPTS)
     if len(prompts) * plain.n > MAX_CHOICES:
         message = f"n times the number of prompts may be at most {MAX_CHOICES}, not {len(prompts) * plain.n}."
         raise wrong("n", message)
@@ -79,6 +78,11 @@ async def completions(face: Face, exchange: Exchange) -> None:
             await _whole(exchange, generation, request, heads)
 
     await exchange.run(work())
+
+
+def _parse(body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
+    request = read(body, CompletionRequest)
+    return request, split_prompts(request.prompt, "prompt", MAX_PROMPTS)
 
 
 async def prompt_ids(

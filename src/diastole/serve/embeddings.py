@@ -76,13 +76,12 @@ async def embeddings(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong or cannot be served now.
     """
     face.check_ready()
-    request = read_plain(await exchange.body(face.config.max_body_bytes), EmbeddingRequest, UNSERVED)
+    request, inputs = await face.bodies.read(exchange, _parse)
     service = face.service(request.model)
     if request.encoding_format is not None and request.encoding_format not in FORMATS:
         raise wrong("encoding_format", f"encoding_format must be one of {', '.join(FORMATS)}.")
     if request.dimensions is not None and not 1 <= request.dimensions <= service.width:
         raise wrong("dimensions", f"dimensions must be between 1 and {service.width}, as many as this model has.")
-    inputs = split_prompts(request.input, "input", MAX_INPUTS)
     slo = slo_of(request.slo, exchange.headers)
 
     async def work() -> None:
@@ -92,6 +91,11 @@ async def embeddings(face: Face, exchange: Exchange) -> None:
         await exchange.reply(200, await asyncio.to_thread(_body, request, vectors, reading.tokens))
 
     await exchange.run(work())
+
+
+def _parse(body: bytes) -> tuple[EmbeddingRequest, list[Prompt]]:
+    request = read_plain(body, EmbeddingRequest, UNSERVED)
+    return request, split_prompts(request.input, "input", MAX_INPUTS)
 
 
 async def _ids(service: TextService, given: Prompt, where: str) -> list[int]:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from diastole.clock import RealClock
+from diastole.serve.bodies import Bodies
 from diastole.serve.ceilings import Ceilings
 from diastole.serve.cors import check_origins
 from diastole.serve.energy import host_energy
@@ -38,6 +39,7 @@ class Face:
         self._clock = RealClock()
         self.gate = Gate(config.max_queued)
         self.running = Running()
+        self.bodies = Bodies(config.max_body_bytes)
         check_origins(config.cors_origins)
         self.keyring = Keyring(config.api_key, config.api_key_file)
         if config.isolate_keys and self.keyring.empty:

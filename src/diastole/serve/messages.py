@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, TypeVar
+
 import msgspec
 
 from diastole.frontend.types import Delta
@@ -41,6 +44,9 @@ class CountReply(msgspec.Struct):
     input_tokens: int
 
 
+R = TypeVar("R", bound=CountRequest)
+
+
 async def messages(face: Face, exchange: Exchange) -> None:
     """Answer a conversation, whole or as events.
 
@@ -48,10 +54,9 @@ async def messages(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong or cannot be served now.
     """
     face.check_ready()
-    request = read(await exchange.body(face.config.max_body_bytes), MessagesRequest)
+    request, conversation = await face.bodies.read(exchange, partial(_parse, type=MessagesRequest))
     service = face.service(request.model)
     plain = params_of(request)
-    conversation = plain_messages(request)
     tools = toolbox_of(request)
     slo = slo_of(None, exchange.headers)
     priority = priority_of(None, exchange.headers, service)
@@ -82,10 +87,15 @@ async def count_tokens(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong.
     """
     face.check_ready()
-    request = read(await exchange.body(face.config.max_body_bytes), CountRequest)
+    request, conversation = await face.bodies.read(exchange, partial(_parse, type=CountRequest))
     service = face.service(request.model)
-    ids = await chat_prompt(service, plain_messages(request), toolbox_of(request).told)
+    ids = await chat_prompt(service, conversation, toolbox_of(request).told)
     await exchange.reply_json(200, CountReply(len(ids)))
+
+
+def _parse(body: bytes, type: type[R]) -> tuple[R, list[dict[str, Any]]]:
+    request = read(body, type)
+    return request, plain_messages(request)
 
 
 async def _whole(exchange: Exchange, generation: Generation, request: MessagesRequest, tools: Toolbox) -> None:

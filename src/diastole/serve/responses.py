@@ -103,11 +103,10 @@ async def responses(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong or cannot be served now.
     """
     face.check_ready()
-    request = read(await exchange.body(face.config.max_body_bytes), ResponsesRequest, UNSERVED)
+    request, messages = await face.bodies.read(exchange, _parse)
     service = face.service(request.model)
     form = text_format(request.text)
     plain = sampling(request, request.max_output_tokens, None, NAMES)
-    messages = conversation(request)
     slo = slo_of(request.slo, exchange.headers)
     priority = priority_of(request.priority, exchange.headers, service)
 
@@ -153,6 +152,11 @@ def text_format(text: TextWish | None) -> dict[str, Any] | None:
     if text.format is not None and text.format.get("type") == "json_schema" and "schema" not in text.format:
         raise required("text.format.schema")
     return text.format
+
+
+def _parse(body: bytes) -> tuple[ResponsesRequest, list[dict[str, Any]]]:
+    request = read(body, ResponsesRequest, UNSERVED)
+    return request, conversation(request)
 
 
 def conversation(request: ResponsesRequest) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import msgspec
 
@@ -13,6 +14,7 @@ from diastole.serve.chat import chat_prompt, plain_messages
 from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
+from diastole.serve.interface import TextService
 from diastole.serve.limits import decode
 from diastole.serve.openai import Message, wrong
 from diastole.serve.replies import token_name
@@ -51,12 +53,10 @@ async def tokenize(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong.
     """
     face.check_ready()
-    request = decode(await exchange.body(face.config.max_body_bytes), TokenizeRequest)
+    request, messages = await face.bodies.read(exchange, _parse)
     service = face.only_service(request.model)
-    if (request.prompt is None) == (request.messages is None):
-        raise ApiError(400, "Give either prompt or messages.", param="prompt", code="missing_required_parameter")
-    if request.messages is not None:
-        ids = await chat_prompt(service, plain_messages(request.messages))
+    if messages is not None:
+        ids = await chat_prompt(service, messages)
     else:
         try:
             ids = await service.encode(request.prompt or "")
@@ -68,6 +68,13 @@ async def tokenize(face: Face, exchange: Exchange) -> None:
     await exchange.reply_json(200, TokenizeReply(ids, len(ids), service.context, names))
 
 
+def _parse(body: bytes) -> tuple[TokenizeRequest, list[dict[str, Any]] | None]:
+    request = decode(body, TokenizeRequest)
+    if (request.prompt is None) == (request.messages is None):
+        raise ApiError(400, "Give either prompt or messages.", param="prompt", code="missing_required_parameter")
+    return request, None if request.messages is None else plain_messages(request.messages)
+
+
 async def detokenize(face: Face, exchange: Exchange) -> None:
     """The text of token ids.
 
@@ -75,11 +82,15 @@ async def detokenize(face: Face, exchange: Exchange) -> None:
         ApiError: the request is wrong.
     """
     face.check_ready()
-    request = decode(await exchange.body(face.config.max_body_bytes), DetokenizeRequest)
+    request = await face.bodies.read(exchange, partial(decode, type=DetokenizeRequest))
     service = face.only_service(request.model)
-    for i, id in enumerate(request.tokens):
+    text = await asyncio.to_thread(_text, service, request.tokens)
+    await exchange.reply_json(200, DetokenizeReply(text))
+
+
+def _text(service: TextService, tokens: list[int]) -> str:
+    for i, id in enumerate(tokens):
         if not 0 <= id < service.vocab:
             message = f"tokens[{i}] is {str(id)[:20]}: ids run from 0 to {service.vocab - 1}."
             raise wrong(f"tokens[{i}]", message, "invalid_token_id")
-    text = await asyncio.to_thread(service.tokenizer.decode, request.tokens)
-    await exchange.reply_json(200, DetokenizeReply(text))
+    return service.tokenizer.decode(tokens)

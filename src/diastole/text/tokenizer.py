@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from diastole.text.bytelevel import byte_alphabet
+from diastole.text.private import Private, ids_of
 from diastole.text.tools.formats import MARKERS
 from diastole.types import UserError
 
@@ -26,6 +27,11 @@ _ENDS = (
     "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "</s>",
     "<|end|>",
 )  # fmt: skip
+# With those that begin one: special in every vocabulary, although some files say that they are text.
+_TURNS = frozenset((
+    *_ENDS, "<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<bos>", "<s>",
+    "<|begin_of_text|>", "<|system|>", "<|user|>", "<|assistant|>",
+))  # fmt: skip
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -86,7 +92,7 @@ class Tokenizer:
     ) -> None:
         self._make = make
         self._special = make(True)
-        self._plain: Backend | None = None
+        self._private: Private | None = None
         self.special_ids = special_ids - {self._special.token_to_id(marker) for marker in MARKERS}
         self.eos_ids, self.bos_id, self.add_bos = eos_ids, bos_id, add_bos
         self.chat_template = chat_template
@@ -108,6 +114,7 @@ class Tokenizer:
         types = meta.get("token_type") or [1] * len(tokens)
         if len(types) != len(tokens):
             raise TokenizerError(f"the vocabulary has {len(tokens)} tokens but {len(types)} token types")
+        types = [_CONTROL if k == _USER and t in _TURNS else k for t, k in zip(tokens, types, strict=True)]
         kind = meta.get("model")
         if kind == "gpt2":
             make = _byte_level(meta, tokens, types)
@@ -138,7 +145,8 @@ class Tokenizer:
         path = Path(path)
         try:
             text = (path / "tokenizer.json").read_text("utf-8")
-            whole = json.loads(text)
+            whole = _with_turns(json.loads(text))
+            text = json.dumps(whole)
             Backend.from_str(text)
         except FileNotFoundError:
             raise TokenizerError(f"{path} has no tokenizer.json") from None
@@ -175,11 +183,27 @@ class Tokenizer:
                 the beginning-of-text id is put in front where the model wants one (prompts of users).
         """
         if special:
-            return list(self._special.encode(text, add_special_tokens=False).ids)
-        if self._plain is None:
-            self._plain = self._make(False)
-        ids = list(self._plain.encode(text, add_special_tokens=False).ids)
+            return ids_of(self._special, text)
+        ids = self.encode_private(text)
         return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None else ids
+
+    @property
+    def special_names(self) -> list[str]:
+        """The names of all special tokens, markers of tool calls included where the file says so."""
+        return [t.content for t in self._special.get_added_tokens_decoder().values() if t.special]
+
+    def encode_private(self, text: str) -> list[int]:
+        """Text to ids, where only private names are read as special tokens."""
+        return self._apart().encode(text)
+
+    def private_name(self, name: str) -> str:
+        """What a special token is called in ``encode_private``: no text holds it by accident or by guessing."""
+        return self._apart().names[name]
+
+    def _apart(self) -> Private:
+        if self._private is None:
+            self._private = Private(self._make(False), self._special)
+        return self._private
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text; special ids give none, bytes that are not UTF-8 become U+FFFD."""
@@ -320,6 +344,12 @@ def _pair(merge: str) -> tuple[str, str]:
     if not space:
         raise TokenizerError(f"merge {merge!r} is not a pair")
     return left, right
+
+
+def _with_turns(file: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json in which the tokens that begin and end turns are special."""
+    added = [{**t, "special": t.get("special") or t["content"] in _TURNS} for t in file.get("added_tokens", [])]
+    return {**file, "added_tokens": added}
 
 
 def _content(token: object) -> str | None:
