@@ -128,7 +128,7 @@ def probe(host: str, port: int, seconds: float) -> list[float]:
     end = time.monotonic() + seconds
     with socket.create_connection((host, port), timeout=30) as s:
         while (began := time.monotonic()) < end:
-            s.sendall(b"GET /health HTTP/1.1\r\nhost: soak\r\n\r\n")
+            s.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             got = b""
             while b'{"status":"ok"}' not in got:
                 if not (more := s.recv(4096)):

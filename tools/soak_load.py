@@ -223,7 +223,7 @@ class Load:
             slow: with as small buffers as the system allows.
         """
         data = json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nhost: soak\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n"
         whole = head.encode() + b"content-length: %d\r\n\r\n" % len(data) + data
         sock = socket.socket()
         if slow:
