@@ -37,7 +37,7 @@ SETTLE_SECONDS = 20.0  # for what was abandoned to be given back
 # Small pools, so that pages run out, streams are preempted and the gate is full all the time.
 FLAGS = {
     "--memory": "96MiB",
-    "--swap": "32MiB",
+    "--swap": "8MiB",  # that it is full at one time and empty at another is no drift
     "--max-queued": "48",
     "--max-wait-seconds": "5",
     "--max-streams": "16",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -16,6 +17,11 @@ import msgspec
 from diastole.config import Config, to_toml
 from diastole.frontend import wire
 from diastole.types import UserError
+
+
+# Packed states of preempted streams come and go by the megabyte. Without a fixed threshold the C library begins to keep
+# what they leave: tens of megabytes that never come back.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
 class Link(Protocol):
@@ -63,7 +69,9 @@ class Process:
         with theirs:
             fd = theirs.fileno()
             command = [sys.executable, "-m", "diastole.frontend.worker", str(fd)]
-            self._child = subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL)
+            self._child = subprocess.Popen(
+                command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env={**MALLOC, **os.environ}
+            )
         ours.setblocking(False)
         incoming, self._out = await asyncio.open_connection(sock=ours, limit=1 << 20)
         self._write(to_toml(self.config).encode())
