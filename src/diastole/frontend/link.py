@@ -18,7 +18,6 @@ from diastole.config import Config, to_toml
 from diastole.frontend import wire
 from diastole.types import UserError
 
-
 # Packed states of preempted streams come and go by the megabyte. Without a fixed threshold the C library begins to keep
 # what they leave: tens of megabytes that never come back.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
