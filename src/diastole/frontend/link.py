@@ -98,10 +98,9 @@ class Process:
         on_loss: Callable[[], None],
     ) -> None:
         try:
-            while True:
-                on_reply(decode(await _frame(incoming)))
-        except (EOFError, ConnectionError):
-            pass
+            with contextlib.suppress(EOFError, ConnectionError):  # so it ends; the supervisor says how in the log
+                while True:
+                    on_reply(decode(await _frame(incoming)))
         finally:
             on_loss()
 

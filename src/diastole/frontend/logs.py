@@ -6,6 +6,7 @@ both forms escape whatever is not printable, and cut what is long.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -117,11 +118,9 @@ class Lines(logging.Handler):
 
     def close(self) -> None:
         """Write what waits, for a moment at most. ``logging`` calls it when the process ends."""
-        try:
+        with contextlib.suppress(queue.Full):  # nobody reads: there is no way left to say so
             self._queue.put(None, timeout=LAST_SECONDS)
             self._thread.join(LAST_SECONDS)
-        except queue.Full:
-            pass
         super().close()
 
 
