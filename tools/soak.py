@@ -39,7 +39,7 @@ FLAGS = {
     "--memory": "96MiB",
     "--swap": "8MiB",  # that it is full at one time and empty at another is no drift
     "--max-queued": "48",
-    "--max-wait-seconds": "3",  # a third of the promise: forecasts of a pool that is always full are rough
+    "--max-wait-seconds": "5",  # half the promise: a pool that is always full is hard to foretell
     "--max-streams": "16",
     "--context": str(CONTEXT),
 }

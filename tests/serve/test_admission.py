@@ -87,6 +87,18 @@ def test_nobody_is_refused_while_nobody_waits() -> None:
     assert line.refused == {"wait": 1}
 
 
+def test_waits_that_scatter_are_taken_for_longer_than_usual() -> None:
+    line = Line(1000.0)
+    for _ in range(40):
+        line.rate = 2000.0 - line.rate + 500.0  # 1000, 1500, 1000, ...
+        line.run(1, 1, 1000)
+    line.join(1000)
+    usual = line.forecast.seconds([1000])
+    with pytest.raises(ApiError):
+        line.forecast.check([1000], 1.2 * usual)
+    line.forecast.check([1000], 1.8 * usual)
+
+
 def test_a_dark_forecast_is_put_right_by_those_who_come_alone() -> None:
     line = Line(1.0)
     line.run(20, 3, 1000)

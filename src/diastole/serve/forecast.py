@@ -2,7 +2,8 @@
 
 A prompt that joins others which have had no first token yet waits about as long as it takes to work off all their
 tokens and its own. Its wait divided by that sum gives the pace: seconds per token of waiting prompts. Whatever holds
-them up is in it: streams that decode, full pools, prefixes that are cached, other services on the same cores.
+them up is in it: streams that decode, full pools, prefixes that are cached, other services on the same cores. Waits
+scatter, so who is turned away is judged by a slower pace: the usual one and twice its mean deviation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from diastole.clock import Clock
 from diastole.serve.errors import ApiError
 
 LEAST = 128  # tokens that each prompt counts for: even the shortest takes a step
-NEWS = 0.2  # share of the newest measurement in the pace
+NEWS = 0.2  # share of the newest measurement in the pace and in its deviation
+CAUTION = 2.0  # deviations by which the pace is taken to be slower than usual
 
 
 @dataclass(slots=True)
@@ -40,19 +42,23 @@ class Forecast:
         self._clock, self._count = clock, count
         self.waiting = 0  # tokens of prompts that have had no first token yet
         self.pace: float | None = None  # seconds per token of these; None: nothing is known yet
+        self.deviation = 0.0  # of it, in the mean
 
     def seconds(self, prompts: Sequence[int]) -> float:
-        """How long new prompts of so many tokens would wait for their first tokens."""
-        return (self.waiting + sum(map(_weight, prompts))) * (self.pace or 0.0)
+        """How long new prompts of so many tokens would usually wait for their first tokens."""
+        return self._load(prompts) * (self.pace or 0.0)
+
+    def _load(self, prompts: Sequence[int]) -> int:
+        return self.waiting + sum(map(_weight, prompts))
 
     def check(self, prompts: Sequence[int], most: float) -> None:
-        """Turn a request away that would wait longer than ``most`` seconds. Nobody is turned away while nobody waits:
-        then a forecast that was too dark is soon put right.
+        """Turn a request away that may well wait longer than ``most`` seconds. Nobody is turned away while nobody
+        waits: then a forecast that was too dark is soon put right.
 
         Raises:
             ApiError: 429.
         """
-        wait = self.seconds(prompts)
+        wait = self._load(prompts) * ((self.pace or 0.0) + CAUTION * self.deviation)
         if self.waiting and wait > most:
             self._count("wait")
             told = math.ceil(wait)
@@ -82,7 +88,10 @@ class Forecast:
 
     def _learn(self, place: Place) -> None:
         new = self._pace(place)
-        self.pace = new if self.pace is None else self.pace + NEWS * (new - self.pace)
+        if self.pace is None:
+            self.pace = new
+        self.deviation += NEWS * (abs(new - self.pace) - self.deviation)
+        self.pace += NEWS * (new - self.pace)
 
     def _pace(self, place: Place) -> float:
         return (self._clock.now() - place.since) / place.load
