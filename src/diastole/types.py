@@ -176,4 +176,4 @@ class CellSpec:
     dtype: str = "float32"
 
 
-KVFormat: TypeAlias = Literal["f32", "bf16", "int8"]
+KVFormat: TypeAlias = Literal["f32", "bf16", "int8", "rows"]  # rows: bf16 too, each token one run of bytes

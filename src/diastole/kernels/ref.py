@@ -115,23 +115,116 @@ class TorchOps:
         lse: Array | None = None,
     ) -> None:
         cache = _cache(buf)
-        share = q.shape[1] // cache.shape[1]
-        for b, table in enumerate(tables):
-            span = slice(int(starts[b]), int(starts[b + 1]))
-            n = int(hi[span].max(initial=0))
+        groups = cache.shape[1]
+        share = q.shape[1] // groups
+        own, low, high = (_by_head(x, groups, axes) for x, axes in ((tables, 2), (lo, 1), (hi, 1)))
+        for b, g in np.ndindex(len(tables), groups):
+            span, heads, table = slice(int(starts[b]), int(starts[b + 1])), slice(g * share, (g + 1) * share), own[b, g]
+            n = int(high[span, g].max(initial=0))
             at = np.arange(n)
             if n > len(table) * PAGE or (n and not 0 <= table[: -(-n // PAGE)].max() < len(buf)):
                 raise ValueError("tables: a row looks beyond its stream's pages")
             pages = table[at // PAGE]
-            k, v = (_tensor(cache[pages, :, i, at % PAGE]).repeat_interleave(share, 1) for i in (0, 1))
-            scores = torch.einsum("thd,nhd->htn", _tensor(q[span]), k) * scale
-            seen = (at >= lo[span, None]) & (at < hi[span, None])
-            scores = scores.masked_fill(~_tensor(seen), -torch.inf)
-            total = scores.logsumexp(-1) if n else torch.full(scores.shape[:2], -torch.inf)
-            weights = torch.nan_to_num((scores - total[..., None]).exp())
-            out[span] = torch.einsum("htn,nhd->thd", weights, v).numpy()
+            seen = (at >= low[span, g, None]) & (at < high[span, g, None])
+            k, v = cache[pages, g, 0, at % PAGE], cache[pages, g, 1, at % PAGE]
+            out[span, heads], total = _softmax(q[span, heads], k, v, seen[:, None], scale)
             if lse is not None:
-                lse[span] = total.T.numpy()
+                lse[span, heads] = total
+
+    def attend_tokens(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        which: Array,
+        at: Array,
+        counts: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None = None,
+    ) -> None:
+        cache = _cache(buf)
+        sets = at.shape[1]
+        share = q.shape[1] // sets
+        for i, s in np.ndindex(len(which), sets):
+            row, heads, rows = which[i], slice(s * share, (s + 1) * share), at[i, s, : counts[i, s]]
+            k, v = (cache[rows // PAGE, s * cache.shape[1] // sets, part, rows % PAGE] for part in (0, 1))
+            seen = np.ones((1, 1, len(rows)), bool)
+            out[row : row + 1, heads], total = _softmax(q[row : row + 1, heads], k, v, seen, scale)
+            if lse is not None:
+                lse[row : row + 1, heads] = total
+
+    def scores(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+    ) -> None:
+        keys = _wide(_keys(buf, q.shape[2])) if fmt == "keys" else _cache(buf)[:, :, 0]
+        groups = keys.shape[1]
+        share, per = q.shape[1] // groups, out.shape[1] // groups
+        own, low, high = (_by_head(x, groups, axes) for x, axes in ((tables, 2), (lo, 1), (hi, 1)))
+        out[...] = -np.inf
+        for b, g in np.ndindex(len(tables), groups):
+            for t in range(int(starts[b]), int(starts[b + 1])):
+                at = np.arange(low[t, g], high[t, g])
+                s = q[t, g * share : (g + 1) * share] @ keys[own[b, g][at // PAGE], g, at % PAGE].T * np.float32(scale)
+                out[t, g * per : (g + 1) * per, low[t, g] : high[t, g]] = s if per > 1 or share == 1 else s.max(0)
+
+    def keys_write(self, buf: Array, rows: Array, k: Array) -> None:
+        rounded = _tensor(k).bfloat16().float().numpy()
+        _keys(buf, k.shape[2])[rows // PAGE, :, rows % PAGE] = rounded.view(np.uint32) >> 16
+
+    def page_scores(self, q: Array, index: Array, tables: Array, starts: Array, n: Array, out: Array) -> None:
+        t, heads, e = q.shape
+        groups = index.shape[1]
+        rows, share = _wide(index.view(np.uint16)).reshape(len(index), groups, -1, e), heads // groups
+        out[...] = -np.inf
+        for b in range(len(tables)):
+            for i in range(int(starts[b]), int(starts[b + 1])):
+                own = rows[tables[b, : n[i]]]  # (n, groups, per, E)
+                found = np.einsum("gse,ngpe->gnps", q[i].reshape(groups, share, e), own).max(-1, initial=-np.inf)
+                whole = out.shape[2] != tables.shape[1]
+                out[i, :, : n[i] * (found.shape[2] if whole else 1)] = (
+                    found.reshape(groups, -1) if whole else found.max(-1)
+                )
+
+    def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:
+        places[...] = -1
+        for i, row in enumerate(x):
+            order = np.argsort(-np.where(np.isnan(row), -np.inf, row), kind="stable")[: k[i]]
+            best = np.sort(order[row[order] > -np.inf])
+            places[i, : len(best)], counts[i] = best, len(best)
+
+
+def _by_head(x: Array, groups: int, axes: int) -> Array:
+    """What is given once for all key/value heads, or for each: with an axis for them behind the first."""
+    return x if x.ndim > axes else np.repeat(x[:, None], groups, 1)
+
+
+def _keys(buf: Array, dim: int) -> Array:
+    """Pages of keys alone: bits of bfloat16 (pages, Hkv, 64, dim)."""
+    return buf.view(np.uint16).reshape(len(buf), buf.shape[1], PAGE, dim)
+
+
+def _wide(bits: Array) -> Array:
+    """Bits of bfloat16 as float32."""
+    return (np.ascontiguousarray(bits).astype(np.uint32) << 16).view(np.float32)
+
+
+def _softmax(q: Array, k: Array, v: Array, seen: Array, scale: float) -> tuple[Array, Array]:
+    """q (T, H, D); k, v (n, D); seen (T, 1, n): out (T, H, D), and the log of the sum of exponentials (T, H)."""
+    scores = torch.einsum("thd,nd->thn", _tensor(q), _tensor(k)) * scale
+    scores = scores.masked_fill(~_tensor(seen), -torch.inf)
+    total = scores.logsumexp(-1) if k.shape[0] else torch.full(scores.shape[:2], -torch.inf)
+    weights = torch.nan_to_num((scores - total[..., None]).exp())
+    return torch.einsum("thn,nd->thd", weights, _tensor(v)).numpy(), total.numpy()
 
 
 def _tensor(a: Array) -> torch.Tensor:
@@ -179,7 +272,7 @@ def _grid(x: torch.Tensor) -> torch.Tensor:
 def _stored(x: torch.Tensor, fmt: str) -> torch.Tensor:
     if fmt == "f32":
         return x
-    if fmt == "bf16":
+    if fmt in {"bf16", "rows"}:
         return x.bfloat16().float()
     scale = x.abs().amax(-1, keepdim=True) / 127
     return torch.where(scale > 0, (x / scale).round() * scale, 0)

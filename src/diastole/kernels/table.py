@@ -127,9 +127,63 @@ class Ops(Protocol):
         """Softmax attention of q (T, H, D), row stride, over paged keys and values.
 
         Row t of stream b (starts[b] <= t < starts[b+1]) sees that stream's tokens lo[t] <= j < hi[t], which lie on the
-        pages tables[b] (B, P) int32. out (T, H, D); lse (T, H): log of the sum of exponentials. A row that sees nothing
-        gives zeros and -inf.
+        pages tables[b] (B, P) int32. Heads may look at pages of their own: tables (B, Hkv, P), and lo and hi (T, Hkv),
+        which count the tokens of these pages. out (T, H, D); lse (T, H): log of the sum of exponentials. A row that sees
+        nothing gives zeros and -inf.
         """
+        ...
+
+    # ---- for who attends to a part of the cache only
+
+    def attend_tokens(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        which: Array,
+        at: Array,
+        counts: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None = None,
+    ) -> None:
+        """The same for tokens one by one, to rows ``which`` (R,) int32 of q and out; the others stay as they are.
+
+        at (R, S, K) int64: rows of the cache (page · 64 + slot), the first counts (R, S) int32 of each set; there is a
+        set for each key/value head, S = Hkv, or for each query head, S = H.
+        """
+        ...
+
+    def scores(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+    ) -> None:
+        """Products of queries with the keys that ``attend`` would look at, times ``scale``, -inf for the rest: out
+        (T, H, N), or (T, Hkv, N) with the largest of those that share a key. fmt "keys": see ``keys_write``."""
+        ...
+
+    def keys_write(self, buf: Array, rows: Array, k: Array) -> None:
+        """Store k (T, Hkv, R), R a multiple of 16, as bfloat16 at rows (T,) of a buffer of keys alone: (pages, Hkv,
+        128·R) uint8."""
+        ...
+
+    def page_scores(self, q: Array, index: Array, tables: Array, starts: Array, n: Array, out: Array) -> None:
+        """Products of q (T, H, E), E a multiple of 32, with ``per`` rows of bfloat16 that stand for a page, the largest
+        of the heads that share it: index (pages, Hkv, 2·E·per) uint8; row t looks at the first n[t] pages of its
+        stream's table; out (T, Hkv, P) the largest of a page's, or (T, Hkv, P·per); -inf for the rest."""
+        ...
+
+    def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:
+        """Places of the k[i] largest of each row of x (N, n) in order of place, of equal ones the first, never those of
+        -inf or NaN: places (N, K) int32, padded with -1, and how many, counts (N,) int32."""
         ...
 
 
@@ -153,6 +207,11 @@ class Native:
         self.kv_write = module.kv_write
         self.kv_read = module.kv_read
         self.attend = module.attend
+        self.attend_tokens = module.attend_tokens
+        self.scores = module.scores
+        self.keys_write = module.keys_write
+        self.page_scores = module.page_scores
+        self.tops = module.tops
 
     def fuse(self) -> Any | None:
         return self._n.Fused

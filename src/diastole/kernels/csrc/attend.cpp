@@ -25,11 +25,12 @@ std::vector<Tile> tiles_of(const Look& look, const std::vector<Span>& streams, c
   for (size_t b = 0; b < streams.size(); b++) {
     for (int t = streams[b].t0; t < streams[b].t1; t += most) {
       Tile tile{tables + static_cast<ptrdiff_t>(b) * stride, t, std::min(t + most, streams[b].t1), 1 << 30, 0};
-      for (int r = tile.t0; r < tile.t1; r++) {
-        if (look.lo[r] >= look.hi[r]) continue;
-        tile.s0 = std::min(tile.s0, look.lo[r] / kSplit);
-        tile.s1 = std::max(tile.s1, ceil_div(look.hi[r], kSplit));
-      }
+      for (int r = tile.t0; r < tile.t1; r++)
+        for (int g = 0; g < (look.head_step ? look.kv_heads : 1); g++) {
+          if (look.from(r, g) >= look.to(r, g)) continue;
+          tile.s0 = std::min(tile.s0, look.from(r, g) / kSplit);
+          tile.s1 = std::max(tile.s1, ceil_div(look.to(r, g), kSplit));
+        }
       if (tile.s0 >= tile.s1) tile.s0 = tile.s1 = 0;
       tiles.push_back(tile);
     }
@@ -64,17 +65,24 @@ Look with_table(const Look& look, const Tile& tile) {
   return own;
 }
 
-// The first token that a tile sees, INT32_MAX if it sees none.
-int first_token(const Look& look, const Tile& tile) {
+// The first token that head g of a tile sees, INT32_MAX if it sees none.
+int first_token(const Look& look, const Tile& tile, int g) {
   int lo = INT32_MAX;
   for (int t = tile.t0; t < tile.t1; t++)
-    if (look.lo[t] < look.hi[t]) lo = std::min(lo, look.lo[t]);
+    if (look.from(t, g) < look.to(t, g)) lo = std::min(lo, look.from(t, g));
   return lo;
+}
+
+// Whether any row of a tile sees so much of head g's pages.
+bool sees(const Look& look, const Tile& tile, int g, int token) {
+  for (int t = tile.t0; t < tile.t1; t++)
+    if (token < look.to(t, g)) return true;
+  return false;
 }
 
 // Where a tile's walk over head g begins, null if it sees nothing.
 const uint8_t* first_page(const Look& look, const Tile& tile, int g) {
-  const int lo = first_token(look, tile);
+  const int lo = first_token(look, tile, g);
   return lo == INT32_MAX ? nullptr : with_table(look, tile).page(lo / kPage, g);
 }
 
@@ -85,7 +93,7 @@ void walk(const Kernels& isa, const Look& look, const Tile& tile, int g, const u
   Look own = with_table(look, tile);
   if (tile.s0 == tile.s1) clear(sums.get(), n, look.dim);
   for (int s = tile.s0; s < tile.s1; s++) {
-    own.next = s + 1 < tile.s1 ? own.page((s + 1) * (kSplit / kPage), g) : next;
+    own.next = s + 1 < tile.s1 && sees(look, tile, g, (s + 1) * kSplit) ? own.page((s + 1) * (kSplit / kPage), g) : next;
     isa.attend(own, g, tile.t0, tile.t1, s, s == tile.s0 ? sums.get() : part.get());
     for (int r = 0; r < n && s > tile.s0; r++) isa.merge(sums[r], part[r], look.dim);
   }
@@ -107,7 +115,7 @@ void attend(const Kernels& isa, const Look& look, const std::vector<Span>& strea
     splits = std::max(splits, own);
     room += static_cast<size_t>(rows) * static_cast<size_t>(own) * static_cast<size_t>(heads);
     for (int t = tile.t0; t < tile.t1; t++)
-      work += static_cast<double>(std::max(0, look.hi[t] - look.lo[t])) * look.group * heads * look.dim;
+      work += static_cast<double>(std::max(0, look.to(t, 0) - look.from(t, 0))) * look.group * heads * look.dim;
   }
 
   // Enough tiles, or too much to keep: each walks all its splits, head after head, for those lie side by side.
@@ -147,7 +155,8 @@ void attend(const Kernels& isa, const Look& look, const std::vector<Span>& strea
     Look own = with_table(look, tile);
     if (i + threads < count) {
       const Task& after = all[i + threads];
-      own.next = with_table(look, tiles[after.tile]).page(std::max(first_token(look, tiles[after.tile]), after.split * kSplit) / kPage, after.g);
+      const int token = std::max(first_token(look, tiles[after.tile], after.g), after.split * kSplit);
+      if (sees(look, tiles[after.tile], after.g, token)) own.next = with_table(look, tiles[after.tile]).page(token / kPage, after.g);
     }
     isa.attend(own, task.g, tile.t0, tile.t1, task.split, parts + task.at);
   });

@@ -283,8 +283,8 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
   for (int i = 0; i < n; i++) {
     const int t = t0 + i / look.group, h = g * look.group + i % look.group;
     open_query(KIND, look.q + t * look.q_stride + static_cast<ptrdiff_t>(h) * dim, look.scale, dim, queries[i]);
-    lo[i] = look.lo[t] - split * kSplit;
-    hi[i] = look.hi[t] - split * kSplit;
+    lo[i] = look.from(t, g) - split * kSplit;
+    hi[i] = look.to(t, g) - split * kSplit;
     if (lo[i] < hi[i]) {
       first = lo[i] < first ? lo[i] : first;
       last = hi[i] > last ? hi[i] : last;
@@ -305,6 +305,8 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
       if (seat.lo < seat.hi) seats[seated++] = seat;
     }
     const uint8_t* at = place(page);
+    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 4 : 1];
+    if constexpr (KIND == KV::bf16) at = formed(look.kind, at, last - page * kPage, dim, room);
     const int left = last - (page + 1) * kPage;
     const uint8_t* after = left > 0 ? place(page + 1) : look.next;
     const Ahead next = {after != nullptr ? after - at : 0, left > 0 ? left : kPage};
@@ -314,11 +316,12 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
 
 void attend(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
 #if defined(__AMX_TILE__)
-  if (look.kind == KV::bf16 && fits_tiles(look.dim)) return walk_tiles(look, g, t0, t1, split, partials);
+  if ((look.kind == KV::bf16 || look.kind == KV::rows) && fits_tiles(look.dim)) return walk_tiles(look, g, t0, t1, split, partials);
 #endif
   switch (look.kind) {
     case KV::f32: return walk<KV::f32>(look, g, t0, t1, split, partials);
-    case KV::bf16: return walk<KV::bf16>(look, g, t0, t1, split, partials);
+    case KV::bf16:
+    case KV::rows: return walk<KV::bf16>(look, g, t0, t1, split, partials);
     case KV::int8: return walk<KV::int8>(look, g, t0, t1, split, partials);
   }
 }
@@ -332,4 +335,39 @@ void merge(Partial& whole, const Partial& part, int dim) {
   whole.sum = whole.sum * keep[0] + part.sum * add[0];
   whole.most = m;
   for (int i = 0; i < dim; i += 16) store(whole.out + i, fma(load(part.out + i), b, load(whole.out + i) * a));
+}
+
+// ---- scores alone, for who chooses what is attended to
+
+template <KV KIND>
+void score_split(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride) {
+  Query queries[kTile];
+  Partial unused;
+  const int dim = look.dim, n = look.group;
+  for (int i = 0; i < n; i++)
+    open_query(KIND, look.q + t * look.q_stride + static_cast<ptrdiff_t>(g * n + i) * dim, look.scale, dim, queries[i]);
+  const int lo = look.from(t, g) - split * kSplit, hi = look.to(t, g) - split * kSplit;
+  const int first = lo > 0 ? lo : 0, last = hi < kSplit ? hi : kSplit;
+  for (int page = first / kPage; page * kPage < last; page++) {
+    const int a = first - page * kPage, b = last - page * kPage, from = a > 0 ? a : 0, to = b < kPage ? b : kPage;
+    alignas(64) float here[kPage];
+    const uint8_t* at = look.page(split * (kSplit / kPage) + page, g);
+    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 4 : 1];
+    if constexpr (KIND == KV::bf16) at = formed(look.kind, at, to, dim, room);
+    const Halves<const uint8_t> open = open_page(KIND, at, dim);
+    for (int i = 0; i < n; i++) {
+      const Seat seat = {queries + i, &unused, from, to};
+      scores<KIND, 1>(open, dim, from / 16, (to + 15) / 16, Ahead{0, 0}, &seat, here);
+      std::memcpy(s + i * stride + page * kPage + from, here + from, sizeof(float) * static_cast<size_t>(to - from));
+    }
+  }
+}
+
+void score(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride) {
+  switch (look.kind) {
+    case KV::f32: return score_split<KV::f32>(look, g, t, split, s, stride);
+    case KV::bf16:
+    case KV::rows: return score_split<KV::bf16>(look, g, t, split, s, stride);
+    case KV::int8: return score_split<KV::int8>(look, g, t, split, s, stride);
+  }
 }

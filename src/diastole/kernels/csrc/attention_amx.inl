@@ -214,8 +214,8 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
     }
     own.most[r] = kUnseen;
     own.sum[r] = 0;
-    own.lo[r] = look.lo[t] - split * kSplit;
-    own.hi[r] = look.hi[t] - split * kSplit;
+    own.lo[r] = look.from(t, g) - split * kSplit;
+    own.hi[r] = look.to(t, g) - split * kSplit;
     if (own.lo[r] < own.hi[r]) {
       first = own.lo[r] < first ? own.lo[r] : first;
       last = own.hi[r] > last ? own.hi[r] : last;
@@ -230,7 +230,8 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
   shape.use();
   const auto place = [&](int page) { return look.page(split * (kSplit / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
-    const uint8_t* at = place(page);
+    alignas(64) uint8_t room[kPage * kMaxDim * 4];
+    const uint8_t* at = formed(look.kind, place(page), last - page * kPage, dim, room);
     const int left = last - (page + 1) * kPage;
     const uint8_t* after = left > 0 ? place(page + 1) : look.next;
     Ahead next = {after != nullptr ? after - at : 0, left > 0 ? left : kPage};

@@ -90,7 +90,8 @@ inline KV kv_kind(const std::string& name) {
   if (name == "bf16") return KV::bf16;
   if (name == "int8") return KV::int8;
   if (name == "f32") return KV::f32;
-  fail("unknown key/value format " + name + "; there are f32, bf16, int8");
+  if (name == "rows") return KV::rows;
+  fail("unknown key/value format " + name + "; there are f32, bf16, int8, rows");
 }
 
 using Bytes = In<uint8_t, 1>;
@@ -123,37 +124,73 @@ inline void expect_cache(const Cache& buf, KV kind, size_t dim) {
 
 // The attention of a batch, checked: every page that a row looks at is one of the cache's.
 //
-// tables (B, P), starts (B+1,), lo and hi (T,); returns the rows of each stream.
-inline std::vector<Span> open_batch(size_t rows, size_t pages, const In<int32_t, 2>& tables, const In<int32_t, 1>& starts,
-                                    const In<int32_t, 1>& lo, const In<int32_t, 1>& hi) {
+// tables (B, P), or (B, kv heads, P) where heads look at pages of their own; starts (B+1,); lo and hi (T,) or, by heads
+// too, (T, kv heads).
+struct Seen {
+  std::vector<Span> streams;      // their rows
+  ptrdiff_t stride, table_step;   // of tables: from stream to stream, from head to head
+  ptrdiff_t row_step, head_step;  // of lo and hi
+  double tokens;                  // that all rows and heads see together
+};
+
+inline Seen open_batch(size_t rows, size_t pages, size_t kv_heads, const In<int32_t, -1>& tables, const In<int32_t, 1>& starts,
+                       const In<int32_t, -1>& lo, const In<int32_t, -1>& hi) {
   expect_whole(tables, "tables");
   expect_whole(starts, "starts");
   expect_whole(lo, "lo");
   expect_whole(hi, "hi");
-  expect(lo.size() == rows && hi.size() == rows, "lo and hi must have one entry per row of q");
-  expect(starts.size() == tables.shape(0) + 1, "starts must have one entry more than tables has rows");
-  const int width = static_cast<int>(tables.shape(1));
-  expect(starts.data()[0] == 0 && starts.data()[tables.shape(0)] == static_cast<int>(rows),
-         "starts must run from 0 to the rows");
-  std::vector<Span> streams;
-  for (size_t b = 0; b < tables.shape(0); b++) {
+  expect(tables.ndim() == 2 || (tables.ndim() == 3 && tables.shape(1) == kv_heads), "tables must be (streams, pages) or (streams, kv heads, pages)");
+  const bool own = tables.ndim() == 3, parted = lo.ndim() == 2;
+  expect(lo.ndim() == hi.ndim() && (lo.ndim() == 1 || (parted && lo.shape(1) == kv_heads && hi.shape(1) == kv_heads)), "lo and hi must be (rows,) or (rows, kv heads)");
+  expect(lo.shape(0) == rows && hi.shape(0) == rows, "lo and hi must have one entry per row of q");
+  const size_t count = tables.shape(0);
+  expect(starts.size() == count + 1, "starts must have one entry more than tables has rows");
+  const ptrdiff_t width = static_cast<ptrdiff_t>(tables.shape(own ? 2 : 1)), heads = static_cast<ptrdiff_t>(kv_heads);
+  expect(starts.data()[0] == 0 && starts.data()[count] == static_cast<int>(rows), "starts must run from 0 to the rows");
+  Seen seen{{}, own ? heads * width : width, own ? width : 0, parted ? heads : 1, parted ? 1 : 0, 0};
+  for (size_t b = 0; b < count; b++) {
     const int t0 = starts.data()[b], t1 = starts.data()[b + 1];
     expect(t0 <= t1, "starts must not decrease");
     expect(t1 <= static_cast<int>(rows), "starts must run from 0 to the rows");
-    int first = INT32_MAX, last = 0;
-    for (int r = t0; r < t1; r++) {
-      expect(lo.data()[r] >= 0, "lo must not be negative");
-      if (lo.data()[r] >= hi.data()[r]) continue;  // sees nothing
-      first = std::min(first, lo.data()[r]);
-      last = std::max(last, hi.data()[r]);
+    for (ptrdiff_t g = 0; g < (own || parted ? heads : 1); g++) {
+      int first = INT32_MAX, last = 0;
+      for (int r = t0; r < t1; r++) {
+        const ptrdiff_t at = r * seen.row_step + g * seen.head_step;
+        expect(lo.data()[at] >= 0, "lo must not be negative");
+        if (lo.data()[at] >= hi.data()[at]) continue;  // sees nothing
+        first = std::min(first, lo.data()[at]);
+        last = std::max(last, hi.data()[at]);
+        seen.tokens += (hi.data()[at] - lo.data()[at]) * (own || parted ? 1.0 : static_cast<double>(kv_heads));
+      }
+      expect(last <= static_cast<int64_t>(width) * kPage, "hi: a row looks beyond its stream's pages");
+      const int32_t* table = tables.data() + static_cast<ptrdiff_t>(b) * seen.stride + g * seen.table_step;
+      for (int p = first / kPage; static_cast<int64_t>(p) * kPage < last; p++)  // what lies before a window may be gone
+        expect(table[p] >= 0 && table[p] < static_cast<int>(pages), "tables: a page id is out of range");
     }
-    expect(last <= static_cast<int64_t>(width) * kPage, "hi: a row looks beyond its stream's pages");
-    const int32_t* table = tables.data() + b * width;
-    for (int p = first / kPage; static_cast<int64_t>(p) * kPage < last; p++)  // what lies before a window may be gone
-      expect(table[p] >= 0 && table[p] < static_cast<int>(pages), "tables: a page id is out of range");
-    streams.push_back({t0, t1});
+    seen.streams.push_back({t0, t1});
   }
-  return streams;
+  return seen;
+}
+
+// The attention of q over a cache, but for what its rows see.
+inline Look open_look(const In<float, 3>& q, const Cache& buf, KV kind, float scale) {
+  expect_rows(q, "q");
+  expect_whole(buf, "buf");
+  const size_t heads = q.shape(1), dim = q.shape(2), kv_heads = buf.shape(1);
+  expect_cache(buf, kind, dim);
+  expect(q.shape(0) * heads <= INT32_MAX, "q has too many rows");
+  expect(kv_heads > 0 && heads % kv_heads == 0, "q: heads must be a multiple of the key/value heads");
+  expect(heads / kv_heads <= kTile, "q: more than 48 query heads share one key/value head");
+  return {q.data(), q.stride(0), buf.data(), kind, static_cast<int>(dim), static_cast<int>(kv_heads), static_cast<int>(heads / kv_heads),
+          buf.shape(2), nullptr, 0, nullptr, nullptr, 1, 0, scale, nullptr};
+}
+
+inline void expect_out(const In<float, 3>& q, const InOut<float, 3>& out, const std::optional<InOut<float, 2>>& lse) {
+  expect_whole(out, "out");
+  for (size_t i = 0; i < 3; i++) expect(out.shape(i) == q.shape(i), "out must have the shape of q");
+  if (!lse) return;
+  expect_whole(*lse, "lse");
+  expect(lse->shape(0) == q.shape(0) && lse->shape(1) == q.shape(1), "lse must be (rows, heads)");
 }
 
 }  // namespace diastole

@@ -71,7 +71,8 @@ size_t kv_page_bytes(KV kind, int dim) {
   const size_t values = static_cast<size_t>(kPage) * dim * 2;
   switch (kind) {
     case KV::f32: return values * 4;
-    case KV::bf16: return values * 2;
+    case KV::bf16:
+    case KV::rows: return values * 2;
     case KV::int8: return values + 2 * kPage * sizeof(float);
   }
   return 0;

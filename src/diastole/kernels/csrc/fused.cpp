@@ -129,7 +129,7 @@ class Fused {
   }
 
   void step(std::vector<Cache> caches, const std::string& fmt, In<int32_t, 1> ids, In<int32_t, 1> pos,
-            In<int64_t, 1> rows, In<int32_t, 2> tables, In<int32_t, 1> starts, In<int32_t, 1> lo, In<int32_t, 1> hi,
+            In<int64_t, 1> rows, In<int32_t, -1> tables, In<int32_t, 1> starts, In<int32_t, -1> lo, In<int32_t, -1> hi,
             In<int32_t, 1> want, InOut<float, 2> logits) {
     const KV kind = kv_kind(fmt);
     const int t = static_cast<int>(ids.size()), w = static_cast<int>(want.size());
@@ -153,7 +153,8 @@ class Fused {
         expect(pos.data()[i] >= 0 && pos.data()[i] < layer.positions, "pos: a position is outside the table");
     }
     for (int i = 0; i < w; i++) expect(want.data()[i] >= 0 && want.data()[i] < t, "want: a row is out of range");
-    const std::vector<Span> streams = open_batch(t, caches[0].shape(0), tables, starts, lo, hi);
+    expect(tables.ndim() == 2 && lo.ndim() == 1 && hi.ndim() == 1, "heads must look at the same pages");
+    const std::vector<Span> streams = open_batch(t, caches[0].shape(0), static_cast<size_t>(kv_heads_), tables, starts, lo, hi).streams;
     const Unlocked unlocked;
     run(caches, kind, t, ids.data(), pos.data(), rows.data(), streams, tables, lo.data(), hi.data(), w, want.data(), logits.data());
   }
@@ -167,7 +168,7 @@ class Fused {
 
  private:
   void run(const std::vector<Cache>& caches, KV kind, int t, const int32_t* ids, const int32_t* pos, const int64_t* rows,
-           const std::vector<Span>& streams, const In<int32_t, 2>& tables, const int32_t* lo, const int32_t* hi, int w,
+           const std::vector<Span>& streams, const In<int32_t, -1>& tables, const int32_t* lo, const int32_t* hi, int w,
            const int32_t* want, float* logits) {
     const Kernels& k = isa();
     const int d = hidden_, width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
@@ -203,7 +204,7 @@ class Fused {
         for (int i = 0; i < t; i++) windowed[i] = std::max(lo[i], pos[i] - (layer.window - 1));
         from = windowed.data();
       }
-      const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, from, hi, layer.scale, nullptr};
+      const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, 0, from, hi, 1, 0, layer.scale, nullptr};
       attend(k, look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), seen, nullptr);
       watch_.lap(Stopwatch::attend);
       join(layer.o, layer.attn_post, layer.eps, x, t, k, [&](Weight form) { return rows_.take(k, form, seen, inside, t, inside); });

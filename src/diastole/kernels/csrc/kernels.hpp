@@ -11,7 +11,7 @@
 namespace diastole {
 
 enum class Weight { f32, bf16, q8, q4 };
-enum class KV { f32, bf16, int8 };
+enum class KV { f32, bf16, int8, rows };
 
 constexpr int kPage = 64;    // tokens per page
 constexpr int kSplit = 512;  // tokens whose attention is computed apart and then merged, at fixed places
@@ -69,7 +69,8 @@ struct Patch {
   int t0, t1, c0, c1;
 };
 
-// The attention of some rows of one stream over one key/value head.
+// The attention of some rows of one stream over one key/value head. Heads share its pages and what rows see of them, or
+// have their own.
 struct Look {
   const float* q;       // row t, head h at q + t * q_stride + h * dim
   ptrdiff_t q_stride;
@@ -77,13 +78,18 @@ struct Look {
   KV kind;
   int dim, kv_heads, group;  // group: query heads per key/value head
   size_t page_bytes;
-  const int32_t* table;  // page ids of this stream
-  const int32_t *lo, *hi;
+  const int32_t* table;  // page ids of this stream, those of head g from g * table_step on
+  ptrdiff_t table_step;
+  const int32_t *lo, *hi;  // of row t, head g at t * row_step + g * head_step
+  ptrdiff_t row_step, head_step;
   float scale;
   const uint8_t* next;  // the page that this thread probably looks at afterwards, or null
 
+  int from(int t, int g) const { return lo[t * row_step + g * head_step]; }
+  int to(int t, int g) const { return hi[t * row_step + g * head_step]; }
   const uint8_t* page(int place, int g) const {
-    return pages + (static_cast<size_t>(table[place]) * static_cast<size_t>(kv_heads) + static_cast<size_t>(g)) * page_bytes;
+    const size_t id = static_cast<size_t>(table[place + g * table_step]);
+    return pages + (id * static_cast<size_t>(kv_heads) + static_cast<size_t>(g)) * page_bytes;
   }
 };
 
@@ -111,6 +117,15 @@ struct Kernels {
   void (*kv_read)(KV kind, const uint8_t* page, int slot, int dim, float* k, float* v);
   // Rows t0..t1 and all heads of key/value head g over split s: writes one Partial per (row, head of the group).
   void (*attend)(const Look& look, int g, int t0, int t1, int split, Partial* partials);
+  // The keys of a page of KV::bf16 that holds no values.
+  void (*key_write)(uint8_t* page, int slot, int dim, const float* k);
+  // Scores of the tokens that row t and the heads of key/value head g see in a split: s[head of the group][token of it].
+  // What is not seen is left alone.
+  void (*score)(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride);
+  // Copies n tokens, rows `at` = page * 64 + slot, onto pages of room: as they are, those of KV::rows as KV::bf16.
+  void (*gather)(const Look& look, int g, const int64_t* at, int n, uint8_t* room);
+  // Products of r rows q (r, n), even columns before odd ones, with bf16 rows (m, n): out (r, m).
+  void (*dots)(const float* q, int r, int n, const uint16_t* rows, int m, float* out);
   // Adds a split's partial to what the earlier splits gave.
   void (*merge)(Partial& whole, const Partial& part, int dim);
   // Passes over a row of scores: see sampling.inl.

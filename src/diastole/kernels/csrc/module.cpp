@@ -16,6 +16,7 @@ using namespace diastole;
 
 namespace diastole {
 void bind_fused(nb::module_& m);
+void bind_picking(nb::module_& m);
 }
 
 namespace {
@@ -131,29 +132,15 @@ void kv_read_(Cache buf, const std::string& fmt, In<int64_t, 1> rows, InOut<floa
     }
 }
 
-void attend_(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, 2> tables, In<int32_t, 1> starts,
-             In<int32_t, 1> lo, In<int32_t, 1> hi, float scale, InOut<float, 3> out, std::optional<InOut<float, 2>> lse) {
-  const KV kind = kv_kind(fmt);
-  expect_rows(q, "q");
-  expect_whole(buf, "buf");
-  expect_whole(out, "out");
-  const size_t t = q.shape(0), heads = q.shape(1), dim = q.shape(2), kv_heads = buf.shape(1);
-  expect_cache(buf, kind, dim);
-  expect(t * heads <= INT32_MAX, "q has too many rows");
-  expect(kv_heads > 0 && heads % kv_heads == 0, "q: heads must be a multiple of the key/value heads");
-  expect(heads / kv_heads <= kTile, "q: more than 48 query heads share one key/value head");
-  expect(out.shape(0) == t && out.shape(1) == heads && out.shape(2) == dim, "out must have the shape of q");
-  if (lse) {
-    expect_whole(*lse, "lse");
-    expect(lse->shape(0) == t && lse->shape(1) == heads, "lse must be (rows, heads)");
-  }
-  const std::vector<Span> streams = open_batch(t, buf.shape(0), tables, starts, lo, hi);
-  Look look{q.data(), q.stride(0), buf.data(), kind, static_cast<int>(dim), static_cast<int>(kv_heads),
-            static_cast<int>(heads / kv_heads), buf.shape(2), nullptr, lo.data(), hi.data(), scale, nullptr};
-  double seen = 0;
-  for (size_t i = 0; i < t; i++) seen += std::max(0, hi.data()[i] - lo.data()[i]);
-  const Unlocked unlocked(seen * static_cast<double>(heads * dim));
-  attend(isa(), look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), out.data(), lse ? lse->data() : nullptr);
+void attend_(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1> tables, In<int32_t, 1> starts,
+             In<int32_t, -1> lo, In<int32_t, -1> hi, float scale, InOut<float, 3> out, std::optional<InOut<float, 2>> lse) {
+  Look look = open_look(q, buf, kv_kind(fmt), scale);
+  expect_out(q, out, lse);
+  const Seen seen = open_batch(q.shape(0), buf.shape(0), buf.shape(1), tables, starts, lo, hi);
+  look.table_step = seen.table_step, look.row_step = seen.row_step, look.head_step = seen.head_step;
+  look.lo = lo.data(), look.hi = hi.data();
+  const Unlocked unlocked(seen.tokens * look.group * look.dim);
+  attend(isa(), look, seen.streams, tables.data(), seen.stride, out.data(), lse ? lse->data() : nullptr);
 }
 
 // ---- memory and packing
@@ -318,6 +305,7 @@ NB_MODULE(_native, m) {
     active.store(found);
   });
   bind_fused(m);
+  bind_picking(m);
   m.def("isas", [] {
     nb::list names;
     for (const char* name : {"amx", "avx512bf16", "avx512", "avx2", "scalar"})

@@ -256,6 +256,13 @@ inline uint32_t word(const void* p) {
   return u;
 }
 
+#if !defined(__AVX512F__)
+inline void transpose16(const uint8_t* const* rows, uint8_t* out) {
+  for (int t = 0; t < 16; t++)
+    for (int i = 0; i < 16; i++) std::memcpy(out + i * 64 + t * 4, rows[t] + i * 4, 4);
+}
+#endif
+
 // Into the second cache only: what is fetched into the first one passes through its few buffers for lines, and memory then
 // gives less than it could.
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }

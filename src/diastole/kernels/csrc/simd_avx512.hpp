@@ -52,4 +52,27 @@ inline IntRegister dot4_signed(IntRegister acc, IntRegister a, int32_t b) {
 }
 inline int32_t signed_start(int32_t sum_of_b) { return -128 * sum_of_b; }
 
+// Sixteen rows of sixteen words as sixteen columns: word i of row t becomes word t of vector i.
+inline void transpose16(const uint8_t* const* rows, uint8_t* out) {
+  __m512i a[16], b[16];
+  for (int t = 0; t < 16; t++) a[t] = _mm512_loadu_si512(rows[t]);
+  for (int t = 0; t < 16; t += 2) {
+    b[t] = _mm512_unpacklo_epi32(a[t], a[t + 1]);
+    b[t + 1] = _mm512_unpackhi_epi32(a[t], a[t + 1]);
+  }
+  for (int t = 0; t < 16; t += 4)
+    for (int h = 0; h < 2; h++) {
+      a[t + 2 * h] = _mm512_unpacklo_epi64(b[t + h], b[t + 2 + h]);
+      a[t + 2 * h + 1] = _mm512_unpackhi_epi64(b[t + h], b[t + 2 + h]);
+    }
+  for (int c = 0; c < 4; c++) {  // words c, 4 + c, 8 + c, 12 + c of four rows each
+    const __m512i x = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), y = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+    const __m512i z = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88), w = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+    _mm512_storeu_si512(out + (c)*64, _mm512_shuffle_i32x4(x, z, 0x88));
+    _mm512_storeu_si512(out + (8 + c) * 64, _mm512_shuffle_i32x4(x, z, 0xdd));
+    _mm512_storeu_si512(out + (4 + c) * 64, _mm512_shuffle_i32x4(y, w, 0x88));
+    _mm512_storeu_si512(out + (12 + c) * 64, _mm512_shuffle_i32x4(y, w, 0xdd));
+  }
+}
+
 }  // namespace

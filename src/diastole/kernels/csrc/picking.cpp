@@ -1,0 +1,173 @@
+#include "picking.hpp"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <functional>
+
+#include "memory.hpp"
+#include "pool.hpp"
+
+namespace diastole {
+namespace {
+
+struct Owner {  // of a row
+  std::vector<int> stream;
+  explicit Owner(const std::vector<Span>& streams) {
+    for (size_t b = 0; b < streams.size(); b++)
+      for (int t = streams[b].t0; t < streams[b].t1; t++) stream.push_back(static_cast<int>(b));
+  }
+};
+
+constexpr int kSample = 512;  // scores that the first guess of a threshold is made from
+
+}  // namespace
+
+void scores(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t table_stride,
+            float* s, int heads, int n) {
+  const Owner owner(streams);
+  const int rows = static_cast<int>(owner.stream.size()), splits = ceil_div(n, kSplit), kv_heads = look.kv_heads;
+  const int per = heads / kv_heads;  // rows of s for each of them
+  const double work = static_cast<double>(rows) * n * kv_heads * look.group * look.dim;
+  Pool::get().each(rows * kv_heads * splits, [&](int i) {
+    static thread_local std::vector<float> room;
+    room.resize(static_cast<size_t>(look.group) * kSplit);
+    const int split = i % splits, g = i / splits % kv_heads, t = i / splits / kv_heads;
+    const int from = split * kSplit, to = std::min(n, from + kSplit);
+    const int lo = std::max(from, look.from(t, g)), hi = std::min(to, look.to(t, g));
+    Look own = look;
+    own.table = tables + owner.stream[static_cast<size_t>(t)] * table_stride;
+    if (lo < hi) isa.score(own, g, t, split, room.data(), kSplit);
+    for (int h = 0; h < per; h++) {
+      float* to_row = s + (static_cast<size_t>(t) * heads + static_cast<size_t>(g * per + h)) * n;
+      std::fill(to_row + from, to_row + to, -INFINITY);
+      for (int j = h; j < look.group; j += per)
+        for (int c = lo; c < hi; c++) to_row[c] = std::max(to_row[c], room[static_cast<size_t>(j) * kSplit + static_cast<size_t>(c - from)]);
+    }
+  }, work >= kAlone);
+}
+
+int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places) {
+  static thread_local std::vector<float> values;
+  static thread_local std::vector<int32_t> room;
+  room.resize(static_cast<size_t>(n));
+  float least = -FLT_MAX;
+  const int stride = n / kSample;
+  if (k < n && stride >= 4) {  // most are far below: look at those alone that a sample says may be among the largest
+    values.clear();
+    for (int i = stride / 2; i < n; i += stride)
+      if (x[i] >= -FLT_MAX) values.push_back(x[i]);
+    const size_t rank = static_cast<size_t>(k / stride + k / stride / 4 + 8);
+    if (rank < values.size()) {
+      std::nth_element(values.begin(), values.begin() + static_cast<ptrdiff_t>(rank), values.end(), std::greater<float>());
+      least = values[rank];
+    }
+  }
+  int found = isa.at_least(x, n, least, room.data());
+  if (found < k && least > -FLT_MAX) found = isa.at_least(x, n, -FLT_MAX, room.data());
+  if (found <= k) {
+    std::copy_n(room.data(), found, places);
+    return found;
+  }
+  values.clear();
+  for (int i = 0; i < found; i++) values.push_back(x[room[static_cast<size_t>(i)]]);
+  std::nth_element(values.begin(), values.begin() + (k - 1), values.end(), std::greater<float>());
+  const float last = k > 0 ? values[static_cast<size_t>(k - 1)] : INFINITY;
+  int equal = k;  // of those that are equal to the last, so many are in
+  for (int i = 0; i < found; i++) equal -= values[static_cast<size_t>(i)] > last;
+  int count = 0;
+  for (int i = 0; i < found && count < k; i++) {
+    const int32_t at = room[static_cast<size_t>(i)];
+    if (x[at] > last || (x[at] == last && equal-- > 0)) places[count++] = at;
+  }
+  return count;
+}
+
+void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, float* out, float* lse) {
+  const int heads = look.kv_heads * look.group, group = heads / chosen.sets;  // query heads of a set
+  struct Task {
+    int set, split;
+    size_t at;
+  };
+  static thread_local std::vector<Task> tasks;
+  static thread_local Scratch<Partial> kept;
+  tasks.clear();
+  double work = 0;
+  for (int s = 0; s < chosen.r * chosen.sets; s++) {
+    for (int split = 0; split == 0 || split * kSplit < chosen.counts[s]; split++)
+      tasks.push_back({s, split, tasks.size() * static_cast<size_t>(group)});
+    work += static_cast<double>(chosen.counts[s]) * group * look.dim;
+  }
+  Partial* parts = kept.get(tasks.size() * static_cast<size_t>(group));
+  const std::vector<Task>& all = tasks;  // the caller's, in every thread
+  Pool::get().each(static_cast<int>(all.size()), [&](int i) {
+    static thread_local Scratch<uint8_t> room;
+    static const int32_t places[kSplit / kPage] = {0, 1, 2, 3, 4, 5, 6, 7};
+    const Task& task = all[static_cast<size_t>(i)];
+    const int set = task.set % chosen.sets, t = chosen.which[task.set / chosen.sets];
+    const int64_t* at = chosen.at + static_cast<ptrdiff_t>(task.set) * chosen.width + task.split * kSplit;
+    const int32_t lo = 0, hi = std::min(chosen.counts[task.set] - task.split * kSplit, kSplit);
+    Look own = look;
+    own.kv_heads = 1, own.group = group;
+    own.q = look.q + t * look.q_stride + static_cast<ptrdiff_t>(set) * group * look.dim;
+    own.table = places, own.table_step = 0;
+    own.lo = &lo, own.hi = &hi, own.row_step = 0, own.head_step = 0;
+    uint8_t* copy = room.get(kSplit / kPage * look.page_bytes);
+    isa.gather(look, set * look.kv_heads / chosen.sets, at, hi, copy);
+    own.pages = copy;
+    if (own.kind == KV::rows) own.kind = KV::bf16;
+    isa.attend(own, 0, 0, 1, 0, parts + task.at);
+  }, work >= kAlone);
+  for (size_t i = 0; i < all.size();) {  // the splits of a set, in order
+    const int set = all[i].set;
+    Partial* whole = parts + all[i].at;
+    for (i++; i < all.size() && all[i].set == set; i++)
+      for (int h = 0; h < group; h++) isa.merge(whole[h], parts[all[i].at + static_cast<size_t>(h)], look.dim);
+    const int t = chosen.which[set / chosen.sets];
+    for (int h = 0; h < group; h++) {
+      const size_t row = static_cast<size_t>(t) * static_cast<size_t>(heads) + static_cast<size_t>(set % chosen.sets * group + h);
+      const float inverse = whole[h].sum == 0.f ? 0.f : 1.f / whole[h].sum;
+      for (int d = 0; d < look.dim; d++) out[row * static_cast<size_t>(look.dim) + static_cast<size_t>(d)] = whole[h].out[d] * inverse + 0.f;
+      if (lse != nullptr) lse[row] = whole[h].sum == 0.f ? -INFINITY : whole[h].most + std::log(whole[h].sum);
+    }
+  }
+}
+
+void page_scores(const Kernels& isa, const Look& look, const uint16_t* index, int per, const std::vector<Span>& streams,
+                 const int32_t* tables, int width, const int32_t* n, bool each, float* out) {
+  const Owner owner(streams);
+  constexpr int kPiece = 32;  // pages of one task
+  const int rows = static_cast<int>(owner.stream.size()), pieces = ceil_div(width, kPiece), wide = each ? width * per : width;
+  const double work = static_cast<double>(rows) * width * look.kv_heads * look.group * look.dim * per;
+  Pool::get().each(rows * look.kv_heads * pieces, [&](int i) {
+    static thread_local std::vector<float> query, found;
+    const int piece = i % pieces, g = i / pieces % look.kv_heads, t = i / pieces / look.kv_heads, half = look.dim / 2;
+    query.resize(static_cast<size_t>(look.group) * look.dim);
+    found.resize(static_cast<size_t>(look.group) * per);
+    for (int h = 0; h < look.group; h++) {
+      const float* q = look.q + t * look.q_stride + static_cast<ptrdiff_t>(g * look.group + h) * look.dim;
+      float* own = query.data() + static_cast<ptrdiff_t>(h) * look.dim;
+      for (int c = 0; c < half; c++) own[c] = q[2 * c], own[half + c] = q[2 * c + 1];
+    }
+    float* to = out + (static_cast<size_t>(t) * look.kv_heads + static_cast<size_t>(g)) * wide;
+    const int32_t* table = tables + static_cast<ptrdiff_t>(owner.stream[static_cast<size_t>(t)]) * width;
+    for (int p = piece * kPiece; p < std::min(width, (piece + 1) * kPiece); p++) {
+      if (p >= n[t]) {
+        for (int j = 0; j < (each ? per : 1); j++) to[each ? p * per + j : p] = -INFINITY;
+        continue;
+      }
+      const uint16_t* own = index + (static_cast<size_t>(table[p]) * look.kv_heads + static_cast<size_t>(g)) * per * look.dim;
+      isa.dots(query.data(), look.group, look.dim, own, per, found.data());
+      float best = -INFINITY;
+      for (int j = 0; j < per; j++) {
+        float most = -INFINITY;
+        for (int h = 0; h < look.group; h++) most = std::max(most, found[static_cast<size_t>(h * per + j)]);
+        best = std::max(best, most);
+        if (each) to[p * per + j] = most;
+      }
+      if (!each) to[p] = best;
+    }
+  }, work >= kAlone);
+}
+
+}  // namespace diastole

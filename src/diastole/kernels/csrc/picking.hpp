@@ -1,0 +1,30 @@
+// Operators for who attends to a part of the cache only: scores to choose by, the choice, attention over what is chosen.
+#pragma once
+#include "ops.hpp"
+
+namespace diastole {
+
+// Scores of what rows see, -inf for the rest, to s (rows, heads of s, n): either every query head's, or the largest of
+// those that share a key/value head.
+void scores(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t table_stride,
+            float* s, int heads, int n);
+
+// Places of the k largest of x (n,), in order of place; of equal ones the first. What is NaN or -inf is never chosen.
+// Returns how many there are, at most k.
+int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places);
+
+// What some rows attend to, by sets: one for all query heads that share it.
+struct Chosen {
+  const int32_t* which;  // (r,): a row of q
+  const int64_t* at;     // (r, sets, width): tokens as page * 64 + slot
+  const int32_t* counts;  // (r, sets)
+  int r, sets, width;
+};
+void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, float* out, float* lse);
+
+// Largest product of any query head of a group with any of the `per` rows of bf16 that stand for a page, or with each of
+// them: index (pages, kv heads, per, look.dim), out (rows, kv heads, width) or (rows, kv heads, width * per).
+void page_scores(const Kernels& isa, const Look& look, const uint16_t* index, int per, const std::vector<Span>& streams,
+                 const int32_t* tables, int width, const int32_t* n, bool each, float* out);
+
+}  // namespace diastole
