@@ -9,7 +9,7 @@ import pytest
 
 import diastole
 from diastole import registry
-from diastole.slots import SLOTS
+from diastole.slots import SLOTS, Facts
 from diastole.types import UserError
 
 FAKE = '''"""A made-up technique."""
@@ -20,7 +20,7 @@ class Params:
     size: int = 4  # of it
     rate: float = 0.5
     on: bool = False
-def TECHNIQUE(p):
+def TECHNIQUE(p, facts):
     return {{{slots}}}
 '''
 
@@ -45,7 +45,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def build(*specs: str, **defaults: Any) -> registry.Stack:
-    return registry.build(specs, defaults, frozenset({"paged_kv"}))
+    return registry.build(specs, defaults, Facts(frozenset({"paged_kv"})))
 
 
 def test_an_empty_stack_holds_the_defaults_and_every_slot() -> None:
@@ -100,7 +100,7 @@ def test_listings_read_without_importing(fakes: Path) -> None:
 
 
 def test_pairs_say_why_not(fakes: Path) -> None:
-    rows = {(a, b): why for a, b, why in registry.pairs({}, frozenset({"paged_kv", "wings"}))}
+    rows = {(a, b): why for a, b, why in registry.pairs({}, Facts(frozenset({"paged_kv", "wings"})))}
     assert rows["fcfs", "int8-kv"] == ""
     assert "both fill" in rows["one-fake", "rival-fake"]
 

@@ -90,7 +90,11 @@ class ServiceConfig:
     weights: str = knob(
         "auto", "format in memory; auto: as exact as the file", choices=("auto", "f32", "bf16", "q8", "q4")
     )
-    kv: str = knob("bf16", "format of keys and values", choices=("f32", "bf16", "int8"))
+    kv: str = knob(
+        "auto",
+        "format of keys and values; rows: bf16, but token by token; auto: bf16, or what a technique in use prefers",
+        choices=("auto", "f32", "bf16", "int8", "rows"),
+    )
     context: int = knob(0, "most tokens of a stream; 0: the model's own", unit="tokens", low=0, high=2**31 - 1)
     max_streams: int = knob(64, "streams that hold state at once", low=1, high=65_536)
     step_tokens: int = knob(512, "most tokens in one step", unit="tokens", low=1, high=2**20)

@@ -1,7 +1,7 @@
 """The registry: the file system. A technique or model is found by the name of its file and imported when asked for.
 
 A technique's module has a frozen dataclass ``Params``, the capabilities it ``NEEDS`` of a model, and
-``TECHNIQUE(params) -> {slot: policy}``. A model's module has ``build(load, config, context)``.
+``TECHNIQUE(params, facts) -> {slot: policy}``. A model's module has ``build(load, config, context)``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import hashlib
 import importlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, get_type_hints
 
-from diastole.slots import SLOTS
+from diastole.slots import SLOTS, Facts
 from diastole.types import UserError
 
 _MODEL_TYPES = {"gemma3_text": "gemma3", "smollm2": "llama"}  # names of the field for which a file has another
@@ -55,6 +55,7 @@ class Stack:
 
     policies: Mapping[str, Any]
     fingerprint: str  # changes with every technique and knob
+    owners: Mapping[str, str] = field(default_factory=dict)  # which technique fills a slot that holds one policy
 
     def __getattr__(self, slot: str) -> Any:
         try:
@@ -71,13 +72,13 @@ class Info(NamedTuple):
     knobs: tuple[tuple[str, str, str], ...] = ()  # name, type, default
 
 
-def build(specs: Sequence[str], defaults: Mapping[str, Any], caps: frozenset[str]) -> Stack:
+def build(specs: Sequence[str], defaults: Mapping[str, Any], facts: Facts) -> Stack:
     """Fill the slots.
 
     Args:
         specs: techniques as users write them.
         defaults: policies of slots that no technique claims.
-        caps: what the model can do.
+        facts: of the model.
 
     Raises:
         UserError: unknown technique or knob, a slot claimed twice, or a capability that the model lacks.
@@ -87,10 +88,10 @@ def build(specs: Sequence[str], defaults: Mapping[str, Any], caps: frozenset[str
     parsed = [Spec.parse(s) for s in specs]
     for spec in parsed:
         module, params = load(spec)
-        lacking = frozenset(module.NEEDS) - caps
+        lacking = frozenset(module.NEEDS) - facts.caps
         if lacking:
             raise UserError(f"{spec.name} needs a model with {', '.join(sorted(lacking))}", param="use")
-        for slot, policy in module.TECHNIQUE(params).items():
+        for slot, policy in module.TECHNIQUE(params, facts).items():
             if slot not in SLOTS:
                 raise UserError(f"{spec.name} wants to fill slot {slot!r}, which does not exist", param="use")
             if SLOTS[slot] == "chain":
@@ -103,7 +104,7 @@ def build(specs: Sequence[str], defaults: Mapping[str, Any], caps: frozenset[str
                 )
             policies[slot], owners[slot] = policy, spec.name
     text = ";".join(str(s) for s in parsed)
-    return Stack(policies, hashlib.sha256(text.encode()).hexdigest()[:16] if text else "bare")
+    return Stack(policies, hashlib.sha256(text.encode()).hexdigest()[:16] if text else "bare", owners)
 
 
 def load(spec: Spec) -> tuple[ModuleType, Any]:
@@ -198,12 +199,12 @@ def _info(path: Path) -> Info:
     return Info(path.stem.replace("_", "-"), head, tuple(knobs))
 
 
-def pairs(defaults: Mapping[str, Any], caps: frozenset[str]) -> list[tuple[str, str, str]]:
+def pairs(defaults: Mapping[str, Any], facts: Facts) -> list[tuple[str, str, str]]:
     """Every pair of techniques in one service: (one, other, "" if they build together, else why not)."""
     rows = []
     for one, other in itertools.combinations([t.name for t in techniques()], 2):
         try:
-            build([one, other], defaults, caps)
+            build([one, other], defaults, facts)
             rows.append((one, other, ""))
         except UserError as e:
             rows.append((one, other, e.message))

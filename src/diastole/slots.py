@@ -7,9 +7,11 @@ written when its second user comes; until then the name is reserved here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from diastole.types import Array, Ask, Grant, KVFormat, PagedSpec
+from diastole.types import Array, Ask, Batch, Grant, KVFormat, PagedSpec, Stream
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
@@ -36,16 +38,60 @@ SLOTS: dict[str, Literal["single", "chain"]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a technique may know of the model that it is built for."""
+
+    caps: frozenset[str]
+    layers: int = 0
+    heads: int = 0  # query heads
+    kv_heads: int = 0
+    head_dim: int = 0
+    context: int = 0  # most tokens of a stream
+    windowed: bool = False  # some layers see a window only
+    fingerprint: str = ""  # of the model's file
+    source: Path | None = None  # that file, or the directory of its files
+    ops: Ops | None = None
+
+
+class Companion(Protocol):
+    """What a policy keeps beside every page of keys and values. It travels with the page: copied on write, packed when
+    a stream is preempted, shared when a prefix is."""
+
+    layout: str  # a short name that changes with the meaning of its bytes
+
+    def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> Sequence[Array]:
+        """Its arrays, one per layer, with an axis of ``pages`` first."""
+        ...
+
+    def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
+        """New rows, as for ``KVStore.write``."""
+        ...
+
+
 class KVStore(Protocol):
     """Slot ``kv``: how key and value rows are kept. Allocated once per service, before the first write."""
 
-    layout: str  # what kernels must be able to read
-    bytes_per_token: float  # over all layers
-    fmt: KVFormat  # number format of its rows
+    layout: str  # what packed state of it can be read by
+    bytes_per_token: float  # over all layers, with what companions add
+
+    @property
+    def fmt(self) -> str:
+        """Form of its rows: what kernels and selectors must be able to read."""
+        ...
 
     @property
     def buffers(self) -> Sequence[Array] | None:
-        """Each layer's pages, if the native kernels may read and write them directly; None: only through this store."""
+        """Each layer's pages, if the native kernels may read them; None: only through this store."""
+        ...
+
+    @property
+    def bare(self) -> bool:
+        """Whether the native kernels may write its buffers too."""
+        ...
+
+    def attach(self, companion: Companion) -> None:
+        """Keep this beside every page. Before ``alloc``."""
         ...
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> None:
@@ -61,9 +107,23 @@ class KVStore(Protocol):
         ...
 
     def attend(
-        self, layer: int, q: Array, tables: Array, starts: Array, lo: Array, hi: Array, scale: float, out: Array
+        self,
+        layer: int,
+        q: Array,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None = None,
     ) -> None:
-        """Softmax attention of q (T, H, D) over the stored rows into out (T, H, D); see ``Batch`` for the rest."""
+        """Softmax attention of q (T, H, D) over the stored rows into out (T, H, D); see ``Ops.attend`` for the rest."""
+        ...
+
+    def seal(self, stream: Stream, upto: int) -> None:
+        """Rows of this stream below ``upto`` are final: they may be compressed or moved. Called after every step that
+        absorbed rows."""
         ...
 
     def copy_page(self, src: int, dst: int) -> None:
@@ -76,6 +136,79 @@ class KVStore(Protocol):
 
     def unpack(self, pages: Sequence[int], data: Array) -> None:
         """Write back what ``pack`` gave."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One layer's cache as the rows of a batch look at it."""
+
+    layer: int
+    store: KVStore
+    ops: Ops
+    b: Batch
+    lo: Array  # (T,) int32: as Batch.lo, within the layer's own window
+    scale: float
+
+    @property
+    def pages(self) -> Array:
+        """This layer's pages (pages, Hkv, bytes), of a store that shows them."""
+        assert self.store.buffers is not None
+        return self.store.buffers[self.layer]
+
+
+class Selection(Protocol):
+    """What rows attend to instead of everything."""
+
+    def attend(self, view: View, q: Array, out: Array, lse: Array | None) -> None:
+        """q (T, H, D) -> out (T, H, D), lse (T, H), for all rows of the batch."""
+        ...
+
+
+class Selector(Protocol):
+    """Slot ``select``: what each row attends to, layer by layer."""
+
+    reads: frozenset[str]  # forms of rows (``KVStore.fmt``) that it and its selections can read
+    prefers: KVFormat  # of these, where the user leaves the choice
+    exact: bool  # rows that a stream absorbs one by one are the same as if they had come with its prompt
+
+    @property
+    def companion(self) -> Companion | None:
+        """What it keeps beside the pages."""
+        ...
+
+    def select(self, view: View, q: Array) -> Selection | None:
+        """For q (T, H, D), rotated, whose own keys are written already; None: everything."""
+        ...
+
+
+class Kernel(Protocol):
+    """Slot ``kernel``: how attention is computed."""
+
+    reads: frozenset[str]  # forms of rows that it can read
+
+    def __call__(self, view: View, q: Array, selection: Selection | None, out: Array, lse: Array | None) -> None:
+        """q (T, H, D) -> out (T, H, D) and, if wanted, lse (T, H): the log of the sum of exponentials."""
+        ...
+
+
+class Probe(Protocol):
+    """Slot ``probe``: looks on while a layer attends."""
+
+    def need(self, layer: int, b: Batch) -> bool:
+        """Whether it wants to see this layer of this batch, which costs lse."""
+        ...
+
+    def see(self, view: View, q: Array, out: Array, lse: Array) -> None:
+        """q, out (T, H, D); lse (T, H)."""
+        ...
+
+
+class Evictor(Protocol):
+    """Slot ``evict``: which of a stream's rows stay in reach, given how much attention each has had."""
+
+    def keep(self, scores: Array) -> Array:
+        """scores (Hkv, n) -> positions (Hkv, k) int32, ascending, padded with -1."""
         ...
 
 

@@ -74,6 +74,7 @@ class Stream:
     serial: int = 0  # order of arrival, given by the ledger
     finished: bool = False
     speaks: bool = True  # False: it only reads, and ends with one result that is no unit of output
+    given: int = 0  # units that came with the request; those that ``known`` has more are its own output
 
     @property
     def left(self) -> int:
@@ -136,6 +137,7 @@ class Batch:
     starved: tuple[Stream, ...] = ()  # granted, but the pool had no room
     tap: Tap | None = None  # only from a loop that knows that its model has them
     extra: Mapping[str, Any] = field(default_factory=dict)  # what one loop and its model agree on
+    notes: dict[str, Any] = field(default_factory=dict)  # techniques' private notes of this step
 
     def __len__(self) -> int:
         return len(self.grants)

@@ -37,7 +37,7 @@ def test_rows_hold_what_bf16_holds_and_give_the_same_bits(isa: str, dim: int) ->
 
 
 def pages_of_heads(cache: Cache, rng: np.random.Generator, rows: int, most: int) -> tuple[Array, Array, Array]:
-    """For one stream and each head: some of its pages in order, the last one among them, and what a row sees of these."""
+    """For each head some of a stream's pages in order, the last one among them, and what rows see of these."""
     heads, last = cache.buf.shape[1], (cache.lengths[0] - 1) // PAGE
     tables = np.full((1, heads, most), -1, np.int32)
     hi = np.zeros((rows, heads), np.int32)

@@ -15,6 +15,7 @@ def check(
     from diastole import registry
     from diastole.engine.compose import Mixed
     from diastole.kernels.table import load
+    from diastole.slots import Facts
     from diastole.state.kv import PagedKV
 
     ops = load()
@@ -25,7 +26,7 @@ def check(
     for info in registry.techniques():
         wrong += _tried(f"technique {info.name}", lambda name=info.name: registry.load(registry.Spec.parse(name)))
     defaults: dict[str, Any] = {"kv": PagedKV(), "compose": Mixed(512)}
-    rows = registry.pairs(defaults, frozenset({"paged_kv"}))
+    rows = registry.pairs(defaults, Facts(frozenset({"paged_kv"})))
     built = sum(not why for *_, why in rows)
     print(f"pairs of techniques: {built} build together, {len(rows) - built} are refused")
     if pairs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from diastole import registry
@@ -14,7 +14,9 @@ from diastole.engine.ledger import Ledger
 from diastole.engine.service import Service
 from diastole.loops.ar import AutoRegressive
 from diastole.metrics import Meter
+from diastole.nn.inside import Inside
 from diastole.nn.linear import Loader
+from diastole.slots import KVStore
 from diastole.state.host import HostTier
 from diastole.state.kv import PagedKV
 from diastole.state.pages import PAGE, PagePool
@@ -53,18 +55,43 @@ def assemble(
     ops, checkpoint = load.ops, load.checkpoint
     architecture = registry.model(str(checkpoint.config.get("model_type")))
     model = architecture.build(load, checkpoint.config, config.context)
-    defaults: Mapping[str, Any] = {"kv": PagedKV(cast(KVFormat, config.kv)), "compose": Mixed(config.step_tokens)}
-    stack = registry.build(config.use, defaults, model.caps)
+    stack = registry.build(config.use, {"compose": Mixed(config.step_tokens)}, model.facts(checkpoint))
+    kv = store(stack, config.kv)
     spec: PagedSpec = model.state_specs()["kv"]
-    pages = _pages(ops, stack.kv, spec, model.context, config.max_streams, memory)
-    stack.kv.alloc(spec, pages, ops)
-    pool = PagePool(pages, stack.kv, PrefixCache(PAGE) if config.prefix_cache else None)
-    fingerprint = f"{checkpoint.fingerprint}/{stack.kv.layout}/{stack.fingerprint}"
+    pages = _pages(ops, kv, spec, model.context, config.max_streams, memory)
+    kv.alloc(spec, pages, ops)
+    pool = PagePool(pages, kv, PrefixCache(PAGE) if config.prefix_cache else None)
+    fingerprint = f"{checkpoint.fingerprint}/{kv.layout}/{stack.fingerprint}"
     grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
-    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint, model.width, grammars)
+    stepwise = stack.select is not None and not stack.select.exact
+    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint, model.width, grammars, stepwise)
     cost, meter = FittedCost(), Meter()
     ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
-    return Service(name, model, loop, {"kv": stack.kv}, stack.compose, cost, ledger, meter)
+    state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}
+    return Service(name, model, loop, state, stack.compose, cost, ledger, meter)
+
+
+def store(stack: registry.Stack, kv: str) -> KVStore:
+    """What keeps keys and values for these policies, in the form that the user names, or "auto".
+
+    Raises:
+        UserError: two of them do not go together.
+    """
+    select, owners = stack.select, stack.owners
+    auto = "bf16" if select is None else select.prefers
+    keeper: KVStore = stack.kv or PagedKV(cast(KVFormat, auto if kv == "auto" else kv))
+    whose = f"{owners['kv']} keeps" if "kv" in owners else f"kv = {kv!r} keeps"
+    for slot in ("select", "kernel"):
+        policy = getattr(stack, slot)
+        if policy is not None and keeper.fmt not in policy.reads:
+            raise UserError(
+                f"{owners[slot]} cannot read keys and values as {whose} them, {keeper.fmt!r}: "
+                f"it reads {', '.join(sorted(policy.reads))}",
+                param="use",
+            )
+    if select is not None and select.companion is not None:
+        keeper.attach(select.companion)
+    return keeper
 
 
 def _pages(ops: Ops, kv: Any, spec: PagedSpec, context: int, streams: int, memory: int) -> int:

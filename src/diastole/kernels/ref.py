@@ -182,7 +182,7 @@ class TorchOps:
         _keys(buf, k.shape[2])[rows // PAGE, :, rows % PAGE] = rounded.view(np.uint32) >> 16
 
     def page_scores(self, q: Array, index: Array, tables: Array, starts: Array, n: Array, out: Array) -> None:
-        t, heads, e = q.shape
+        _, heads, e = q.shape
         groups = index.shape[1]
         rows, share = _wide(index.view(np.uint16)).reshape(len(index), groups, -1, e), heads // groups
         out[...] = -np.inf

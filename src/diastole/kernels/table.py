@@ -128,8 +128,8 @@ class Ops(Protocol):
 
         Row t of stream b (starts[b] <= t < starts[b+1]) sees that stream's tokens lo[t] <= j < hi[t], which lie on the
         pages tables[b] (B, P) int32. Heads may look at pages of their own: tables (B, Hkv, P), and lo and hi (T, Hkv),
-        which count the tokens of these pages. out (T, H, D); lse (T, H): log of the sum of exponentials. A row that sees
-        nothing gives zeros and -inf.
+        which count the tokens of these pages. out (T, H, D); lse (T, H): log of the sum of exponentials. A row that
+        sees nothing gives zeros and -inf.
         """
         ...
 

@@ -71,6 +71,8 @@ class AutoRegressive:
         fingerprint: of the stack; cached prefixes are reused only under the same.
         width: numbers in the hidden states that the model gives to a tap; 0: it gives none.
         grammars: of this vocabulary; None: requests may bring none.
+        stepwise: what a stream has said is absorbed token by token and shared with nobody, because something acts
+            inside the layers that gives it other rows than a prompt would have.
     """
 
     unit = "token"
@@ -84,9 +86,10 @@ class AutoRegressive:
         fingerprint: str,
         width: int = 0,
         grammars: Grammars | None = None,
+        stepwise: bool = False,
     ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
-        self.width, self.grammars = width, grammars
+        self.width, self.grammars, self.stepwise = width, grammars, stepwise
 
     # ---- a stream's life
 
@@ -107,8 +110,8 @@ class AutoRegressive:
         prompt = np.asarray(request.inputs, np.int32)
         if isinstance(request.params, PoolParams):
             own = pooling.Reading(prompt, request.params.kind, self.width)
-            return Stream(request, 0, known=len(prompt), own=own, speaks=False)
-        return Stream(request, 0, known=len(prompt), own=self._text(request, prompt))
+            return Stream(request, 0, known=len(prompt), own=own, speaks=False, given=len(prompt))
+        return Stream(request, 0, known=len(prompt), own=self._text(request, prompt), given=len(prompt))
 
     def _text(self, request: Request, prompt: Array) -> Text:
         params: SamplingParams = request.params
@@ -134,7 +137,7 @@ class AutoRegressive:
 
     def admit(self, stream: Stream) -> bool:
         own: Text | pooling.Reading = stream.own
-        lease = self.pool.lease(own.prefix(stream.known))
+        lease = self.pool.lease(own.prefix(self._like_a_prompt(stream, stream.known)))
         if not self.pool.fits(lease, stream.known):
             lease.close()
             return False
@@ -142,6 +145,10 @@ class AutoRegressive:
         stream.done = lease.units
         own.cached = min(max(own.cached, lease.units), own.prompt)
         return True
+
+    def _like_a_prompt(self, stream: Stream, units: int) -> int:
+        """How many of the first ``units`` have the rows that any prompt would have."""
+        return min(units, stream.given) if self.stepwise else units
 
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         raise UserError("a language model takes its whole prompt at once; open a new request instead", param="feed")
@@ -158,6 +165,8 @@ class AutoRegressive:
 
     def ask(self, stream: Stream) -> Ask:
         left = stream.known - stream.done
+        if left > 1 and self.stepwise:
+            return Ask(stream, 1, max(stream.given - stream.done, 1), stream.due, False)
         return Ask(stream, 1, left, stream.due, left == 1)
 
     def forecast(self, stream: Stream) -> None:
@@ -247,7 +256,7 @@ class AutoRegressive:
             if not stream.speaks:
                 continue
             if done % PAGE < n:  # a page is complete
-                self.pool.publish(stream.leases["kv"], text.key, done)
+                self.pool.publish(stream.leases["kv"], text.key, self._like_a_prompt(stream, done))
             if done == stream.known:
                 speaking.append(stream)
                 rows.append(wanted)
@@ -282,7 +291,7 @@ class AutoRegressive:
                 text.cached,
             )
             lease = self.pool.fork(stream.leases["kv"])
-            twins.append(Stream(stream.req, index, stream.known, stream.done, {"kv": lease}, own))
+            twins.append(Stream(stream.req, index, stream.known, stream.done, {"kv": lease}, own, given=stream.given))
         text.twins = 0
         return twins
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diastole.nn.arena import Arena
+from diastole.nn.inside import Inside
 from diastole.nn.linear import Linear
 from diastole.nn.norm import RMSNorm
-from diastole.slots import KVStore
+from diastole.slots import KVStore, View
 from diastole.types import Array, Batch
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Attention:
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
 
-    def __call__(self, layer: int, x: Array, b: Batch, kv: KVStore, arena: Arena) -> Array:
+    def __call__(self, layer: int, x: Array, b: Batch, kv: KVStore, inside: Inside, arena: Arena) -> Array:
         """x (T, d), normalised -> heads' outputs side by side (T, H·D); the caller applies ``o``."""
         t, h, g, d = len(x), self.heads, self.kv_heads, self.head_dim
         qkv = self.qkv(x, arena.get("qkv", t, (h + 2 * g) * d)).reshape(t, h + 2 * g, d)
@@ -47,7 +48,7 @@ class Attention:
         self.ops.rope(qkv[:, : h + g], b.pos, self.rope)  # q and k lie side by side: one call rotates both
         kv.write(layer, b.rows, k, v)
         out = arena.get("heads", t, h, d)
-        kv.attend(layer, q, b.tables, b.starts, self._lo(b), b.hi, self.scale, out)
+        inside.attend(View(layer, kv, self.ops, b, self._lo(b), self.scale), q, out, arena)
         return out.reshape(t, h * d)
 
     def _lo(self, b: Batch) -> Array:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diastole.nn.arena import Arena
 from diastole.nn.attention import Attention
 from diastole.nn.fused import FusedDecoder
+from diastole.nn.inside import NOBODY, Inside
 from diastole.nn.linear import Linear
 from diastole.nn.mlp import GatedMLP
 from diastole.nn.norm import RMSNorm
-from diastole.slots import KVStore
+from diastole.slots import Facts, KVStore
 from diastole.types import Array, Batch, PagedSpec
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
+    from diastole.weights import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,10 @@ class Block:
     attn_post: RMSNorm | None = None  # norms of what is added, where a family has them
     mlp_post: RMSNorm | None = None
 
-    def mix(self, layer: int, x: Array, b: Batch, kv: KVStore, arena: Arena) -> None:
+    def mix(self, layer: int, x: Array, b: Batch, kv: KVStore, inside: Inside, arena: Arena) -> None:
         """x (T, d) += attention(norm(x))."""
         normed = self.attn_norm(x, arena.get("normed", *x.shape))
-        _add(x, self.attn.o, self.attn(layer, normed, b, kv, arena), self.attn_post, arena)
+        _add(x, self.attn.o, self.attn(layer, normed, b, kv, inside, arena), self.attn_post, arena)
 
     def ffn(self, x: Array, arena: Arena) -> None:
         """x (T, d) += mlp(norm(x))."""
@@ -86,23 +88,43 @@ class Decoder:
         """Numbers in a hidden state."""
         return self._table.k
 
+    def facts(self, checkpoint: Checkpoint) -> Facts:
+        """What techniques may know of this model, which was made from this checkpoint."""
+        attn = self.blocks[0].attn
+        return Facts(
+            self.caps,
+            len(self.blocks),
+            attn.heads,
+            attn.kv_heads,
+            attn.head_dim,
+            self.context,
+            any(b.attn.window is not None for b in self.blocks),
+            checkpoint.fingerprint,
+            checkpoint.path,
+            self.ops,
+        )
+
     def state_specs(self) -> dict[str, PagedSpec]:
         attn = self.blocks[0].attn
         return {"kv": PagedSpec(len(self.blocks), attn.kv_heads, attn.head_dim)}
 
-    def forward(self, b: Batch, state: Mapping[str, KVStore]) -> Array:
+    def forward(self, b: Batch, state: Mapping[str, Any]) -> Array:
         """b.inputs (T,) int32 ids -> logits of the wanted rows (W, V), until the next call: in one native call where
-        nothing has to act inside the layers or to read hidden states, else block by block, with the same bits."""
-        kv = state["kv"]
-        if self._fused is not None and kv.buffers is not None and b.tap is None:
+        nothing has to act inside the layers or to read hidden states, else block by block, with the same bits.
+
+        state: "kv", a KVStore, and "inside", what acts in the layers, if anybody does.
+        """
+        kv: KVStore = state["kv"]
+        inside: Inside = state.get("inside", NOBODY)
+        if self._fused is not None and inside.idle and kv.buffers is not None and kv.bare and b.tap is None:
             return self._fused.forward(b, kv.buffers, kv.fmt)
-        return self.open_forward(b, kv)
+        return self.open_forward(b, kv, inside)
 
     def phases(self) -> dict[str, float]:
         """Seconds that fused execution spent in each phase since the last call; empty where there is none."""
         return self._fused.phases() if self._fused is not None else {}
 
-    def open_forward(self, b: Batch, kv: KVStore) -> Array:
+    def open_forward(self, b: Batch, kv: KVStore, inside: Inside = NOBODY) -> Array:
         """Block by block."""
         arena = self._arena
         x = arena.get("x", len(b.inputs), self._table.k)
@@ -110,7 +132,7 @@ class Decoder:
         if self.embed_scale != 1.0:
             x *= np.float32(self.embed_scale)
         for layer, block in enumerate(self.blocks):
-            block.mix(layer, x, b, kv, arena)
+            block.mix(layer, x, b, kv, inside, arena)
             block.ffn(x, arena)
         if b.tap is not None:
             self.norm(x[b.tap.rows], b.tap.hidden)

@@ -1,4 +1,4 @@
-"""PagedKV: key and value rows in the pages that the native kernels read, as f32, bf16 or int8."""
+"""PagedKV: key and value rows in the pages that the native kernels read, as f32, bf16, int8 or bf16 token by token."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diastole.slots import Companion
 from diastole.state.pages import PAGE
-from diastole.types import Array, KVFormat, PagedSpec
+from diastole.types import Array, KVFormat, PagedSpec, Stream
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
@@ -25,17 +26,34 @@ class PagedKV:
         self.layout = f"paged-{fmt}"
         self.bytes_per_token = 0.0
         self.buffers: list[Array] = []
+        self._companions: list[Companion] = []
+        self._beside: list[Sequence[Array]] = []  # arrays of each companion
+
+    @property
+    def bare(self) -> bool:
+        return not self._companions
+
+    def attach(self, companion: Companion) -> None:
+        self._companions.append(companion)
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> None:
         self._ops, self._spec = ops, spec
         size = ops.kv_page_bytes(self.fmt, spec.head_dim)
-        self.layout = f"paged-{self.fmt}-{spec.layers}x{spec.kv_heads}x{spec.head_dim}"
-        self.bytes_per_token = spec.layers * spec.kv_heads * size / PAGE
         shape = (pages, spec.kv_heads, size)
         self.buffers = [ops.alloc(pages * spec.kv_heads * size).reshape(shape) for _ in range(spec.layers)]
+        self._beside = [c.alloc(spec, pages, ops) for c in self._companions]
+        beside = "".join(f"+{c.layout}" for c in self._companions)
+        self.layout = f"paged-{self.fmt}-{spec.layers}x{spec.kv_heads}x{spec.head_dim}{beside}"
+        self.bytes_per_token = sum(a[:1].nbytes for a in self._arrays()) / PAGE
+
+    def _arrays(self) -> list[Array]:
+        """Everything that belongs to a page, page by page."""
+        return [*self.buffers, *(a for arrays in self._beside for a in arrays)]
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
         self._ops.kv_write(self.buffers[layer], self.fmt, rows, k, v)
+        for companion in self._companions:
+            companion.write(layer, rows, k, v)
 
     def read(self, layer: int, rows: Array) -> tuple[Array, Array]:
         shape = (len(rows), self._spec.kv_heads, self._spec.head_dim)
@@ -44,19 +62,40 @@ class PagedKV:
         return k, v
 
     def attend(
-        self, layer: int, q: Array, tables: Array, starts: Array, lo: Array, hi: Array, scale: float, out: Array
+        self,
+        layer: int,
+        q: Array,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None = None,
     ) -> None:
-        self._ops.attend(q, self.buffers[layer], self.fmt, tables, starts, lo, hi, scale, out, None)
+        self._ops.attend(q, self.buffers[layer], self.fmt, tables, starts, lo, hi, scale, out, lse)
+
+    def seal(self, stream: Stream, upto: int) -> None:
+        """Rows stay as they are."""
 
     def copy_page(self, src: int, dst: int) -> None:
-        for buffer in self.buffers:
-            buffer[dst] = buffer[src]
+        for array in self._arrays():
+            array[dst] = array[src]
 
     def pack(self, pages: Sequence[int]) -> Array:
         at = np.asarray(pages, np.int64)
-        return np.concatenate([b[at].reshape(len(at), -1) for b in self.buffers], axis=1)
+        return np.concatenate([_bytes(a[at]) for a in self._arrays()], axis=1)
 
     def unpack(self, pages: Sequence[int], data: Array) -> None:
         at = np.asarray(pages, np.int64)
-        for buffer, part in zip(self.buffers, np.split(data, len(self.buffers), axis=1), strict=True):
-            buffer[at] = part.reshape(len(at), *buffer.shape[1:])
+        first = 0
+        for array in self._arrays():
+            size = array[:1].nbytes
+            part = np.ascontiguousarray(data[:, first : first + size])
+            array[at] = part.view(array.dtype).reshape(len(at), *array.shape[1:])
+            first += size
+
+
+def _bytes(pages: Array) -> Array:
+    size = int(np.prod(pages.shape[1:]))
+    return np.ascontiguousarray(pages).reshape(len(pages), size).view(np.uint8)

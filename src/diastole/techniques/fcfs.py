@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diastole.slots import CostModel
+from diastole.slots import CostModel, Facts
 from diastole.types import Ask, Grant
 
 NEEDS: frozenset[str] = frozenset()
@@ -28,5 +28,5 @@ class FirstCome:
         return [Grant(a.stream, a.hi) for a in sorted(asks, key=lambda a: (a.emits, a.stream.serial))]
 
 
-def TECHNIQUE(p: Params) -> dict[str, Any]:
+def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:
     return {"compose": FirstCome()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from diastole.slots import Facts
 from diastole.state.kv import PagedKV
 
 NEEDS: frozenset[str] = frozenset({"paged_kv"})
@@ -18,5 +19,5 @@ class Params:
     """No knobs."""
 
 
-def TECHNIQUE(p: Params) -> dict[str, Any]:
+def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:
     return {"kv": PagedKV("int8")}
