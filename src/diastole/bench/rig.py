@@ -127,7 +127,9 @@ class Rig:
         lease = self.loop.pool.unpack(blob)
         if lease is None:
             raise self._no_room()
-        stream = self.loop.open(Request(f"rig-{next(self._ids)}", self.service.name, blob.data["ids"], SamplingParams()))
+        stream = self.loop.open(
+            Request(f"rig-{next(self._ids)}", self.service.name, blob.data["ids"], SamplingParams())
+        )
         stream.leases["kv"], stream.done = lease, blob.units
         self._open.add(stream)
         return stream
