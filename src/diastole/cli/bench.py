@@ -13,9 +13,11 @@ from typing import Annotated
 
 import typer
 
+from diastole.cli.longcontext import longcontext
 from diastole.types import UserError
 
 app = typer.Typer(help="Measure this installation on this machine.", no_args_is_help=True)
+app.command()(longcontext)
 
 
 @app.command()

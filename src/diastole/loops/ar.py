@@ -17,6 +17,7 @@ import numpy as np
 from diastole.loops import pooling
 from diastole.params import PoolParams, SamplingParams
 from diastole.sample import Chosen, Sampler, choose_all
+from diastole.slots import Refresher
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import Key
 from diastole.text.grammar import Grammars
@@ -73,6 +74,7 @@ class AutoRegressive:
         grammars: of this vocabulary; None: requests may bring none.
         stepwise: what a stream has said is absorbed token by token and shared with nobody, because something acts
             inside the layers that gives it other rows than a prompt would have.
+        refresh: which of a stream's last rows are computed again; None: none ever.
     """
 
     unit = "token"
@@ -87,9 +89,10 @@ class AutoRegressive:
         width: int = 0,
         grammars: Grammars | None = None,
         stepwise: bool = False,
+        refresh: Refresher | None = None,
     ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
-        self.width, self.grammars, self.stepwise = width, grammars, stepwise
+        self.width, self.grammars, self.stepwise, self.refresh = width, grammars, stepwise, refresh
 
     # ---- a stream's life
 
@@ -251,16 +254,11 @@ class AutoRegressive:
         born: list[Stream] = []
         wanted = 0
         for stream, n in batch.grants:
-            text: Text = stream.own
-            done = stream.done = stream.done + n
-            if not stream.speaks:
-                continue
-            if done % PAGE < n:  # a page is complete
-                self.pool.publish(stream.leases["kv"], text.key, self._like_a_prompt(stream, done))
-            if done == stream.known:
+            self.absorbed(stream, n)
+            if stream.speaks and stream.done == stream.known:
                 speaking.append(stream)
                 rows.append(wanted)
-                if text.twins:
+                if stream.own.twins:
                     twins = self._fork(stream)
                     born += twins
                     speaking += twins
@@ -273,35 +271,59 @@ class AutoRegressive:
             for stream in pooling.absorb(batch.grants, batch.tap):
                 self.close(stream)
                 events.append(Event(stream.req.id, stream.index, stream.own.result(), True, now, stream.speaks))
+        if self.refresh is not None:
+            for stream in speaking:
+                if not stream.finished:
+                    self.reconsider(stream)
         return Outcome(events, born)
 
-    def _fork(self, stream: Stream) -> list[Stream]:
-        """The other choices of a request whose prompt is now absorbed: they share its pages."""
+    def absorbed(self, stream: Stream, n: int) -> None:
+        """Take note that ``n`` more of a stream's tokens are in its state."""
+        done = stream.done = stream.done + n
+        if stream.speaks and done % PAGE < n:  # a page is complete
+            self.pool.publish(stream.leases["kv"], stream.own.key, self._like_a_prompt(stream, done))
+
+    def reconsider(self, stream: Stream) -> None:
+        """Let some of a stream's last rows be computed again, if the policy for that wants it: as a prompt's are."""
+        again = 0 if self.refresh is None else self.refresh.rows(stream)
+        if again:
+            stream.given = stream.done
+            stream.done -= again
+
+    def learn(self, stream: Stream, token: int) -> None:
+        """Take note that this is a stream's next token."""
         text: Text = stream.own
-        twins = []
-        for index in range(1, text.twins + 1):
-            own = Text(
-                text.ids.copy(),
-                text.tip,
-                text.prompt,
-                text.sampler.fork(index),
-                text.limit,
-                text.stops,
-                text.space,
-                text.cached,
-            )
-            lease = self.pool.fork(stream.leases["kv"])
-            twins.append(Stream(stream.req, index, stream.known, stream.done, {"kv": lease}, own, given=stream.given))
-        text.twins = 0
+        if stream.known == len(text.ids):
+            text.widen()
+        text.ids[stream.known] = text.tip = token
+        stream.known += 1
+
+    def _fork(self, stream: Stream) -> list[Stream]:
+        """The other choices of a request whose prompt is now absorbed."""
+        twins = [self.twin(stream, index) for index in range(1, stream.own.twins + 1)]
+        stream.own.twins = 0
         return twins
+
+    def twin(self, stream: Stream, index: int) -> Stream:
+        """A stream that has come as far as this one, whose pages it shares: choice ``index`` of the same request."""
+        text: Text = stream.own
+        own = Text(
+            text.ids.copy(),
+            text.tip,
+            text.prompt,
+            text.sampler.fork(index),
+            text.limit,
+            text.stops,
+            text.space,
+            text.cached,
+        )
+        lease = self.pool.fork(stream.leases["kv"])
+        return Stream(stream.req, index, stream.known, stream.done, {"kv": lease}, own, given=stream.given)
 
     def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
         text: Text = stream.own
-        known = stream.known
-        if known == len(text.ids):
-            text.widen()
-        text.ids[known] = text.tip = token = chosen.id
-        stream.known = known + 1
+        token = chosen.id
+        self.learn(stream, token)
         stream.emitted_at = now
         guide = text.sampler.guide
         if token in text.stops:
@@ -309,7 +331,7 @@ class AutoRegressive:
         elif guide is not None and guide.finish is not None:
             finish = guide.finish
         else:
-            finish = "length" if known + 1 >= text.limit else None
+            finish = "length" if stream.known >= text.limit else None
         if finish is not None:
             stream.finished = True
             self.close(stream)

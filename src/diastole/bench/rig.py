@@ -1,0 +1,219 @@
+"""Rig: one model with one stack of techniques, driven by hand on the engine's own code.
+
+An engine decides what runs and samples what comes; a study wants to decide both. The rig takes the service that an
+engine would run, and absorbs prompts and feeds given tokens (teacher forcing) as told, giving the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from itertools import count
+from types import TracebackType
+
+import numpy as np
+
+from diastole.assets import resolve
+from diastole.config import Bytes, Config, EngineConfig, ServiceConfig
+from diastole.engine.executor import Inline
+from diastole.frontend.assembly import build_engine
+from diastole.frontend.voice import tokenizer_of
+from diastole.loops.ar import AutoRegressive
+from diastole.params import SamplingParams
+from diastole.state.lease import Blob
+from diastole.state.pages import PAGE
+from diastole.text import Tokenizer
+from diastole.types import Array, Batch, Grant, Request, Stream, UserError
+
+CHUNK = 512  # tokens of a prompt absorbed in one step, as the engine does
+
+
+class Rig:
+    """A language model whose streams are driven by hand.
+
+    >>> with Rig(use=("int8-kv",)) as rig, rig.stream([1, 2, 3]) as s:
+    ...     logits = rig.absorb(s)
+    ...     logits = rig.step({s: int(logits.argmax())})[0]
+
+    Args:
+        model: asset, GGUF file or directory.
+        use: techniques, as after ``--use``.
+        kv: format of keys and values, where no technique decides it.
+        weights: format in memory.
+        context: most tokens of a stream; 0: the model's own.
+        streams: as many streams of that length have room; forks share pages and need less.
+        threads: compute threads; 0: one per physical core.
+        kernels: as in ``diastole serve``.
+        memory: bytes for pages; 0: a quarter of what is free.
+
+    Raises:
+        UserError: the model or a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        model: str = "smollm2-135m",
+        use: Sequence[str] = (),
+        *,
+        kv: str = "bf16",
+        weights: str = "auto",
+        context: int = 0,
+        streams: int = 1,
+        threads: int = 0,
+        kernels: str = "auto",
+        memory: int = 0,
+    ) -> None:
+        service = ServiceConfig(
+            model=model,
+            use=tuple(use),
+            kv=kv,
+            weights=weights,
+            context=context,
+            max_streams=streams,
+            prefix_cache=False,  # what a stream remembers is to be its own
+            kernels=kernels,
+        )
+        engine = replace(EngineConfig(), threads=threads, memory=Bytes(memory))
+        self._engine, _, self.kernels = build_engine(Config(engine=engine, service={"rig": service}))
+        (self.service,) = self._engine.services
+        loop = self.service.loop
+        if not isinstance(loop, AutoRegressive):
+            raise UserError("a rig drives language models only", param="model")
+        self.loop, self.context, self.vocab = loop, loop.context, loop.vocab
+        self._model, self._ids, self._executor = model, count(), Inline()
+        self._open: set[Stream] = set()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own."""
+        return tokenizer_of(resolve(self._model))
+
+    # ---- a stream's life
+
+    def open(self, ids: Sequence[int] | Array) -> Stream:
+        """A stream that knows these tokens and has absorbed none.
+
+        Raises:
+            UserError: there are none, too many, or one is outside the vocabulary.
+        """
+        prompt = np.asarray(ids, np.int32)
+        request = Request(f"rig-{next(self._ids)}", self.service.name, prompt, SamplingParams(ignore_eos=True))
+        self.loop.check(request)
+        stream = self.loop.open(request)
+        if not self.loop.admit(stream):
+            raise self._no_room()
+        self._open.add(stream)
+        return stream
+
+    def fork(self, stream: Stream) -> Stream:
+        """A second stream that has come as far; the two share pages until they differ."""
+        twin = self.loop.twin(stream, stream.index + 1)
+        self._open.add(twin)
+        return twin
+
+    def save(self, stream: Stream) -> Blob:
+        """A stream's tokens and state, to be loaded by any rig with the same layout."""
+        blob = self.loop.pool.pack(stream.leases["kv"])
+        return replace(blob, data={**blob.data, "ids": stream.own.ids[: stream.known].copy()})
+
+    def load(self, blob: Blob) -> Stream:
+        """The stream that was saved.
+
+        Raises:
+            UserError: it has another layout, or there is no room.
+        """
+        lease = self.loop.pool.unpack(blob)
+        if lease is None:
+            raise self._no_room()
+        stream = self.loop.open(
+            Request(f"rig-{next(self._ids)}", self.service.name, blob.data["ids"], SamplingParams())
+        )
+        stream.leases["kv"], stream.done = lease, blob.units
+        self._open.add(stream)
+        return stream
+
+    def close(self, stream: Stream) -> None:
+        """Give a stream's pages back; closing twice is harmless."""
+        self._open.discard(stream)
+        self.loop.close(stream)
+
+    @contextmanager
+    def stream(self, ids: Sequence[int] | Array) -> Iterator[Stream]:
+        """``open``, and ``close`` at the end."""
+        stream = self.open(ids)
+        try:
+            yield stream
+        finally:
+            self.close(stream)
+
+    # ---- driving it
+
+    def absorb(self, stream: Stream, chunk: int = CHUNK) -> Array:
+        """Absorb what a stream knows, ``chunk`` tokens at a time: logits (V,) after the last one."""
+        return self._absorb(stream, chunk, False)[-1]
+
+    def absorb_all(self, stream: Stream, chunk: int = CHUNK) -> Array:
+        """The same: logits (n, V) float32 after each token. Large: 200 KB a token with the embedded model."""
+        return self._absorb(stream, chunk, True)
+
+    def _absorb(self, stream: Stream, chunk: int, all_positions: bool) -> Array:
+        if not stream.left:
+            raise ValueError("the stream has absorbed all that it knows: give it a token with step()")
+        parts = []
+        while stream.left:
+            n = min(chunk, stream.left)
+            batch = self._prepare([Grant(stream, n)])
+            if all_positions:
+                batch = replace(batch, want=np.arange(n, dtype=np.int32))
+            parts.append(self._run(batch))
+        return np.concatenate(parts)
+
+    def step(self, tokens: Mapping[Stream, int]) -> Array:
+        """Feed each stream one more token, all in one decode step: logits (B, V) after it, in the mapping's order."""
+        for stream, token in tokens.items():
+            if stream.left:
+                raise ValueError("a stream has not absorbed all that it knows: absorb() comes first")
+            if stream.known >= self.context:
+                raise UserError(f"a stream has {stream.known} tokens, its whole context", param="context")
+            self.loop.learn(stream, int(token))
+        return self._run(self._prepare([Grant(s, 1) for s in tokens]))
+
+    def _prepare(self, grants: list[Grant]) -> Batch:
+        batch = self.loop.prepare(grants)
+        if batch.starved:
+            raise self._no_room()
+        return batch
+
+    def _run(self, batch: Batch) -> Array:
+        logits = self._executor.run(self.service, batch).copy()  # the next step reuses it
+        for stream, n in batch.grants:
+            self.loop.absorbed(stream, n)
+        return logits
+
+    # ---- what it costs
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of state, over all layers."""
+        return float(self.service.state["kv"].bytes_per_token)
+
+    @property
+    def used_bytes(self) -> int:
+        """Of the pages that open streams hold; shared ones count once."""
+        return int(self.loop.pool.used * PAGE * self.bytes_per_token)
+
+    def _no_room(self) -> UserError:
+        pages = self.loop.pool.pages
+        return UserError(f"no room: all {pages} pages of {PAGE} tokens are in use; give the rig more", param="streams")
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in list(self._open):
+            self.close(stream)
+        self._engine.close()
