@@ -204,6 +204,14 @@ class Probe(Protocol):
         ...
 
 
+class Refresher(Protocol):
+    """Slot ``refresh``: which units of a stream are computed again."""
+
+    def rows(self, stream: Stream) -> int:
+        """How many of its last absorbed units are to be absorbed again as a prompt's would be; mostly 0."""
+        ...
+
+
 class Evictor(Protocol):
     """Slot ``evict``: which of a stream's rows stay in reach, given how much attention each has had."""
 

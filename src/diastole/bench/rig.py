@@ -57,7 +57,7 @@ class Rig:
         model: str = "smollm2-135m",
         use: Sequence[str] = (),
         *,
-        kv: str = "bf16",
+        kv: str = "auto",
         weights: str = "auto",
         context: int = 0,
         streams: int = 1,
@@ -178,7 +178,12 @@ class Rig:
             if stream.known >= self.context:
                 raise UserError(f"a stream has {stream.known} tokens, its whole context", param="context")
             self.loop.learn(stream, int(token))
-        return self._run(self._prepare([Grant(s, 1) for s in tokens]))
+        logits = self._run(self._prepare([Grant(s, 1) for s in tokens]))
+        for stream in tokens:
+            self.loop.reconsider(stream)
+            while stream.left:
+                self._run(self._prepare([Grant(stream, stream.left)]))
+        return logits
 
     def _prepare(self, grants: list[Grant]) -> Batch:
         batch = self.loop.prepare(grants)

@@ -64,7 +64,9 @@ def assemble(
     fingerprint = f"{checkpoint.fingerprint}/{kv.layout}/{stack.fingerprint}"
     grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
     stepwise = stack.select is not None and not stack.select.exact
-    loop = AutoRegressive(pool, model.context, model.vocab, eos, fingerprint, model.width, grammars, stepwise)
+    loop = AutoRegressive(
+        pool, model.context, model.vocab, eos, fingerprint, model.width, grammars, stepwise, stack.refresh
+    )
     cost, meter = FittedCost(), Meter()
     ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}

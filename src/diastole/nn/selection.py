@@ -1,0 +1,80 @@
+"""Selections: what rows attend to when a policy has chosen, by pages or by tokens; and which rows of a batch decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diastole.slots import View
+from diastole.state.pages import PAGE
+from diastole.types import Array, Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Heads look at pages of their own. Rows are taken together that look at the same: V such runs of rows."""
+
+    tables: Array  # (V, Hkv, P) int32 page ids
+    starts: Array  # (V+1,) int32: run v is rows starts[v]:starts[v+1]
+    lo: Array  # (T, Hkv) int32: what a row sees, in tokens of its run's pages
+    hi: Array
+
+    def attend(self, view: View, q: Array, out: Array, lse: Array | None) -> None:
+        fmt = view.store.fmt
+        view.ops.attend(q, view.pages, fmt, self.tables, self.starts, self.lo, self.hi, view.scale, out, lse)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Some rows attend to tokens one by one, the others to everything."""
+
+    which: Array  # (R,) int32: rows of the batch
+    at: Array  # (R, S, K) int64: rows of the cache; S sets, one per key/value head or per query head
+    counts: Array  # (R, S) int32: of which so many are there
+
+    def attend(self, view: View, q: Array, out: Array, lse: Array | None) -> None:
+        b, fmt = view.b, view.store.fmt
+        if len(self.which) < len(q):
+            hi = b.hi.copy()
+            hi[self.which] = 0  # these see nothing here
+            view.ops.attend(q, view.pages, fmt, b.tables, b.starts, view.lo, hi, view.scale, out, lse)
+        view.ops.attend_tokens(q, view.pages, fmt, self.which, self.at, self.counts, view.scale, out, lse)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """The rows of a batch that are a stream's own output, each with a past of at least so many tokens."""
+
+    which: Array  # (R,) int32: rows of the batch
+    owner: Array  # (R,) int32: their streams
+    tables: Array  # (R, P) int32
+    starts: Array  # (R+1,) int32: each row by itself
+    lo: Array  # (R,) int32
+    hi: Array  # (R,) int32
+
+    def cache_rows(self, at: Array) -> Array:
+        """Tokens at (R, S, K) int32 of each row's stream as rows of the cache, int64; negative: nobody's."""
+        at = np.maximum(at, 0)
+        pages = self.tables[np.arange(len(at))[:, None, None], at // PAGE]
+        return pages.astype(np.int64) * PAGE + at % PAGE
+
+
+def decoding(b: Batch, least: int) -> Decoding | None:
+    """The rows that decode over a past of ``least`` tokens or more; None: there are none. Computed once per batch."""
+    key = f"decoding/{least}"
+    if key not in b.notes:
+        b.notes[key] = _decoding(b, least)
+    found: Decoding | None = b.notes[key]
+    return found
+
+
+def _decoding(b: Batch, least: int) -> Decoding | None:
+    given = np.array([s.given for s, _ in b.grants], np.int32)
+    owner = np.repeat(np.arange(len(b.grants), dtype=np.int32), np.diff(b.starts))
+    which = np.flatnonzero((b.pos >= given[owner]) & (b.hi - b.lo >= least)).astype(np.int32)
+    if not len(which):
+        return None
+    starts = np.arange(len(which) + 1, dtype=np.int32)
+    own = owner[which]
+    return Decoding(which, own, b.tables[own], starts, b.lo[which], b.hi[which])

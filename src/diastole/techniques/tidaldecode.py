@@ -1,0 +1,128 @@
+"""TidalDecode: two layers choose which tokens matter, the layers after them attend to these alone.
+
+Yang, Zhang, Chen, Li, Jia: "TidalDecode: Fast and Accurate LLM Decoding with Position Persistent Sparse Attention",
+ICLR 2025, arXiv 2410.05076. While decoding, the layers before the first selection layer and the selection layers
+themselves attend to everything; a selection layer takes the ``budget`` tokens with the largest scores, and the layers up
+to the next one attend to those. Prompts are absorbed densely; every ``correct_every`` tokens a stream's own rows are
+computed again as a prompt's would be. It needs nothing but a paged cache.
+
+Ours: the query heads that share a key choose together, by the largest weight that any of them gives (the reference
+knows no grouped queries); the first tokens and the latest are always in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diastole.nn.selection import Decoding, Tokens, decoding
+from diastole.slots import Facts, View
+from diastole.types import Array, Batch, KVFormat, Stream, UserError
+
+NEEDS = frozenset({"paged_kv"})
+_NOTE = "tidaldecode"
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Knobs."""
+
+    budget: int = 512  # tokens that a sparse layer attends to, sink and recent ones among them
+    layers: str = "2+13"  # that choose; those before the first are dense
+    sink: int = 4  # first tokens, always attended to
+    recent: int = 16  # latest tokens, always attended to
+    share: str = (
+        "group"  # who chooses together: "group" (heads that share a key), "head" (each for itself), "layer" (all)
+    )
+    correct_every: int = 64  # tokens after which a stream's own rows are computed again densely; 0: never
+    dense_below: int = 1024  # tokens of a context under which everything is attended to
+
+
+class Tidal:
+    """Slots ``select``, ``probe`` and ``refresh``."""
+
+    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    prefers: KVFormat = "rows"
+    exact = False
+    companion = None
+
+    def __init__(self, p: Params, facts: Facts) -> None:
+        self.p = p
+        self.chosen_by = _layers(p.layers, facts.layers)
+        if p.budget < p.sink + p.recent or p.recent < 1 or p.sink < 0:
+            raise _wrong("budget", "must hold sink and recent, and recent is at least 1")
+        if p.share not in {"group", "head", "layer"}:
+            raise _wrong("share", "must be group, head or layer")
+        if p.correct_every < 0:
+            raise _wrong("correct_every", "must not be negative")
+        if facts.windowed:
+            raise _wrong(
+                "layers", "fits no model whose layers see a window only: what one chooses is not there for others"
+            )
+        self.sets = facts.heads if p.share == "head" else facts.kv_heads
+
+    def _rows(self, b: Batch) -> Decoding | None:
+        return decoding(b, max(self.p.dense_below, 1))
+
+    def select(self, view: View, q: Array) -> Tokens | None:
+        """What the last selection layer chose; None in selection layers and before them."""
+        if view.layer in self.chosen_by:
+            view.b.notes.pop(_NOTE, None)
+        chosen: Tokens | None = view.b.notes.get(_NOTE)
+        return chosen
+
+    def need(self, layer: int, b: Batch) -> bool:
+        return layer in self.chosen_by and self._rows(b) is not None
+
+    def see(self, view: View, q: Array, out: Array, lse: Array) -> None:
+        """Choose for the layers that follow."""
+        rows = self._rows(view.b)
+        assert rows is not None
+        weights = self._weights(view, q, lse, rows)
+        counts = np.minimum(rows.hi, self.p.budget).repeat(self.sets).astype(np.int32)
+        places = np.empty((len(counts), self.p.budget), np.int32)
+        view.ops.tops(weights.reshape(len(counts), -1), counts, places, counts)
+        at = rows.cache_rows(places.reshape(len(rows.which), self.sets, -1))
+        view.b.notes[_NOTE] = Tokens(rows.which, at, counts.reshape(len(rows.which), self.sets))
+
+    def _weights(self, view: View, q: Array, lse: Array, rows: Decoding) -> Array:
+        """Logarithms of softmax weights (R, sets, n), infinite where a token must be in."""
+        r, heads = len(rows.which), q.shape[1]
+        s = np.empty((r, heads, int(rows.hi.max())), np.float32)
+        own = np.ascontiguousarray(q[rows.which])
+        view.ops.scores(own, view.pages, view.store.fmt, rows.tables, rows.starts, rows.lo, rows.hi, view.scale, s)
+        if self.p.share != "head":
+            s -= lse[rows.which][..., None]
+            s = s.reshape(r, self.sets, heads // self.sets, -1).max(2)
+        if self.p.share == "layer":
+            s = np.repeat(s.max(1, keepdims=True), self.sets, 1)
+        s[..., : self.p.sink] = np.inf
+        for i, hi in enumerate(rows.hi):
+            s[i, :, hi - self.p.recent : hi] = np.inf
+        return s
+
+    def rows(self, stream: Stream) -> int:
+        """How many of a stream's last rows are to be computed again: all of its own once there are enough of them."""
+        own = stream.done - stream.given
+        return own if 0 < self.p.correct_every <= own else 0
+
+
+def _layers(text: str, layers: int) -> frozenset[int]:
+    try:
+        found = [int(part) for part in text.split("+")]
+    except ValueError:
+        found = []
+    if not found or found != sorted(set(found)) or not 0 <= found[0] <= found[-1] < layers:
+        raise _wrong("layers", f"must be layers in order such as 2+13, each below {layers}, not {text!r:.40}")
+    return frozenset(found)
+
+
+def _wrong(knob: str, what: str) -> UserError:
+    return UserError(f"tidaldecode: {knob} {what}", param="use")
+
+
+def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:
+    tidal = Tidal(p, facts)
+    return {"select": tidal, "probe": tidal, "refresh": tidal}
