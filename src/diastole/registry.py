@@ -196,15 +196,3 @@ def _info(path: Path) -> Info:
                     default = ast.unparse(line.value) if line.value else ""
                     knobs.append((line.target.id, ast.unparse(line.annotation), default))
     return Info(path.stem.replace("_", "-"), head, tuple(knobs))
-
-
-def pairs(defaults: Mapping[str, Any], caps: frozenset[str]) -> list[tuple[str, str, str]]:
-    """Every pair of techniques in one service: (one, other, "" if they build together, else why not)."""
-    rows = []
-    for one, other in itertools.combinations([t.name for t in techniques()], 2):
-        try:
-            build([one, other], defaults, caps)
-            rows.append((one, other, ""))
-        except UserError as e:
-            rows.append((one, other, e.message))
-    return rows

@@ -20,7 +20,7 @@ def papers(
     results: Annotated[Path, typer.Option(help="folder of saved results")] = Path("results"),
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """The 65 papers: where each lives, how far it is, and what `diastole reproduce --save` measured last."""
+    """The 65 papers: where each lives, how far it is, and the figure that was saved last."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

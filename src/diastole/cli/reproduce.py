@@ -26,7 +26,7 @@ def reproduce(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick/--full", help="smaller figures within 60 s, or the card's own within 30 min, on two cores"
+            "--quick/--full", help="smaller sizes within 60 s, or (the default) the whole within 30 min, on two cores"
         ),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="of all that is random")] = 0,

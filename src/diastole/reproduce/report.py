@@ -79,7 +79,7 @@ def as_text(outcome: Outcome) -> RenderableType:
 
 def _parts(outcome: Outcome) -> Iterator[RenderableType]:
     study, paper = outcome.study, outcome.reproduction.paper
-    mode = "quick run: smaller figures" if study.quick else "full run"
+    mode = "quick run: smaller sizes" if study.quick else "full run"
     yield Text.assemble((paper.name, "bold cyan"), "  ", (paper.title, "bold"), f" ({paper.id})")
     if outcome.reproduction.about:
         yield Text(outcome.reproduction.about)

@@ -91,7 +91,7 @@ class Study:
     """One run of one reproduction.
 
     Attributes:
-        quick: be done within 60 seconds on two cores, with smaller figures; otherwise within 30 minutes.
+        quick: be done within 60 seconds on two cores, with smaller sizes; otherwise within 30 minutes.
         seed: for all that is random.
     """
 
@@ -135,7 +135,7 @@ class Study:
         fallback: bool = False,
         headline: bool = False,
     ) -> bool:
-        """One inequality of the paper's card; gives whether it holds.
+        """One inequality; gives whether it holds.
 
         Args:
             what: the figure's name.
