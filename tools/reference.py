@@ -154,9 +154,9 @@ def compatibility_page() -> str:
         "`diastole check --pairs` prints this for your installation. Every technique, with its default knobs, is built "
         "into a service of a tiny random language model and run, alone and with every other: prompts in chunks, "
         "several streams, one aborted while it reads and one while it speaks. A pair *works* when a stream says the "
-        "same alone and in a crowd, to the bit, everybody ends and nothing leaks. A pair is *refused* at start, with an "
-        "error that names both. How good the answers of a lossy technique are is for its [reproduction](papers.md) to "
-        "say.",
+        "same alone and in a crowd, to the bit, everybody ends and nothing leaks. A pair is *refused* at start, with "
+        "an error that names both. How good the answers of a lossy technique are is for its "
+        "[reproduction](papers.md) to say.",
         _table(("technique", "works with", "is refused with"), rows),
     ]
     refused = [(*(f"`{n}`" for n in t.techniques), t.why) for t in tried if t.answer == "refused"]

@@ -6,7 +6,7 @@ import json as jsonlib
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -28,7 +28,7 @@ def papers(
     from diastole import papers as listed
     from diastole.types import UserError
 
-    kinds = sorted({p.kind for p in listed.papers()})
+    kinds = get_args(listed.Kind)
     if kind is not None and kind not in kinds:
         raise UserError(f"--kind must be one of {', '.join(kinds)}, not {kind!r:.60}", param="kind")
     shown = [p for p in listed.papers() if kind in (None, p.kind) and (p.built or not built)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from diastole.reproduce.study import Curve
 from diastole.types import UserError
+
+ACROSS = 3  # pairs of axes beside each other
 
 
 def need() -> None:
@@ -21,7 +24,7 @@ def need() -> None:
 
 
 def draw(title: str, curves: Sequence[Curve], path: Path) -> None:
-    """Curves of one title on one pair of axes, beside each other, as PNG.
+    """Curves of one title on one pair of axes, as PNG.
 
     Raises:
         UserError: the file cannot be written.
@@ -31,10 +34,13 @@ def draw(title: str, curves: Sequence[Curve], path: Path) -> None:
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
         groups.setdefault(curve.title, []).append(curve)
-    figure, grid = pyplot.subplots(
-        1, len(groups), figsize=(4.6 * len(groups), 3.6), layout="constrained", squeeze=False
-    )
-    for axis, (name, group) in zip(grid[0], groups.items(), strict=True):
+    across = min(len(groups), ACROSS)
+    down = -(-len(groups) // across)
+    size = (4.6 * across, 3.6 * down)
+    figure, grid = pyplot.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+    for axis in grid.flat[len(groups) :]:
+        axis.remove()
+    for axis, (name, group) in zip(grid.flat, groups.items(), strict=False):
         for curve in group:
             axis.plot(curve.x, curve.y, marker="o", markersize=3, linewidth=1.4, label=curve.label or None)
         axis.set_title(name, fontsize=10)
@@ -45,7 +51,7 @@ def draw(title: str, curves: Sequence[Curve], path: Path) -> None:
             axis.spines[side].set_visible(False)
         if any(curve.label for curve in group):
             axis.legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(textwrap.fill(title, 60 * across), fontsize=11)
     try:
         figure.savefig(path, dpi=130)
     except OSError as e:

@@ -48,7 +48,8 @@ def interleaved(
     step: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timings:
-    """Time each piece of work once per round, in turns, without the garbage collector.
+    """Time each piece of work once per round, in turns, without the garbage collector, which runs before each turn. A
+    turn should last some milliseconds at least: it starts with cold caches.
 
     Args:
         warm: rounds before, which do not count.
