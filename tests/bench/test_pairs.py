@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import diastole
 from diastole.bench.pairs import Workbench, pairs, singles
+from diastole.cli.check import check
 from diastole.types import UserError
 
 HEAD = '''"""A made-up technique."""
@@ -114,3 +116,21 @@ def test_a_refusal_that_names_one_only_is_a_defect(folder: Path, monkeypatch: py
     (trial,) = pairs(bench, alone)
     assert trial.answer == "FAILED"
     assert "does not name both: blunt-two does not like this" in trial.why
+
+
+def test_the_command_tells_and_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder, "told_order", "'compose': Mixed(32)")
+    write(folder, "told_small", "'kv': PagedKV('int8')")
+    check(pairs=True)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-4:] == [
+        "technique told-order: yes",
+        "technique told-small: yes",
+        "pair told-order + told-small: yes",
+        "pairs: 1 work, 0 are refused, 0 fail",
+    ]
+    write(folder, "told_spins", "'kernel': 0, 'compose': Spins()", SPINS)
+    with pytest.raises(typer.Exit) as end:
+        check()
+    assert end.value.exit_code == 1
+    assert "technique told-spins: FAILED: a stream alone has not ended" in capsys.readouterr().err

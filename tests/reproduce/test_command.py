@@ -7,7 +7,8 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ HOLDS = """
     print("a library that talks")
     with study.progress("sweep", 2) as step:
         step()
+        study.interleaved({"a": lambda: None, "b": lambda: None}, rounds=2)
         step()
     study.check("speed at 7k", Spread(1.834, 1.7, 1.9), at_least(1.6), claim="up to 2.1x", baseline=1, unit="x")
     study.check("perplexity", 0.91 if study.quick else 1.2, at_most(2), unit="%", claim="close to full", headline=True)
@@ -69,7 +71,9 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Ran]]:
     """Run a command where the list of papers is that of STUDIES and one that is not built."""
     for folder in ("techniques", "reproduce"):
         (tmp_path / folder).mkdir()
@@ -93,7 +97,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         assert isinstance(code, int)
         return Ran(code, *capsys.readouterr())
 
-    return command
+    yield command
+    for name in STUDIES:
+        sys.modules.pop(f"diastole.reproduce.{name.replace('-', '_')}", None)
 
 
 def lines(text: str) -> list[str]:
@@ -140,14 +146,13 @@ def test_what_does_not_hold_stays_in_the_table_with_its_reason(run: Callable[...
     ]
     assert "fails does not hold here: 2 of 2 inequalities: speed; memory" in shown
     at = shown.index("falls-back  On falls-back (arXiv 0000.00000)")
-    assert [re.sub(r"\s{2,}", "  ", line) for line in shown[at + 4 : at + 13]] == [
+    assert [re.sub(r"\s{2,}", "  ", line) for line in shown[at + 4 : at + 12]] == [
         "what  paper's claim  baseline here  here  must hold  holds?",
         "speed  2.1x  1.2x  ≥ 1.6x  does not hold here",
         "  why: attention is 41% of a step here",
         "  instead: reads  0.2  ≤ 0.3  yes",
         "loss  0.1  ≤ 0.2  yes",
         "  instead: loss by more layers  0.3  ≤ 0.2  does not hold here",
-        "  why: no reason is given",
         "",
         "falls-back holds here: 2 inequalities, 1 of them by fallback: speed",
     ]
@@ -169,6 +174,8 @@ def test_json_and_nothing_else(run: Callable[..., Ran]) -> None:
     assert same["here"] is True
     assert (error["here"], error["baseline"], error["holds"]) == (3.25, 0.5, False)
     assert found["curves"][0]["y"] == [0.5, None]
+    (rounds,) = found["timings_seconds"]
+    assert [len(rounds[name]) for name in "ab"] == [2, 2]
     assert failed["rows"][1]["here"] is None
     assert failed["rows"][1]["shown"] == "nan"
     instead = json.loads(run("reproduce", "falls-back", "--json").out)["rows"][1]
@@ -269,8 +276,23 @@ def test_progress_is_shown_to_those_who_watch(run: Callable[..., Ran]) -> None:
     screen = StringIO()
     outcome = harness.run(papers.find("holds"), False, 0, Bars(Console(file=screen, force_terminal=True, width=100)))
     assert outcome.holds
-    assert "sweep" in screen.getvalue()
+    for what in ("sweep", "measuring"):  # one inside the other
+        assert what in screen.getvalue()
     assert "sweep" not in run("reproduce", "holds").err  # no terminal
+
+
+def test_a_run_that_takes_longer_than_it_should_says_so(run: Callable[..., Ran]) -> None:
+    from rich.console import Console
+
+    from diastole.reproduce.progress import Silent
+    from diastole.reproduce.report import as_text
+
+    outcome = harness.run(papers.find("holds"), True, 0, Silent())
+    console = Console(width=110)
+    for seconds, late in ((59.9, False), (60.1, True)):
+        with console.capture() as shown:
+            console.print(as_text(replace(outcome, seconds=seconds)))
+        assert ("more than the 60 s that it should take" in shown.get()) is late
 
 
 def test_a_commit_is_only_told_of_the_packages_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,11 +79,12 @@ def as_text(outcome: Outcome) -> RenderableType:
 
 def _parts(outcome: Outcome) -> Iterator[RenderableType]:
     study, paper = outcome.study, outcome.reproduction.paper
-    mode = "quick run: smaller sizes" if study.quick else "full run"
+    mode, promised = ("quick run: smaller sizes", 60) if study.quick else ("full run", 1800)
+    late = f", more than the {promised} s that it should take" if outcome.seconds > promised else ""
     yield Text.assemble((paper.name, "bold cyan"), "  ", (paper.title, "bold"), f" ({paper.id})")
     if outcome.reproduction.about:
         yield Text(outcome.reproduction.about)
-    yield Text(f"{mode}, seed {study.seed}, {outcome.seconds:.1f} s", "dim")
+    yield Text(f"{mode}, seed {study.seed}, {outcome.seconds:.1f} s{late}", "dim")
     if study.checks:
         yield ""
         yield _inequalities(study.checks)
@@ -103,25 +104,23 @@ def _inequalities(checks: Sequence[Check]) -> RichTable:
     for column in ("what", "paper's claim", "baseline here", "here", "must hold", "holds?"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        table.add_row(*_cells(check.main), _answer(check.main))
+        table.add_row(*_cells("", check.main, decides=True))
         for row in check.fallbacks:
-            what, *others = _cells(row)
-            table.add_row(Text("  instead: ").append(what), *others, _answer(row, needed=not check.main.holds))
+            table.add_row(*_cells("  instead: ", row, decides=not check.main.holds))
     return table
 
 
-def _cells(row: Row) -> tuple[Text, ...]:
-    what = Text(row.what)
-    if not row.holds:
+def _cells(before: str, row: Row, decides: bool) -> Iterator[Text]:
+    what = Text(before + row.what)
+    if not row.holds and (row.why or decides):
         what.append(f"\n  why: {row.why or 'no reason is given'}", "dim")
+    yield what
     baseline = "" if row.baseline is None else figure(row.baseline, row.unit)
-    return what, *(Text(cell) for cell in (row.claim, baseline, row.shown, row.must.words(row.unit)))
-
-
-def _answer(row: Row, needed: bool = True) -> Text:
+    yield from (Text(cell) for cell in (row.claim, baseline, row.shown, row.must.words(row.unit)))
     if not row.holds:
-        return Text("does not hold here", "red" if needed else "dim")
-    return Text("yes", "green") if needed else Text("yes (not needed)", "dim")
+        yield Text("does not hold here", "red" if decides else "dim")
+    else:
+        yield Text("yes", "green") if decides else Text("yes (not needed)", "dim")
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
