@@ -71,16 +71,23 @@ class Info(NamedTuple):
     knobs: tuple[tuple[str, str, str], ...] = ()  # name, type, default
 
 
-def build(specs: Sequence[str], defaults: Mapping[str, Any], caps: frozenset[str]) -> Stack:
+def build(
+    specs: Sequence[str],
+    defaults: Mapping[str, Any],
+    caps: frozenset[str],
+    reads: frozenset[str] = frozenset(SLOTS),
+) -> Stack:
     """Fill the slots.
 
     Args:
         specs: techniques as users write them.
         defaults: policies of slots that no technique claims.
         caps: what the model can do.
+        reads: slots that the service reads; a policy in any other would change nothing.
 
     Raises:
-        UserError: unknown technique or knob, a slot claimed twice, or a capability that the model lacks.
+        UserError: unknown technique or knob, a slot claimed twice or read by nobody, or a capability that the
+            model lacks.
     """
     policies: dict[str, Any] = {s: () if kind == "chain" else defaults.get(s) for s, kind in SLOTS.items()}
     owners: dict[str, str] = {}
@@ -93,6 +100,9 @@ def build(specs: Sequence[str], defaults: Mapping[str, Any], caps: frozenset[str
         for slot, policy in module.TECHNIQUE(params).items():
             if slot not in SLOTS:
                 raise UserError(f"{spec.name} wants to fill slot {slot!r}, which does not exist", param="use")
+            if slot not in reads:
+                message = f"{spec.name} fills the slot {slot!r}, which this kind of service does not read"
+                raise UserError(message, param="use")
             if SLOTS[slot] == "chain":
                 policies[slot] = (*policies[slot], policy)
                 continue

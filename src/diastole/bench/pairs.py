@@ -1,8 +1,8 @@
 """Which techniques go together: each alone and every pair, built as a service of a tiny model and run.
 
 A run reads a prompt of some hundred tokens in chunks and speaks, alone; then once more in a crowd in which two streams
-are aborted, one while it reads and one while it speaks. What it says must be the same both times, everybody must come
-to an end, and nothing may be left in the pools.
+are aborted, one while it reads and one while it speaks. What it says must be the same both times, to the bit where the
+operators allow it, everybody must come to an end, and nothing may be left in the pools.
 """
 
 from __future__ import annotations
@@ -46,6 +46,24 @@ class Trial(NamedTuple):
         return f"{' + '.join(self.techniques)}: {self.answer}" + (f": {self.why}" if self.why else "")
 
 
+class Sameness(NamedTuple):
+    """When two texts count as the same."""
+
+    tokens: int  # the first so many are compared
+    logprob: float  # may differ by so much
+
+    def alike(self, one: Sequence[Chosen], other: Sequence[Chosen]) -> bool:
+        """Whether they say the same tokens, as likely."""
+        return all(
+            a.id == b.id and abs((a.logprob or 0.0) - (b.logprob or 0.0)) <= self.logprob
+            for a, b in list(zip(one, other, strict=False))[: self.tokens]
+        )
+
+
+EXACT = Sameness(SPOKEN, 0.0)
+ROUNDED = Sameness(1, 0.05)  # after the first token a rounding error may have chosen another way
+
+
 class Workbench:
     """Builds and runs services of one tiny model, on one thread.
 
@@ -56,7 +74,8 @@ class Workbench:
     def __init__(self, kernels: str = "auto") -> None:
         self._load = Loader(load(1, kernels), TinyLlama(), "auto", Remembered())
         rng = np.random.default_rng(0)
-        lengths = {"a": 260, "b": 130, "c": 150, "d": 200}
+        self._sameness = EXACT if self._load.ops.invariant else ROUNDED
+        lengths = {"reader": 200, "kept": 260, "other": 130, "speaker": 150}
         self._prompts = {id: rng.integers(0, 256, n).tolist() for id, n in lengths.items()}
 
     def trial(self, *techniques: str) -> Trial:
@@ -68,7 +87,7 @@ class Workbench:
         except Exception as e:  # a defect of theirs, whatever it is
             return Trial(techniques, "FAILED", f"when built: {_said(e)}")
         try:
-            wrong = "; ".join(_Run(service, self._prompts).problems())
+            wrong = "; ".join(_Run(service, self._prompts, self._sameness).problems())
         except Exception as e:
             wrong = f"when run: {_said(e)}"
         return Trial(techniques, "FAILED" if wrong else "yes", wrong)
@@ -85,35 +104,36 @@ def _said(error: Exception) -> str:
 class _Run:
     """The life of a service from its first request until it is idle again."""
 
-    def __init__(self, service: Service, prompts: dict[str, list[int]]) -> None:
-        self._service, self._prompts = service, prompts
+    def __init__(self, service: Service, prompts: dict[str, list[int]], sameness: Sameness) -> None:
+        self._service, self._prompts, self._sameness = service, prompts, sameness
         clock = FakeClock()
         self._engine = Engine([service], clock, LeastSlack(), Simulated(clock))
-        self._said: dict[str, list[Chosen]] = {}  # tokens and their log probabilities, to the bit
+        self._said: dict[str, list[Chosen]] = {}  # with log probabilities
 
     def problems(self) -> Iterator[str]:
         """What went wrong, in words."""
-        self._ask("a", salt="alone")
+        self._ask("kept", salt="alone")
         if not self._until_idle():
             yield f"a stream alone has not ended after {MOST_STEPS} steps"
             return
-        alone = self._said.pop("a")
+        alone = self._said.pop("kept", [])
         for id in self._prompts:
             self._ask(id, salt="crowd")
         self._hear()
-        self._engine.abort("d")  # while it reads
+        self._engine.abort("reader")  # while it reads
         for _ in range(MOST_STEPS):
-            if len(self._said.get("c", ())) >= 2 or not self._engine.busy:
+            if len(self._said.get("speaker", ())) >= 2 or not self._engine.busy:
                 break
             self._hear()
-        self._engine.abort("c")  # while it speaks
+        self._engine.abort("speaker")  # while it speaks
         if not self._until_idle():
             yield f"streams in a crowd have not ended after {MOST_STEPS} steps"
             return
-        for id in "ab":
-            if len(self._said[id]) != SPOKEN:
-                yield f"a stream said {len(self._said[id])} tokens instead of {SPOKEN}"
-        if self._said["a"] != alone:
+        crowd, other = self._said.get("kept", []), self._said.get("other", [])
+        for said in (alone, crowd, other):
+            if len(said) != SPOKEN:
+                yield f"a stream said {len(said)} tokens instead of {SPOKEN}"
+        if not self._sameness.alike(crowd, alone):
             yield "a stream says something else in a crowd than alone"
         yield from self._left()
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from diastole.kernels.table import Ops
     from diastole.text.tokenizer import Tokenizer
 
+READS = frozenset({"kv", "compose"})  # slots that a language model service reads so far
+
 
 def assemble(
     name: str,
@@ -54,7 +56,7 @@ def assemble(
     architecture = registry.model(str(checkpoint.config.get("model_type")))
     model = architecture.build(load, checkpoint.config, config.context)
     defaults: Mapping[str, Any] = {"kv": PagedKV(cast(KVFormat, config.kv)), "compose": Mixed(config.step_tokens)}
-    stack = registry.build(config.use, defaults, model.caps)
+    stack = registry.build(config.use, defaults, model.caps, READS)
     spec: PagedSpec = model.state_specs()["kv"]
     pages = _pages(ops, stack.kv, spec, model.context, config.max_streams, memory)
     stack.kv.alloc(spec, pages, ops)
