@@ -99,12 +99,6 @@ def test_listings_read_without_importing(fakes: Path) -> None:
     assert {"llama", "gemma3"} <= {m.name for m in registry.models()}
 
 
-def test_pairs_say_why_not(fakes: Path) -> None:
-    rows = {(a, b): why for a, b, why in registry.pairs({}, Facts(frozenset({"paged_kv", "wings"})))}
-    assert rows["fcfs", "int8-kv"] == ""
-    assert "both fill" in rows["one-fake", "rival-fake"]
-
-
 def test_architectures_by_model_type() -> None:
     assert registry.model("gemma3_text").__name__.endswith("gemma3")
     with pytest.raises(UserError, match="did you mean 'llama'"):

@@ -1,4 +1,4 @@
-"""Writes docs/reference/cli.md and settings.md from the commands and the settings themselves.
+"""Writes pages of the documentation from what they tell of: commands, settings, and which techniques go together.
 
 ``python tools/reference.py`` writes them; a test compares them with what would be written.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from diastole.bench.pairs import Workbench, pairs, singles
 from diastole.cli.main import app, register
 from diastole.config import Bytes, Setting, settings
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 TABLES = {
     "server": ("Server", "The HTTP server. In TOML: the table `[server]`."),
     "engine": ("Engine", "The engine as a whole. In TOML: the table `[engine]`."),
@@ -136,13 +137,60 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-PAGES = {"cli.md": cli_page, "settings.md": settings_page}
+def compatibility_page() -> str:
+    """Which techniques go together: every pair is built and run."""
+    bench = Workbench()
+    alone = singles(bench)
+    tried = list(pairs(bench, alone))
+    together: dict[str, dict[str, list[str]]] = {}
+    for trial in tried:
+        for one, other in (trial.techniques, trial.techniques[::-1]):
+            together.setdefault(one, {}).setdefault(trial.answer, []).append(other)
+    works = [t.techniques[0] for t in alone if t.answer == "yes"]
+    rows = [(f"`{name}`", *(_names(together.get(name, {}).get(a)) for a in ("yes", "refused"))) for name in works]
+    parts = [
+        "# Which techniques go together",
+        NOTE,
+        "`diastole check --pairs` prints this for your installation. Every technique, with its default knobs, is built "
+        "into a service of a tiny random language model and run, alone and with every other: prompts in chunks, "
+        "several streams, one aborted while it reads and one while it speaks. A pair *works* when a stream says the "
+        "same alone and in a crowd, to the bit, everybody ends and nothing leaks. A pair is *refused* at start, with "
+        "an error that names both. How good the answers of a lossy technique are is for its "
+        "[reproduction](papers.md) to say.",
+        _table(("technique", "works with", "is refused with"), rows),
+    ]
+    refused = [(*(f"`{n}`" for n in t.techniques), t.why) for t in tried if t.answer == "refused"]
+    others = [(f"`{t.techniques[0]}`", t.why) for t in alone if t.answer == "refused"]
+    failed = [(" + ".join(f"`{n}`" for n in t.techniques), t.why) for t in (*alone, *tried) if t.answer == "FAILED"]
+    if failed:
+        parts += ["## Defects", _table(("techniques", "what goes wrong"), failed)]
+    if refused:
+        parts += ["## Why pairs are refused", _table(("one", "other", "why"), refused)]
+    if others:
+        parts += ["## Not for language models", _table(("technique", "why"), others)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _names(names: list[str] | None) -> str:
+    return ", ".join(f"`{n}`" for n in names or ())
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([_cell(c) for c in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+PAGES = {
+    "reference/cli.md": cli_page,
+    "reference/settings.md": settings_page,
+    "compatibility.md": compatibility_page,
+}
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write them all."""
     for name, page in PAGES.items():
-        (FOLDER / name).write_text(page(), "utf-8")
+        (DOCS / name).write_text(page(), "utf-8")
 
 
 if __name__ == "__main__":

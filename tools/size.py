@@ -9,14 +9,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "diastole"
 FLOORS = {
-    "0": ("types.py", "slots.py", "registry.py", "config.py", "params.py", "clock.py", "metrics.py"),
+    "0": ("types.py", "slots.py", "registry.py", "papers.py", "config.py", "params.py", "clock.py", "metrics.py"),
     "1": ("kernels", "state", "weights", "text"),
     "2": ("nn", "sample.py"),
     "3": ("loops",),
     "4": ("engine",),
     "models": ("models",),
     "techniques": ("techniques",),
-    "6": ("frontend", "serve", "cli", "assets", "bench", "llm.py"),
+    "6": ("frontend", "serve", "cli", "assets", "bench", "reproduce", "llm.py"),
 }
 BUDGET = 10_000  # floors 0 to 5 together
 LONGEST = 400  # lines of one file

@@ -72,16 +72,23 @@ class Info(NamedTuple):
     knobs: tuple[tuple[str, str, str], ...] = ()  # name, type, default
 
 
-def build(specs: Sequence[str], defaults: Mapping[str, Any], facts: Facts) -> Stack:
+def build(
+    specs: Sequence[str],
+    defaults: Mapping[str, Any],
+    facts: Facts,
+    reads: frozenset[str] = frozenset(SLOTS),
+) -> Stack:
     """Fill the slots.
 
     Args:
         specs: techniques as users write them.
         defaults: policies of slots that no technique claims.
         facts: of the model.
+        reads: slots that the service reads; a policy in any other would change nothing.
 
     Raises:
-        UserError: unknown technique or knob, a slot claimed twice, or a capability that the model lacks.
+        UserError: unknown technique or knob, a slot claimed twice or read by nobody, or a capability that the
+            model lacks.
     """
     policies: dict[str, Any] = {s: () if kind == "chain" else defaults.get(s) for s, kind in SLOTS.items()}
     owners: dict[str, str] = {}
@@ -94,6 +101,9 @@ def build(specs: Sequence[str], defaults: Mapping[str, Any], facts: Facts) -> St
         for slot, policy in module.TECHNIQUE(params, facts).items():
             if slot not in SLOTS:
                 raise UserError(f"{spec.name} wants to fill slot {slot!r}, which does not exist", param="use")
+            if slot not in reads:
+                message = f"{spec.name} fills the slot {slot!r}, which this kind of service does not read"
+                raise UserError(message, param="use")
             if SLOTS[slot] == "chain":
                 policies[slot] = (*policies[slot], policy)
                 continue
@@ -197,15 +207,3 @@ def _info(path: Path) -> Info:
                     default = ast.unparse(line.value) if line.value else ""
                     knobs.append((line.target.id, ast.unparse(line.annotation), default))
     return Info(path.stem.replace("_", "-"), head, tuple(knobs))
-
-
-def pairs(defaults: Mapping[str, Any], facts: Facts) -> list[tuple[str, str, str]]:
-    """Every pair of techniques in one service: (one, other, "" if they build together, else why not)."""
-    rows = []
-    for one, other in itertools.combinations([t.name for t in techniques()], 2):
-        try:
-            build([one, other], defaults, facts)
-            rows.append((one, other, ""))
-        except UserError as e:
-            rows.append((one, other, e.message))
-    return rows

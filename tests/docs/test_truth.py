@@ -28,7 +28,7 @@ NO_SETTINGS = {"DIASTOLE_CACHE", "DIASTOLE_DEBUG"}  # read where there is no con
 
 def test_the_reference_is_fresh() -> None:
     for name, page in reference.PAGES.items():
-        assert (DOCS / "reference" / name).read_text("utf-8") == page(), f"run tools/reference.py: {name} is stale"
+        assert (DOCS / name).read_text("utf-8") == page(), f"run tools/reference.py: {name} is stale"
 
 
 def test_variables_exist() -> None:

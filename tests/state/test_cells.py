@@ -65,3 +65,18 @@ def test_foreign_blobs_are_refused() -> None:
 
     with pytest.raises(UserError, match="layout"):
         pool().unpack(Blob("pages", 1, {"a": np.zeros(4)}))
+
+
+def test_what_is_held_is_compared_with_the_leases_that_there_are() -> None:
+    p = pool()
+    lease, lost = p.lease(), p.lease()
+    assert lease is not None
+    assert lost is not None
+    p.snapshot(lost)
+    wrong: list[str] = []
+    p.check([lease, lost], wrong.append)
+    assert wrong == []
+    p.check([lease], wrong.append)
+    assert len(wrong) == 2
+    assert "of 3" in wrong[0]
+    assert "snapshots are kept of cells [1]" in wrong[1]

@@ -23,7 +23,7 @@ app = typer.Typer(
 
 def register() -> None:
     """Give ``app`` its commands."""
-    from diastole.cli import bench, chat, check, generate, key, listing, pull, serve, top, version
+    from diastole.cli import bench, chat, check, generate, key, listing, papers, pull, reproduce, serve, top, version
 
     examples = {
         "serve": "[bold]diastole serve[/]  ·  diastole serve model.gguf --port 9000  ·  diastole serve engine.toml",
@@ -31,7 +31,9 @@ def register() -> None:
         "chat": "[bold]diastole chat[/]  ·  diastole chat --url http://localhost:8000",
         "generate": '[bold]diastole generate "The heart"[/] --max-tokens 40 --temperature 0',
         "top": "[bold]diastole top[/]  ·  diastole top --url http://localhost:9000  ·  diastole top --once",
-        "check": "[bold]diastole check[/]  ·  diastole check --model model.gguf",
+        "check": "[bold]diastole check[/]  ·  diastole check --model model.gguf  ·  diastole check --pairs",
+        "papers": "[bold]diastole papers[/]  ·  diastole papers --kind technique --built",
+        "reproduce": "[bold]diastole reproduce zipcache --quick[/]  ·  diastole reproduce all --save --plot",
     }
     for name, command in (
         ("serve", serve.serve),
@@ -41,6 +43,8 @@ def register() -> None:
         ("list", listing.list_),
         ("top", top.top),
         ("check", check.check),
+        ("papers", papers.papers),
+        ("reproduce", reproduce.reproduce),
         ("version", version.version),
     ):
         epilog = f"Examples:  {examples[name]}" if name in examples else None

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from diastole.kernels.table import Ops
     from diastole.text.tokenizer import Tokenizer
 
+READS = frozenset({"kv", "select", "kernel", "probe", "refresh", "evict", "compose"})  # slots of a language model
+
 
 def assemble(
     name: str,
@@ -55,7 +57,7 @@ def assemble(
     ops, checkpoint = load.ops, load.checkpoint
     architecture = registry.model(str(checkpoint.config.get("model_type")))
     model = architecture.build(load, checkpoint.config, config.context)
-    stack = registry.build(config.use, {"compose": Mixed(config.step_tokens)}, model.facts(checkpoint))
+    stack = registry.build(config.use, {"compose": Mixed(config.step_tokens)}, model.facts(checkpoint), READS)
     kv = store(stack, config.kv)
     spec: PagedSpec = model.state_specs()["kv"]
     pages = _pages(ops, kv, spec, model.context, config.max_streams, memory)

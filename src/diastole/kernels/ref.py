@@ -20,6 +20,7 @@ class TorchOps:
 
     name = "torch"
     layout = ""
+    invariant = False  # torch's products add in an order that depends on the number of rows
 
     def __init__(self, exact: bool = False, rounding: Rounding = "int8/16") -> None:
         self.exact, self.rounding = exact, rounding

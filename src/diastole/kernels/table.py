@@ -45,6 +45,7 @@ class Ops(Protocol):
     name: str
     layout: str  # of packed matrices; operators with the same read each other's. "": nobody else does
     rounding: Rounding  # of x before it meets weights in whole numbers
+    invariant: bool  # a row's result never depends on what else is in the call, to the bit
 
     def fuse(self) -> Any | None:
         """The class of a whole decoder in one call (see nn.fused), where there is one."""
@@ -197,6 +198,7 @@ class Native:
         self._n = module
         self.name = f"native-{module.isa()}"
         self.layout = LAYOUT
+        self.invariant = True
         self.rounding: Rounding = module.rounding()
         self.rmsnorm = module.rmsnorm
         self.rope = module.rope

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -91,3 +91,11 @@ class CellPool:
         self._snapshots.pop(lease.places[0], None)
         self._free.append(lease.places.pop())
         lease.units = 0
+
+    def check(self, leases: Iterable[Lease], fail: Callable[[str], None]) -> None:
+        """Compare what is held with the leases that there are; call ``fail`` with each difference."""
+        held = sorted(cell for lease in leases for cell in lease.places)
+        if sorted(self._free + held) != list(range(self.cells)):
+            fail(f"cells {held} are held and {sorted(self._free)} free, of {self.cells}")
+        if stale := self._snapshots.keys() - set(held):
+            fail(f"snapshots are kept of cells {sorted(stale)}, which nobody holds")

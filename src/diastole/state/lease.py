@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -34,6 +35,10 @@ class Pool(Protocol):
 
     def close(self, lease: Lease) -> None:
         """Give everything back."""
+        ...
+
+    def check(self, leases: Iterable[Lease], fail: Callable[[str], None]) -> None:
+        """Compare what is held with the leases that there are; call ``fail`` with each difference."""
         ...
 
 

@@ -2,9 +2,9 @@
 
 Yang, Zhang, Chen, Li, Jia: "TidalDecode: Fast and Accurate LLM Decoding with Position Persistent Sparse Attention",
 ICLR 2025, arXiv 2410.05076. While decoding, the layers before the first selection layer and the selection layers
-themselves attend to everything; a selection layer takes the ``budget`` tokens with the largest scores, and the layers up
-to the next one attend to those. Prompts are absorbed densely; every ``correct_every`` tokens a stream's own rows are
-computed again as a prompt's would be. It needs nothing but a paged cache.
+themselves attend to everything; a selection layer takes the ``budget`` tokens with the largest scores, and the layers
+up to the next one attend to those. Prompts are absorbed densely; every ``correct_every`` tokens a stream's own rows
+are computed again as a prompt's would be. It needs nothing but a paged cache.
 
 Ours: the query heads that share a key choose together, by the largest weight that any of them gives (the reference
 knows no grouped queries); the first tokens and the latest are always in.
