@@ -23,7 +23,7 @@ def test_the_list_is_whole_and_well_formed() -> None:
     assert len({p.name for p in rows}) == len({p.home for p in rows}) == len({p.id for p in rows}) == 65
     for p in rows:
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", p.name)
-        assert re.fullmatch(r"arXiv \d{4}\.\d{5}|doi 10\.\S+", p.id) or p.id == "arXiv 2310.03111"
+        assert re.fullmatch(r"arXiv \d{4}\.\d{5}|doi 10\.\S+", p.id)
         assert re.fullmatch(rf"{PLACES[p.kind]}/[a-z0-9_]+\.py", p.home)
         assert len(p.title) > 10
 
