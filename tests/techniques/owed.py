@@ -192,7 +192,7 @@ def random_life(
     lengths: tuple[int, int] = (20, 700),
     check: Callable[[Service], None] = lambda of: None,
 ) -> None:
-    """Arrivals, aborts, forks, starvation, shared beginnings: everybody ends once, with what he would have said alone."""
+    """Arrivals, aborts, forks, starvation, shared beginnings: everybody ends once, and has said what he would alone."""
     rng = np.random.default_rng(seed)
     life = Life(
         service(*use, pages=pages, swap=int(rng.choice([0, 1 << 30])), chunk=int(rng.integers(60, 400)), streams=6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -64,7 +66,7 @@ def test_how_much_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(len(set(row)) == 64 for row in at.tolist())
     by_layer = [at for layer, _, at in seen if layer in {3, 6}][:2]
     np.testing.assert_array_equal(by_layer[0], by_layer[1])  # positions persist
-    assert any((a != b).any() for (x, _, a), (y, _, b) in zip(seen, seen[1:], strict=False) if (x, y) == (6, 8))
+    assert any((a != b).any() for (x, _, a), (y, _, b) in pairwise(seen) if (x, y) == (6, 8))
 
 
 def test_corrected_rows_are_those_of_a_prompt() -> None:
