@@ -41,8 +41,9 @@ void scores(const Kernels& isa, const Look& look, const std::vector<Span>& strea
     for (int h = 0; h < per; h++) {
       float* to_row = s + (static_cast<size_t>(t) * heads + static_cast<size_t>(g * per + h)) * n;
       std::fill(to_row + from, to_row + to, -INFINITY);
+      if (lo >= hi) continue;
       for (int j = h; j < look.group; j += per)
-        for (int c = lo; c < hi; c++) to_row[c] = std::max(to_row[c], room[static_cast<size_t>(j) * kSplit + static_cast<size_t>(c - from)]);
+        isa.raise(room.data() + static_cast<size_t>(j) * kSplit + static_cast<size_t>(lo - from), hi - lo, to_row + lo);
     }
   }, work >= kAlone);
 }
@@ -115,8 +116,7 @@ void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& ch
     isa.score(mine, g, t, split, room, kSplit);
     float* to = s + (static_cast<size_t>(t) * look.kv_heads + static_cast<size_t>(g)) * n;
     std::copy(room + (lo - from), room + (hi - from), to + lo);
-    for (int h = 1; h < look.group; h++)
-      for (int c = lo; c < hi; c++) to[c] = std::max(to[c], room[h * kSplit + (c - from)]);
+    for (int h = 1; h < look.group; h++) isa.raise(room + h * kSplit + (lo - from), hi - lo, to + lo);
   }, work >= kAlone);
   Pool::get().each(choice.r * look.kv_heads, [&](int i) {
     static thread_local std::vector<int32_t> places;

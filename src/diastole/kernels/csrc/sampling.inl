@@ -62,6 +62,13 @@ void tops(const float* x, int n, float* out) {
   for (int i = 0; i + 16 <= n; i += 16) *out++ = largest(load(x + i));
 }
 
+// What is larger in x takes the place of what is in `to`.
+void raise(const float* x, int n, float* to) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) store(to + i, max(load(x + i), load(to + i)));
+  for (; i < n; i++) to[i] = x[i] > to[i] ? x[i] : to[i];
+}
+
 // Places whose score plus noise may be the largest, in order. w: weights as above; reach: e^(top - mark), where mark is a
 // sum of score and noise that exists. Noise -log(-log u) is at most -log(1 - u), so whoever has 1 - u > w reach is out,
 // which needs no logarithm.
