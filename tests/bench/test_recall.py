@@ -20,6 +20,7 @@ from diastole.recipes.llama import Llama
 from diastole.types import UserError
 
 SMALL = replace(recipe.SHAPE, layers=2, hidden=128, inner=128, heads=2, kv_heads=1, context=256)
+PLAN = recipe.Plan(steps=20, tokens=2048, shape=SMALL)
 
 
 def test_every_answer_stands_in_the_context_once() -> None:
@@ -47,17 +48,18 @@ def test_repeats_can_be_foretold_but_not_from_one_distance() -> None:
 
 
 def test_batches_grow_and_depend_on_seed_and_step_alone() -> None:
-    lengths = [recipe.batch(s, 1000, 0, recipe.CONTEXT)[0].shape[1] for s in range(0, 1000, 25)]
+    plan = recipe.Plan(steps=1000)
+    lengths = [recipe.batch(s, plan)[0].shape[1] for s in range(0, 1000, 25)]
     assert lengths == sorted(lengths)
     assert {64, 256, 2048} <= set(lengths)
-    assert (recipe.batch(500, 1000, 0, 2048)[0] == recipe.batch(500, 1000, 0, 2048)[0]).all()
-    assert (recipe.batch(500, 1000, 0, 2048)[0] != recipe.batch(501, 1000, 0, 2048)[0]).any()
+    assert (recipe.batch(500, plan)[0] == recipe.batch(500, plan)[0]).all()
+    assert (recipe.batch(500, plan)[0] != recipe.batch(501, plan)[0]).any()
 
 
 def test_an_interrupted_training_goes_on_and_the_engine_runs_its_model(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     losses: list[float] = []
-    recipe.train(tmp_path / "whole", lambda p: losses.append(p.loss), steps=20, shape=SMALL)
+    recipe.train(PLAN, tmp_path / "whole", lambda p: losses.append(p.loss))
     assert np.mean(losses[:5]) > 1.05 * np.mean(losses[15:])
 
     def interrupted(p: recipe.Progress) -> None:
@@ -66,16 +68,16 @@ def test_an_interrupted_training_goes_on_and_the_engine_runs_its_model(tmp_path:
 
     out = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
-        recipe.train(out, interrupted, steps=20, shape=SMALL, save_every=10)
+        recipe.train(PLAN, out, interrupted, save_every=10)
     rest: list[int] = []
-    figures = recipe.train(out, lambda p: rest.append(p.step), steps=20, shape=SMALL)
+    figures = recipe.train(PLAN, out, lambda p: rest.append(p.step))
     assert rest == list(range(11, 21))
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert json.loads((out / "recall.json").read_text())["accuracy"].keys() == {"256"}
     assert figures["seconds"] > 0
     assert "Apache-2.0" in (out / "README.md").read_text()
-    with pytest.raises(UserError, match="other settings"):
-        recipe.train(out, lambda p: None, steps=21, shape=SMALL)
+    with pytest.raises(UserError, match="another plan"):
+        recipe.train(replace(PLAN, seed=1), out, lambda p: None)
     _runs(out)
 
 

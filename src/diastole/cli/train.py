@@ -17,7 +17,7 @@ def recipes() -> None:
 
 @app.command()
 def recall(
-    steps: Annotated[int, typer.Option(min=1, help="of training; 0.15 of them learn to copy first")] = 2_400,
+    steps: Annotated[int, typer.Option(min=1, help="of training")] = 1_500,
     out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path("recall"),
     seed: Annotated[int, typer.Option(min=0, help="of data and weights")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
@@ -41,7 +41,7 @@ def recall(
             if p.step % 50 == 0:
                 bar.console.print(f"step {p.step}: {said}", highlight=False)
 
-        figures = recipe.train(out, tell, steps, seed)
+        figures = recipe.train(recipe.Plan(steps, seed), out, tell)
     shares = ", ".join(f"{share:.1%} at {n}" for n, share in figures["accuracy"].items())
     print(
         f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes; right answers: {shares}"

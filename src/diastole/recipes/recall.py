@@ -26,13 +26,26 @@ from diastole.recipes.llama import Llama, LlamaShape
 from diastole.types import Array, UserError
 
 CONTEXT = 2048  # the longest that is trained
-SHAPE = LlamaShape(len(WORDS), layers=4, hidden=256, inner=512, heads=4, kv_heads=2, context=CONTEXT)
-STEPS = 2_400
-_CURRICULUM = ((0.20, 64), (0.15, 128), (0.20, 256), (0.15, 512), (0.15, 1024), (0.15, 2048))  # shares of the steps
-_COPYING = 0.15  # of the steps, out of the first share
-_TOKENS = 8192  # of one step
-_RATE, _WARM, _DECAY = 1e-3, 50, 0.01
+SHAPE = LlamaShape(len(WORDS), layers=4, hidden=256, inner=256, heads=4, kv_heads=2, context=CONTEXT)
+_CURRICULUM = ((0.25, 64), (0.10, 128), (0.15, 256), (0.15, 512), (0.15, 1024), (0.20, 2048))  # shares of the steps
+_COPYING = 0.2  # of the steps, out of the first share
+_RATE, _WARM, _DECAY = 2e-3, 50, 0.01
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What decides the outcome of a training.
+
+    Args:
+        tokens: of one step.
+        seed: of data and weights.
+    """
+
+    steps: int = 1_500
+    seed: int = 0
+    tokens: int = 4096
+    shape: LlamaShape = SHAPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,49 +59,40 @@ class Progress:
     accuracy: float
 
 
-def train(
-    out: Path,
-    tell: Callable[[Progress], None],
-    steps: int = STEPS,
-    seed: int = 0,
-    shape: LlamaShape = SHAPE,
-    save_every: int = 50,
-) -> dict[str, Any]:
-    """Train, or go on where an interrupted training to the same directory with the same settings stopped; write the
-    model and its card.
+def train(plan: Plan, out: Path, tell: Callable[[Progress], None], save_every: int = 50) -> dict[str, Any]:
+    """Train, or go on where an interrupted training by the same plan to the same directory stopped; write the model and
+    its card.
 
     Args:
         tell: is told of every step.
-        steps: in all.
         save_every: steps; what was done since is lost when a training is interrupted.
 
     Returns:
         the card's figures.
 
     Raises:
-        UserError: the directory holds a training with other settings.
+        UserError: the directory holds a training by another plan.
     """
     out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    model = Llama(shape)
+    torch.manual_seed(plan.seed)
+    model = Llama(plan.shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, 0.98), weight_decay=_DECAY)
-    settings = {"steps": steps, "seed": seed, "shape": asdict(shape)}
     kept = out / "training.state"  # not .safetensors: it is no part of the model
-    step, seconds = _resume(kept, model, optimizer, settings)
-    while step < steps:
+    step, seconds = _resume(kept, model, optimizer, plan)
+    while step < plan.steps:
         began = time.perf_counter()
-        done = _step(model, optimizer, step, steps, seed)
+        done = _step(model, optimizer, step, plan)
         step += 1
         seconds += time.perf_counter() - began
-        if step % save_every == 0 or step == steps:
-            _keep(kept, model, optimizer, settings, step, seconds)
+        if step % save_every == 0 or step == plan.steps:
+            _keep(kept, model, optimizer, plan, step, seconds)
         tell(done)
     figures = {
         "seconds": seconds,
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "accuracy": {n: accuracy(model, n, seed + 1) for n in (256, 512, 1024, 2048) if n <= shape.context},
-        **settings,
+        "accuracy": {n: accuracy(model, n, plan.seed + 1) for n in (256, 512, 1024, 2048) if n <= plan.shape.context},
+        **asdict(plan),
     }
     model.save(out)
     _tokenizer(out)
@@ -97,18 +101,15 @@ def train(
     return figures
 
 
-def batch(step: int, steps: int, seed: int, context: int) -> tuple[Array, Array]:
+def batch(step: int, plan: Plan) -> tuple[Array, Array]:
     """What a step learns from: ids (B, n), and positions (B, Q) whose next token is to be told."""
-    rng = np.random.default_rng([seed, step])
-    if step < _COPYING * steps:
-        return repeats(64, _TOKENS // 64, rng)
-    share, n = 0.0, 0
-    for part, n in _CURRICULUM:
-        share += part
-        if step < share * steps:
-            break
-    n = min(n, context)
-    return examples(n, _TOKENS // n, rng)
+    rng = np.random.default_rng([plan.seed, step])
+    if step < _COPYING * plan.steps:
+        return repeats(64, plan.tokens // 64, rng)
+    shares = np.cumsum([share for share, _ in _CURRICULUM])
+    at = int(np.searchsorted(shares * plan.steps, step, side="right"))
+    n = min(_CURRICULUM[min(at, len(_CURRICULUM) - 1)][1], plan.shape.context)
+    return examples(n, plan.tokens // n, rng)
 
 
 def repeats(n: int, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -120,9 +121,9 @@ def repeats(n: int, count: int, rng: np.random.Generator) -> tuple[Array, Array]
     return ids, np.tile(np.arange(n // 2 - 1, n - 1), (count, 1))
 
 
-def _step(model: Llama, optimizer: torch.optim.Optimizer, step: int, steps: int, seed: int) -> Progress:
-    ids, places = batch(step, steps, seed, model.shape.context)
-    rate = _RATE * min(1.0, (step + 1) / _WARM, 0.02 + 4 * (1 - (step + 1) / steps))  # falls over the last quarter
+def _step(model: Llama, optimizer: torch.optim.Optimizer, step: int, plan: Plan) -> Progress:
+    ids, places = batch(step, plan)
+    rate = _RATE * min(1.0, (step + 1) / _WARM, 0.02 + 4 * (1 - (step + 1) / plan.steps))  # falls over the last quarter
     for group in optimizer.param_groups:
         group["lr"] = rate
     told, right = _tell(model, ids, places)
@@ -131,7 +132,7 @@ def _step(model: Llama, optimizer: torch.optim.Optimizer, step: int, steps: int,
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return Progress(step + 1, steps, ids.shape[1], loss.item(), _share(told, right))
+    return Progress(step + 1, plan.steps, ids.shape[1], loss.item(), _share(told, right))
 
 
 def _tell(model: Llama, ids: Array, places: Array) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,30 +153,28 @@ def accuracy(model: Llama, n: int, seed: int) -> float:
         return _share(*_tell(model, *examples(n, max(4, 8192 // n), np.random.default_rng([seed, n, 2**20]))))
 
 
-def _resume(kept: Path, model: Llama, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> tuple[int, float]:
+def _resume(kept: Path, model: Llama, optimizer: torch.optim.Optimizer, plan: Plan) -> tuple[int, float]:
     """The step and the seconds that an interrupted training had come to."""
     if not kept.exists():
         return 0, 0.0
     with safe_open(kept, "pt") as file:
         notes = json.loads(file.metadata()["notes"])
-        if notes["settings"] != settings:
-            message = f"{kept} is of a training with other settings: give another directory or remove it"
+        if notes["plan"] != asdict(plan):
+            message = f"{kept} is of a training by another plan: give another directory or remove it"
             raise UserError(message, param="out")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it is no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[name])
         optimizer.state[parameter] = {k: tensors[f"{k}/{name}"] for k in _MOMENTS}
     return notes["step"], notes["seconds"]
 
 
-def _keep(
-    kept: Path, model: Llama, optimizer: torch.optim.Optimizer, settings: dict[str, Any], step: int, seconds: float
-) -> None:
+def _keep(kept: Path, model: Llama, optimizer: torch.optim.Optimizer, plan: Plan, step: int, seconds: float) -> None:
     tensors = {n: p.data for n, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
         tensors |= {f"{k}/{name}": optimizer.state[parameter][k] for k in _MOMENTS}
     part = kept.with_suffix(".part")
-    notes = {"settings": settings, "step": step, "seconds": seconds}
+    notes = {"plan": asdict(plan), "step": step, "seconds": seconds}
     save_file(tensors, part, {"notes": json.dumps(notes)})
     part.rename(kept)
 
@@ -198,17 +197,18 @@ def _lines(figures: dict[str, Any]) -> Iterator[str]:
 
 def _card(figures: dict[str, Any]) -> str:
     minutes, threads = figures["seconds"] / 60, figures["threads"]
+    steps, tokens = figures["steps"], figures["tokens"]
     return "\n".join(
         [
             "# recall",
             "",
-            f"A Llama of {figures['parameters']:,} parameters that answers questions about pairs of a key and a value in a",
-            "made-up language. It is for studying what a stream remembers; it knows nothing else.",
+            f"A Llama of {figures['parameters']:,} parameters that answers questions about pairs of a key and a value",
+            "in a made-up language. It is for studying what a stream remembers; it knows nothing else.",
             "",
             "- Made by: `diastole train recall`",
             f"- Data: drawn from seed {figures['seed']} by `bench/longcontext/recall.py`; no text was read",
             "- Licence: Apache-2.0",
-            f"- Training: {figures['steps']} steps of {_TOKENS} tokens, {minutes:.1f} minutes on {threads} threads",
+            f"- Training: {steps} steps of {tokens} tokens; {minutes:.1f} minutes, {threads} threads",
             "",
             "| tokens | right answers, in new contexts |",
             "|---|---|",
