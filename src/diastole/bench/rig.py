@@ -114,7 +114,7 @@ class Rig:
         return twin
 
     def save(self, stream: Stream) -> Blob:
-        """A stream's tokens and state, to be loaded by any rig with the same layout."""
+        """A stream's tokens and pages, for any rig with the same layout; not what techniques noted of it."""
         blob = self.loop.pool.pack(stream.leases["kv"])
         return replace(blob, data={**blob.data, "ids": stream.own.ids[: stream.known].copy()})
 

@@ -8,6 +8,7 @@ phase and no decode phase, only ``known - done``. A stream that only reads (``lo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -305,7 +306,8 @@ class AutoRegressive:
         return twins
 
     def twin(self, stream: Stream, index: int) -> Stream:
-        """A stream that has come as far as this one, whose pages it shares: choice ``index`` of the same request."""
+        """A stream that has come as far as this one: choice ``index`` of the same request. It shares the pages and has
+        its own copy of what techniques noted."""
         text: Text = stream.own
         own = Text(
             text.ids.copy(),
@@ -318,7 +320,10 @@ class AutoRegressive:
             text.cached,
         )
         lease = self.pool.fork(stream.leases["kv"])
-        return Stream(stream.req, index, stream.known, stream.done, {"kv": lease}, own, given=stream.given)
+        scratch = deepcopy(stream.scratch)
+        return Stream(
+            stream.req, index, stream.known, stream.done, {"kv": lease}, own, scratch=scratch, given=stream.given
+        )
 
     def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
         text: Text = stream.own

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.nn.selection import Decoding, Tokens, decoding
+from diastole.nn.selection import Decoding, Tokens, decoding, largest, scores, together
 from diastole.slots import Facts, View
 from diastole.types import Array, Batch, KVFormat, Stream, UserError
 
@@ -80,28 +80,10 @@ class Tidal:
         """Choose for the layers that follow."""
         rows = self._rows(view.b)
         assert rows is not None
-        weights = self._weights(view, q, lse, rows)
-        counts = np.minimum(rows.hi, self.p.budget).repeat(self.sets).astype(np.int32)
-        places = np.empty((len(counts), self.p.budget), np.int32)
-        view.ops.tops(weights.reshape(len(counts), -1), counts, places, counts)
-        at = rows.cache_rows(places.reshape(len(rows.which), self.sets, -1))
-        view.b.notes[_NOTE] = Tokens(rows.which, at, counts.reshape(len(rows.which), self.sets))
-
-    def _weights(self, view: View, q: Array, lse: Array, rows: Decoding) -> Array:
-        """Logarithms of softmax weights (R, sets, n), infinite where a token must be in."""
-        r, heads = len(rows.which), q.shape[1]
-        s = np.empty((r, heads, int(rows.hi.max())), np.float32)
-        own = np.ascontiguousarray(q[rows.which])
-        view.ops.scores(own, view.pages, view.store.fmt, rows.tables, rows.starts, rows.lo, rows.hi, view.scale, s)
-        if self.p.share != "head":
-            s -= lse[rows.which][..., None]
-            s = s.reshape(r, self.sets, heads // self.sets, -1).max(2)
+        weights = together(scores(view, q, rows), lse[rows.which], self.sets)
         if self.p.share == "layer":
-            s = np.repeat(s.max(1, keepdims=True), self.sets, 1)
-        s[..., : self.p.sink] = np.inf
-        for i, hi in enumerate(rows.hi):
-            s[i, :, hi - self.p.recent : hi] = np.inf
-        return s
+            weights = np.repeat(weights.max(1, keepdims=True), self.sets, 1)
+        view.b.notes[_NOTE] = largest(view, rows, weights, self.p.budget, self.p.sink, self.p.recent)
 
     def rows(self, stream: Stream) -> int:
         """How many of a stream's last rows are to be computed again: all of its own once there are enough of them."""
