@@ -19,7 +19,7 @@ def test_a_budget_for_everything_is_dense(use: str) -> None:
 def test_what_is_owed(use: str) -> None:
     owed.acts(use)
     owed.indifferent_to_company(use, chunks=(200,))
-    owed.survives_preemption(use, most=30)
+    owed.survives_preemption(use)
     owed.abort_leaks_nothing(use, every=3)
 
 

@@ -99,8 +99,8 @@ def together(s: Array, lse: Array, sets: int) -> Array:
 
 
 def largest(view: View, rows: Decoding, weights: Array, budget: int, sink: int, recent: int) -> Tokens:
-    """The ``budget`` tokens of the largest weights (R, sets, n), which are used up, with the first ``sink`` and the last
-    ``recent`` among them in any case."""
+    """The ``budget`` tokens of the largest weights (R, sets, n), which are used up; the first ``sink`` and the last
+    ``recent`` are among them in any case."""
     weights[..., :sink] = np.inf
     for i, hi in enumerate(rows.hi):
         weights[i, :, hi - recent : hi] = np.inf

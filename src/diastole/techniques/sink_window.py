@@ -50,6 +50,7 @@ class SinkWindow:
             counts = np.minimum(rows.hi, self.p.budget).astype(np.int32)
             places = np.arange(self.p.budget, dtype=np.int32) + np.zeros((len(counts), 1), np.int32)
             places[:, self.p.sink :] += (rows.hi - counts)[:, None]
+            places = np.minimum(places, rows.hi[:, None] - 1)  # behind counts, where the budget is not used up
             at = rows.cache_rows(np.repeat(places[:, None], self._sets, 1))
             view.b.notes[_NOTE] = Tokens(rows.which, at, np.repeat(counts[:, None], self._sets, 1))
         chosen: Tokens = view.b.notes[_NOTE]
