@@ -16,7 +16,7 @@ import numpy as np
 
 from diastole.loops import pooling
 from diastole.params import PoolParams, SamplingParams
-from diastole.sample import Chosen, Sampler, choose_all
+from diastole.sample import Chosen, Sampler, SomeFailed, choose_all
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import Key
 from diastole.text.grammar import Grammars
@@ -74,6 +74,7 @@ class AutoRegressive:
     """
 
     unit = "token"
+    repeatable = True  # a forward pass writes rows beyond ``done`` only
 
     def __init__(
         self,
@@ -258,13 +259,18 @@ class AutoRegressive:
                     rows += [wanted] * len(twins)
                 wanted += 1
         logits = output[rows] if born else output
-        chosen = choose_all([s.own.sampler for s in speaking], logits, [s.known for s in speaking])
+        failed: list[tuple[Stream, Exception]] = []
+        try:
+            chosen = choose_all([s.own.sampler for s in speaking], logits, [s.known for s in speaking])
+        except SomeFailed as e:
+            failed = [(speaking[row], error) for row, error in e.errors.items()]
+            speaking, chosen = [speaking[row] for row in e.chosen], [*e.chosen.values()]
         events = [self._emit(s, c, now) for s, c in zip(speaking, chosen, strict=True)]
         if batch.tap is not None:
             for stream in pooling.absorb(batch.grants, batch.tap):
                 self.close(stream)
                 events.append(Event(stream.req.id, stream.index, stream.own.result(), True, now, stream.speaks))
-        return Outcome(events, born)
+        return Outcome(events, born, failed)
 
     def _fork(self, stream: Stream) -> list[Stream]:
         """The other choices of a request whose prompt is now absorbed: they share its pages."""

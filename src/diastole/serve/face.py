@@ -56,7 +56,8 @@ class Face:
         if service.name not in self._forecasts:
             self._forecasts[service.name] = Forecast(self._clock, self.traffic.limit)
         forecast = self._forecasts[service.name]
-        most = min(self.config.max_wait_seconds or math.inf, math.inf if slo is None else slo.first)
+        promised = math.inf if slo is None else min(slo.first, slo.total or math.inf)
+        most = min(self.config.max_wait_seconds or math.inf, promised)
         space = exchange.key.name if self.config.isolate_keys else None
         return Terms(
             exchange.account,
