@@ -21,7 +21,7 @@ from engine.test_live import FEATURES, live_service
 from engine.toy import EOS, VOCAB, ToyLM, assert_clean, expected, request, run, texts, toy_engine, toy_service
 
 FAULT = Ended("error")
-PLACES = ("prepare", "forward", "adjust", "take")
+PLACES = ("prepare", "forward", "fork", "adjust", "take")
 
 
 class Saboteur:
@@ -60,6 +60,11 @@ class Saboteur:
             return output
 
         monkeypatch.setattr(ToyLM, "forward", sabotaged)
+
+    def _in_fork(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """When a prompt with several choices is absorbed; requests with one choice fail in "take"."""
+        self._in_sampler(monkeypatch, "fork")
+        self._in_sampler(monkeypatch, "take")
 
     def _in_adjust(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._in_sampler(monkeypatch, "adjust")

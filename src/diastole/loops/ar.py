@@ -241,6 +241,7 @@ class AutoRegressive:
         speaking: list[Stream] = []
         rows: list[int] = []  # of output, one for each of them
         born: list[Stream] = []
+        failed: list[tuple[Stream, Exception]] = []
         wanted = 0
         for stream, n in batch.grants:
             text: Text = stream.own
@@ -253,17 +254,21 @@ class AutoRegressive:
                 speaking.append(stream)
                 rows.append(wanted)
                 if text.twins:
-                    twins = self._fork(stream)
-                    born += twins
-                    speaking += twins
-                    rows += [wanted] * len(twins)
+                    try:
+                        twins = self._fork(stream)
+                    except Exception as e:  # its guide's, say: nobody else is to blame
+                        failed.append((speaking.pop(), e))
+                        rows.pop()
+                    else:
+                        born += twins
+                        speaking += twins
+                        rows += [wanted] * len(twins)
                 wanted += 1
-        logits = output[rows] if born else output
-        failed: list[tuple[Stream, Exception]] = []
+        logits = output[rows] if born or failed else output
         try:
             chosen = choose_all([s.own.sampler for s in speaking], logits, [s.known for s in speaking])
         except SomeFailed as e:
-            failed = [(speaking[row], error) for row, error in e.errors.items()]
+            failed += [(speaking[row], error) for row, error in e.errors.items()]
             speaking, chosen = [speaking[row] for row in e.chosen], [*e.chosen.values()]
         events = [self._emit(s, c, now) for s, c in zip(speaking, chosen, strict=True)]
         if batch.tap is not None:
@@ -275,9 +280,8 @@ class AutoRegressive:
     def _fork(self, stream: Stream) -> list[Stream]:
         """The other choices of a request whose prompt is now absorbed: they share its pages."""
         text: Text = stream.own
-        twins = []
-        for index in range(1, text.twins + 1):
-            own = Text(
+        owns = [  # all of them before any page is shared: a sampler may refuse
+            Text(
                 text.ids.copy(),
                 text.tip,
                 text.prompt,
@@ -287,10 +291,13 @@ class AutoRegressive:
                 text.space,
                 text.cached,
             )
-            lease = self.pool.fork(stream.leases["kv"])
-            twins.append(Stream(stream.req, index, stream.known, stream.done, {"kv": lease}, own))
+            for index in range(1, text.twins + 1)
+        ]
         text.twins = 0
-        return twins
+        return [
+            Stream(stream.req, index, stream.known, stream.done, {"kv": self.pool.fork(stream.leases["kv"])}, own)
+            for index, own in enumerate(owns, 1)
+        ]
 
     def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
         text: Text = stream.own
