@@ -233,6 +233,7 @@ class FakeBackend:
         self.dead = False  # for good
         self.restarting = False
         self.restarts = 0
+        self.processes: list[int] = []
         self.reloads: list[tuple[str, dict[str, Any]]] = []
         self.reload_failure: Exception | None = None
         self.failure: Exception | None = None

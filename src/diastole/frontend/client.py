@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from diastole.engine.trace import View
@@ -56,6 +56,11 @@ class EngineClient:
     @property
     def alive(self) -> bool:
         return not self.lost and self._link.alive()
+
+    @property
+    def processes(self) -> Sequence[int]:
+        """Ids of the engine's own processes."""
+        return self._link.processes()
 
     async def stream(self, add: wire.Add) -> AsyncIterator[wire.Spoken]:
         """Run a request. Leaving the iterator early aborts it.

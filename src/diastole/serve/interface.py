@@ -155,6 +155,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def processes(self) -> Sequence[int]:
+        """Ids of processes that work for this one."""
+        ...
+
+    @property
     def restarts(self) -> int:
         """Engines that were started because the one before had ended."""
         ...

@@ -69,7 +69,7 @@ SHARED = frozenset({
     *(HISTOGRAMS.keys() - {"step_seconds"}),
 })  # fmt: skip
 FINISHES = ("stop", "length", "repetition", "deadline", "abort", "error")
-LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds", "joules")
+LIMITS = ("requests", "tokens", "concurrent", "wait", "memory", "seconds", "joules")
 PROMISES = ("ttft", "tpot", "total")
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 OTHER = "other"
