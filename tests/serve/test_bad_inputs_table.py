@@ -255,8 +255,8 @@ TABLE = (
             "frontend/test_reload::test_what_cannot_be_loaded_leaves_the_old_one_serving",
             "frontend/test_soak::test_nothing_is_lost_doubled_or_leaked",
         ),
-        "all new requests are refused alike, and no cache is dropped: cached prefixes lie in pages that are taken at the "
-        "start, so dropping them would give nothing back",
+        "all new requests are refused alike, and no cache is dropped: cached prefixes lie in pages that are taken at "
+        "the start, so dropping them would give nothing back",
     ),
     Row(
         39,
@@ -289,13 +289,16 @@ TABLE = (
     ),
     Row(
         43,
-        "signals under load, no more file descriptors",
+        "signals under load, no more file descriptors, a wall clock that is set",
         (
             "serve/test_shutdown::test_running_requests_finish_and_new_ones_are_refused",
             "serve/test_shutdown::test_two_signals_abort",
             "serve/test_bad_inputs_more::test_it_outlives_a_lack_of_file_descriptors",
+            "serve/test_wall_clock::test_quotas_neither_refill_nor_starve",
+            "serve/test_wall_clock::test_ceilings_and_latencies_are_spans",
+            "serve/test_wall_clock::test_deadlines_and_meters_of_the_engine",
+            "serve/test_wall_clock::test_only_stamps_are_taken_from_the_wall_clock",
         ),
-        "a step of the wall clock is not tried: all waiting is on monotonic clocks",
     ),
     Row(
         44,
