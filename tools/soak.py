@@ -236,12 +236,12 @@ def main() -> int:
 
         async def run() -> tuple[list[dict[str, int]], Future[None]]:
             first = min(20.0, given.seconds / 5)
-            async with showing("what it sustains", first, tally, health):
+            async with showing("measuring", first, tally, health):
                 rate = OVERLOAD * await sustained(load, first)
             tally.first.clear()
             report.say("arrivals per second", f"{rate:.2f}")
             probing = prober.submit(probe, server.host, server.port, given.seconds, probed)
-            async with showing(f"{rate:.1f} requests/s", given.seconds, tally, health):
+            async with showing(f"{rate:.1f}/s", given.seconds, tally, health):
                 return await drive(load, rate, given.seconds, server), probing
 
         memory, probing = asyncio.run(run())

@@ -70,7 +70,7 @@ async def showing(
 
     with contextlib.ExitStack() as stack:
         if stream.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[told]}"))
+            columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.fields[told]}"))
             bar = stack.enter_context(Progress(*columns, console=Console(file=stream)))
             task = bar.add_task(stage, total=seconds, told="")
             pause = BAR_SECONDS

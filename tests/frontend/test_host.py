@@ -180,6 +180,16 @@ def test_a_request_that_makes_a_step_fail_is_over_and_others_are_not() -> None:
         assert [r for r in hosted.replies if isinstance(r, wire.Over)] == [wire.Over("faulty", "error")]  # told once
 
 
+def test_a_fault_while_a_request_is_opened_is_its_own() -> None:
+    with running() as hosted:
+        hosted.grammars.kept.add(GUIDED.grammar)  # type: ignore[arg-type]
+        hosted.grammars.guide = lambda grammar: 1 // 0  # type: ignore[assignment,method-assign,return-value]
+        hosted.add("faulty", GUIDED)
+        hosted.until(lambda: wire.Over("faulty", "error") in hosted.replies)
+        hosted.add("plain", PLAIN)
+        hosted.until(lambda: len(hosted.tokens("plain")) == 4)
+
+
 def test_a_deadline_wakes_a_host_that_idles() -> None:
     """A live stream without input: nothing runs, and no command comes."""
     clock, service, replies = FakeClock(), live_service(), queue.SimpleQueue[wire.Reply]()

@@ -25,7 +25,7 @@ def test_lines_where_there_is_no_terminal(progress: ModuleType, tmp_path: Path) 
     health = progress.Health(file)
 
     async def soak() -> None:
-        async with progress.showing("3.0 requests/s", 600, tally, health, out, every=0.01):
+        async with progress.showing("3.0/s", 600, tally, health, out, every=0.01):
             while out.getvalue().count("\n") < 2:
                 await asyncio.sleep(0.001)
             tally.outcomes["short whole", "finished"] += 40
@@ -34,7 +34,7 @@ def test_lines_where_there_is_no_terminal(progress: ModuleType, tmp_path: Path) 
 
     asyncio.run(asyncio.wait_for(soak(), 10))
     first, *_, last = out.getvalue().splitlines()
-    assert first == "3.0 requests/s: 0/600 s, 0 requests, 0 refused, /health p99 not asked yet"
+    assert first == "3.0/s: 0/600 s, 0 requests, 0 refused, /health p99 not asked yet"
     assert last.endswith("42 requests, 2 refused, /health p99 4.0 ms")
     with file.open("a") as more:
         more.write("9\n")
@@ -51,7 +51,7 @@ def test_a_bar_in_a_terminal(progress: ModuleType, tmp_path: Path) -> None:
     out, tally = Terminal(), progress.Tally()
 
     async def soak() -> None:
-        async with progress.showing("3.0 requests/s", 600, tally, progress.Health(tmp_path / "none"), out):
+        async with progress.showing("3.0/s", 600, tally, progress.Health(tmp_path / "none"), out):
             tally.outcomes["short whole", "finished"] += 7
 
     asyncio.run(asyncio.wait_for(soak(), 10))

@@ -14,6 +14,7 @@ import numpy as np
 
 from diastole.engine.engine import Engine
 from diastole.engine.service import Service
+from diastole.engine.trace import shown_id
 from diastole.frontend import wire
 from diastole.loops.ar import Tokens
 from diastole.loops.pooling import Pooled
@@ -182,6 +183,9 @@ class EngineHost:
             self.engine.add(request)
         except UserError as e:
             self._refuse(request, e)
+        except Exception:  # a fault of ours, which must not cost the others their engine
+            log.exception("request %s could not be opened", shown_id(request.id))
+            self.send(wire.Over(request.id, "error"))
 
     def _refuse(self, request: Request, error: UserError) -> None:
         self.send(wire.Refused(request.id, error.message, error.param, error.code))
