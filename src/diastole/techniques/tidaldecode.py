@@ -7,8 +7,8 @@ up to the next one attend to those. Prompts are absorbed densely; every ``correc
 are computed again as a prompt's would be. It needs nothing but a paged cache.
 
 Ours: the query heads that share a key choose together, by the largest weight that any of them gives (the reference
-knows no grouped queries); the first tokens and the latest are always in; by default more than two layers choose, because
-in a small model two lose too much (``diastole reproduce tidaldecode``).
+knows no grouped queries); the first tokens and the latest are always in; by default more than two layers choose,
+because in a small model two lose too much (``diastole reproduce tidaldecode``).
 """
 
 from __future__ import annotations
