@@ -36,6 +36,7 @@ def register() -> None:
         reproduce,
         serve,
         top,
+        train,
         version,
     )
 
@@ -67,6 +68,7 @@ def register() -> None:
         app.command(name, epilog=epilog)(command)
     app.add_typer(bench.app, name="bench")
     app.add_typer(key.app, name="key")
+    app.add_typer(train.app, name="train")
 
 
 def main() -> None:

@@ -368,8 +368,9 @@ void score_split(const Look& look, int g, int t, int split, float* s, ptrdiff_t 
     const uint8_t* at = place(page);
     Ahead next{0, kPage};
     if (look.kind == KIND && (page + 1) * kPage < last) next.way = place(page + 1) - at;
-    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 4 : 1];
-    if constexpr (KIND == KV::bf16) at = formed(look.kind, at, to, dim, room);
+    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 2 : 1];
+    if constexpr (KIND == KV::bf16)
+      if (look.kind == KV::rows) at = form_keys(at, to, dim, room);
     for (int i = 0; i < n; i++) seats[i] = {queries + i, nullptr, from, to};
     score_all<KIND, kQueries>(open_page(KIND, at, dim), dim, next, seats, n, s + page * kPage, stride);
   }

@@ -24,7 +24,7 @@ constexpr int kSample = 512;  // scores that the first guess of a threshold is m
 }  // namespace
 
 void scores(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t table_stride,
-            float* s, int heads, int n) {
+            const float* less, float* s, int heads, int n) {
   const Owner owner(streams);
   const int rows = static_cast<int>(owner.stream.size()), splits = ceil_div(n, kSplit), kv_heads = look.kv_heads;
   const int per = heads / kv_heads;  // rows of s for each of them
@@ -42,8 +42,10 @@ void scores(const Kernels& isa, const Look& look, const std::vector<Span>& strea
       float* to_row = s + (static_cast<size_t>(t) * heads + static_cast<size_t>(g * per + h)) * n;
       std::fill(to_row + from, to_row + to, -INFINITY);
       if (lo >= hi) continue;
-      for (int j = h; j < look.group; j += per)
-        isa.raise(room.data() + static_cast<size_t>(j) * kSplit + static_cast<size_t>(lo - from), hi - lo, to_row + lo);
+      for (int j = h; j < look.group; j += per) {
+        const float off = less == nullptr ? 0.f : less[static_cast<size_t>(t) * kv_heads * look.group + static_cast<size_t>(g * look.group + j)];
+        isa.raise(room.data() + static_cast<size_t>(j) * kSplit + static_cast<size_t>(lo - from), off, hi - lo, to_row + lo);
+      }
     }
   }, work >= kAlone);
 }
@@ -116,7 +118,7 @@ void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& ch
     isa.score(mine, g, t, split, room, kSplit);
     float* to = s + (static_cast<size_t>(t) * look.kv_heads + static_cast<size_t>(g)) * n;
     std::copy(room + (lo - from), room + (hi - from), to + lo);
-    for (int h = 1; h < look.group; h++) isa.raise(room + h * kSplit + (lo - from), hi - lo, to + lo);
+    for (int h = 1; h < look.group; h++) isa.raise(room + h * kSplit + (lo - from), 0.f, hi - lo, to + lo);
   }, work >= kAlone);
   Pool::get().each(choice.r * look.kv_heads, [&](int i) {
     static thread_local std::vector<int32_t> places;
