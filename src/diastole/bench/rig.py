@@ -170,6 +170,17 @@ class Rig:
 
     # ---- driving it
 
+    @contextmanager
+    def watched(self, *probes: Probe) -> Iterator[None]:
+        """While inside, these look on too."""
+        before = self.service.state
+        inside: Inside = before["inside"]
+        self.service.state = {**before, "inside": replace(inside, probes=(*inside.probes, *probes))}
+        try:
+            yield
+        finally:
+            self.service.state = before
+
     def absorb(self, stream: Stream, chunk: int = CHUNK) -> Array:
         """Absorb what a stream knows, ``chunk`` tokens at a time: logits (V,) after the last one."""
         return self._absorb(stream, chunk, False)[-1]
@@ -217,26 +228,11 @@ class Rig:
             self.loop.absorbed(stream, n)
         return logits
 
-    @contextmanager
-    def watched(self, probe: Probe) -> Iterator[None]:
-        """While inside, this probe looks on too."""
-        before = self.service.state
-        inside: Inside = before["inside"]
-        self.service.state = {**before, "inside": replace(inside, probes=(*inside.probes, probe))}
-        try:
-            yield
-        finally:
-            self.service.state = before
-
     # ---- what it costs
 
     @property
     def decoder(self) -> Decoder:
-        """The model itself.
-
-        Raises:
-            UserError: it is no decoder.
-        """
+        """The model."""
         if not isinstance(self.service.model, Decoder):
             raise UserError("only decoders are studied", param="model")
         return self.service.model

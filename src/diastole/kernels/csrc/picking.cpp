@@ -44,7 +44,7 @@ void scores(const Kernels& isa, const Look& look, const std::vector<Span>& strea
       if (lo >= hi) continue;
       for (int j = h; j < look.group; j += per) {
         const float off = less == nullptr ? 0.f : less[static_cast<size_t>(t) * kv_heads * look.group + static_cast<size_t>(g * look.group + j)];
-        isa.raise(room.data() + static_cast<size_t>(j) * kSplit + static_cast<size_t>(lo - from), off, hi - lo, to_row + lo);
+        isa.raise(room.data() + static_cast<size_t>(j) * kSplit + static_cast<size_t>(lo - from), hi - lo, off, to_row + lo);
       }
     }
   }, work >= kAlone);
@@ -118,7 +118,7 @@ void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& ch
     isa.score(mine, g, t, split, room, kSplit);
     float* to = s + (static_cast<size_t>(t) * look.kv_heads + static_cast<size_t>(g)) * n;
     std::copy(room + (lo - from), room + (hi - from), to + lo);
-    for (int h = 1; h < look.group; h++) isa.raise(room + h * kSplit + (lo - from), 0.f, hi - lo, to + lo);
+    for (int h = 1; h < look.group; h++) isa.raise(room + h * kSplit + (lo - from), hi - lo, 0.f, to + lo);
   }, work >= kAlone);
   Pool::get().each(choice.r * look.kv_heads, [&](int i) {
     static thread_local std::vector<int32_t> places;

@@ -62,11 +62,11 @@ void tops(const float* x, int n, float* out) {
   for (int i = 0; i + 16 <= n; i += 16) *out++ = largest(load(x + i));
 }
 
-// What is larger in x - less takes the place of what is in `to`.
-void raise(const float* x, float less, int n, float* to) {
+// What is larger in x - off takes the place of what is in `to`.
+void raise(const float* x, int n, float off, float* to) {
   int i = 0;
-  for (; i + 16 <= n; i += 16) store(to + i, max(load(x + i) - less, load(to + i)));
-  for (; i < n; i++) to[i] = x[i] - less > to[i] ? x[i] - less : to[i];
+  for (; i + 16 <= n; i += 16) store(to + i, max(load(x + i) - off, load(to + i)));
+  for (; i < n; i++) to[i] = x[i] - off > to[i] ? x[i] - off : to[i];
 }
 
 // Places whose score plus noise may be the largest, in order. w: weights as above; reach: e^(top - mark), where mark is a
