@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "schedule.hpp"
 
 namespace diastole {
 
@@ -39,6 +40,13 @@ void embed(const Kernels& isa, const Matrix& w, const int32_t* ids, int t, float
 // out (t, heads, dim); lse (t, heads) or null. table: (streams, table_stride).
 void attend(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables,
             ptrdiff_t table_stride, float* out, float* lse);
+// The same by a schedule of the caller's choice. spent: what each worker did, or null.
+struct Spent {
+  double seconds, merging;  // all of its time, and that of merging
+  double splits;
+};
+void attend(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables,
+            ptrdiff_t table_stride, const Schedule& how, float* out, float* lse, Spent* spent);
 
 // False: a value does not fit its format.
 bool pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out);
