@@ -3,6 +3,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "check.hpp"
+#include "pool.hpp"
 
 namespace diastole {
 namespace {
@@ -13,9 +14,9 @@ Schedule schedule(const std::string& name, int split, int workers, int parts) {
   const Schedule::Planner plan = Schedule::named(name);
   if (plan == nullptr) fail("unknown schedule " + name + "; there are lean, shares, heads, queue, fixed");
   expect(split >= kPage && split <= kMostSplit && split % kPage == 0, "split must be a multiple of 64 from 64 to 65536");
-  expect(workers >= 1 && workers <= kMostWorkers, "workers must be between 1 and 16384");
+  expect(workers >= 0 && workers <= kMostWorkers, "workers must be between 0 and 16384");
   expect(parts >= 1 && parts <= kMostWorkers, "parts must be between 1 and 16384");
-  return {plan, workers, parts, split};
+  return {plan, workers > 0 ? workers : Pool::get().threads(), parts, split};
 }
 
 void attend_by(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1> tables, In<int32_t, 1> starts,
@@ -29,9 +30,9 @@ void attend_by(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1
   const Schedule how = schedule(name, split, workers, parts);
   if (spent) {
     expect_whole(*spent, "spent");
-    expect(static_cast<int>(spent->shape(0)) == workers && spent->shape(1) == 3, "spent must be (workers, 3)");
+    expect(static_cast<int>(spent->shape(0)) == how.workers && spent->shape(1) == 3, "spent must be (workers, 3)");
   }
-  std::vector<Spent> all(spent ? static_cast<size_t>(workers) : 0);
+  std::vector<Spent> all(spent ? static_cast<size_t>(how.workers) : 0);
   {
     const Unlocked unlocked(seen.tokens * look.group * look.dim);
     attend(isa(), look, seen.streams, tables.data(), seen.stride, how, out.data(), lse ? lse->data() : nullptr, spent ? all.data() : nullptr);
