@@ -209,6 +209,14 @@ def test_what_does_not_fit_is_not_cut() -> None:
         assert len(items) == len(rows)
 
 
+def test_if_not_all_fit_those_are_cut_that_a_border_runs_through() -> None:
+    """40 contexts for three workers: 13 1/3 each."""
+    shares = planned("lean", [3] * 40, [1 << 17] * 40, 64, 3)
+    assert [len(s) for s in shares] == pytest.approx([13 + 2048 / 3, 12 + 4 * 2048 / 3, 13 + 2048 / 3], abs=1)
+    counts = [int((s[:, 2] - s[:, 1]).sum()) for s in shares]
+    assert max(counts) - min(counts) <= 1
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

@@ -244,7 +244,7 @@ void attend(const Kernels& isa, const Look& look, const std::vector<Span>& strea
 
 void attend(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables,
             ptrdiff_t table_stride, float* out, float* lse) {
-  attend(isa, look, streams, tables, table_stride, {plan_lean, Pool::get().threads(), 1, kSplit}, out, lse, nullptr);
+  attend(isa, look, streams, tables, table_stride, {plan_lean, Pool::get().threads(), 1, kSplit, kRoom}, out, lse, nullptr);
 }
 
 }  // namespace diastole

@@ -7,6 +7,7 @@
 
 namespace diastole {
 
+constexpr size_t kRoom = (size_t{32} << 20) / sizeof(Partial);  // rows of partial results that attention keeps at most
 constexpr double kAlone = 40e3;  // multiply-adds below which waking others costs more than it brings
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }

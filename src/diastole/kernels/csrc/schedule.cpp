@@ -1,9 +1,8 @@
 #include "schedule.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
-
-#include "kernels.hpp"
 
 namespace diastole {
 namespace {
@@ -15,14 +14,38 @@ constexpr double kFetch = 8, kBegin = 32;
 // Outputs that are smaller than this part of a share are not cut.
 constexpr double kSmall = 1.0 / 32;
 
-// Partial results of cut outputs that are kept at most, in rows. Beyond, an output is one worker's.
-constexpr size_t kMostRows = (size_t{32} << 20) / sizeof(Partial);
+// Which outputs are cut into their splits.
+class Cut {
+ public:
+  enum Which { large, across, none };  // all that are not small, those of them that a border of shares runs through, none
 
-size_t kept_rows(const std::vector<Output>& outputs) {
-  size_t rows = 0;
-  for (const Output& o : outputs) rows += static_cast<size_t>(o.rows) * static_cast<size_t>(o.splits());
-  return rows;
-}
+  // The first of these whose partial results there is room for.
+  Cut(const std::vector<Output>& outputs, double share, const Schedule& how) : share_(share) {
+    for (int w = how.workers > 1 ? large : none; w < none; w++) {
+      which_ = static_cast<Which>(w);
+      double before = 0;
+      size_t rows = 0;
+      for (const Output& o : outputs) {
+        rows += (*this)(o, before) ? rows_of(o) : 0;
+        before += o.cost();
+      }
+      if (rows <= how.room) return;
+    }
+    which_ = none;
+  }
+
+  // before: cost of all outputs before this one.
+  bool operator()(const Output& o, double before) const {
+    if (which_ == none || o.splits() <= 1 || o.cost() <= share_ * kSmall) return false;
+    return which_ == large || std::floor(before / share_) != std::floor((before + o.cost()) / share_);
+  }
+
+  static size_t rows_of(const Output& o) { return static_cast<size_t>(o.rows) * static_cast<size_t>(o.splits()); }
+
+ private:
+  double share_;
+  Which which_ = none;
+};
 
 // Deals items out in turns.
 void deal(std::vector<Item>& items, int workers, std::vector<int>& shares) {
@@ -55,15 +78,17 @@ void plan_queue(const std::vector<Output>& outputs, const Schedule&, Plan& plan)
   plan.shares = {0, static_cast<int>(plan.items.size())};
 }
 
-int cut(const Output& o, int part, int parts) { return o.first() + static_cast<int>(int64_t{o.splits()} * part / parts); }
+int border(const Output& o, int part, int parts) { return o.first() + static_cast<int>(int64_t{o.splits()} * part / parts); }
 
 void plan_fixed(const std::vector<Output>& outputs, const Schedule& how, Plan& plan) {
-  const int most = kept_rows(outputs) <= kMostRows ? how.parts : 1;
+  size_t rows = 0;
+  for (const Output& o : outputs) rows += Cut::rows_of(o);
+  const int most = rows <= how.room ? how.parts : 1;
   for (int i = 0; i < static_cast<int>(outputs.size()); i++) {
     const Output& o = outputs[i];
     const int parts = std::max(1, std::min(most, o.splits()));
     for (int p = 0; p < parts; p++)
-      plan.items.push_back({i, cut(o, p, parts), cut(o, p + 1, parts)});
+      plan.items.push_back({i, border(o, p, parts), border(o, p + 1, parts)});
   }
   deal(plan.items, how.workers, plan.shares);
   plan.pass = true;
@@ -79,8 +104,8 @@ double Output::cost(int s0, int s1) const {
 void plan_lean(const std::vector<Output>& outputs, const Schedule& how, Plan& plan) {
   double total = 0;
   for (const Output& o : outputs) total += o.cost();
-  const double share = total / how.workers, small = share * kSmall;
-  const bool keep = how.workers > 1 && kept_rows(outputs) <= kMostRows;
+  const double share = total / how.workers;
+  const Cut cut(outputs, share, how);
   double done = 0;
   plan.shares.push_back(0);
   const auto add = [&](int output, int s0, int s1) {  // to the share that its middle falls into
@@ -91,10 +116,10 @@ void plan_lean(const std::vector<Output>& outputs, const Schedule& how, Plan& pl
   };
   for (int i = 0; i < static_cast<int>(outputs.size()); i++) {
     const Output& o = outputs[i];
-    if (!keep || o.splits() <= 1 || o.cost() <= small) {
-      add(i, o.first(), o.last());
-    } else {
+    if (cut(o, done)) {
       for (int s = o.first(); s < o.last(); s++) add(i, s, s + 1);
+    } else {
+      add(i, o.first(), o.last());
     }
   }
   while (plan.workers() < how.workers) plan.shares.push_back(static_cast<int>(plan.items.size()));

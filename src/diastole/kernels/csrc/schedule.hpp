@@ -47,9 +47,10 @@ struct Schedule {
   using Planner = void (*)(const std::vector<Output>& outputs, const Schedule& how, Plan& plan);
 
   Planner plan;
-  int workers;    // shares; they may be more than threads
-  int parts = 1;  // fixed: of an output
-  int split;      // tokens of a split: whole pages
+  int workers;  // shares; they may be more than threads
+  int parts;    // fixed: of an output
+  int split;    // tokens of a split: whole pages
+  size_t room;  // rows of partial results that are kept at most; what would take more is not cut
 
   static Planner named(const std::string& name);  // null if there is none
 };

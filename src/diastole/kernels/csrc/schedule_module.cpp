@@ -10,13 +10,13 @@ namespace {
 
 constexpr int kMostWorkers = 1 << 14, kMostSplit = 1 << 16;
 
-Schedule schedule(const std::string& name, int split, int workers, int parts) {
+Schedule schedule(const std::string& name, int split, int workers, int parts, size_t room) {
   const Schedule::Planner plan = Schedule::named(name);
   if (plan == nullptr) fail("unknown schedule " + name + "; there are lean, shares, heads, queue, fixed");
   expect(split >= kPage && split <= kMostSplit && split % kPage == 0, "split must be a multiple of 64 from 64 to 65536");
   expect(workers >= 0 && workers <= kMostWorkers, "workers must be between 0 and 16384");
   expect(parts >= 1 && parts <= kMostWorkers, "parts must be between 1 and 16384");
-  return {plan, workers > 0 ? workers : Pool::get().threads(), parts, split};
+  return {plan, workers > 0 ? workers : Pool::get().threads(), parts, split, room};
 }
 
 void attend_by(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1> tables, In<int32_t, 1> starts,
@@ -27,7 +27,7 @@ void attend_by(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1
   const Seen seen = open_batch(q.shape(0), buf.shape(0), buf.shape(1), tables, starts, lo, hi);
   look.table_step = seen.table_step, look.row_step = seen.row_step, look.head_step = seen.head_step;
   look.lo = lo.data(), look.hi = hi.data();
-  const Schedule how = schedule(name, split, workers, parts);
+  const Schedule how = schedule(name, split, workers, parts, kRoom);
   if (spent) {
     expect_whole(*spent, "spent");
     expect(static_cast<int>(spent->shape(0)) == how.workers && spent->shape(1) == 3, "spent must be (workers, 3)");
@@ -44,8 +44,8 @@ void attend_by(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1
 }
 
 std::vector<std::tuple<int, int, int, int>> plan(const std::string& name, In<int32_t, 1> rows, In<int32_t, 1> lo, In<int32_t, 1> hi,
-                                                 int split, int workers, int parts) {
-  const Schedule how = schedule(name, split, workers, parts);
+                                                 int split, int workers, int parts, size_t room) {
+  const Schedule how = schedule(name, split, workers, parts, room);
   expect_whole(rows, "rows");
   expect_whole(lo, "lo");
   expect_whole(hi, "hi");
@@ -73,7 +73,8 @@ void bind_schedule(nb::module_& m) {
   m.def("attend_by", attend_by, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("tables"), nb::arg("starts"), nb::arg("lo"),
         nb::arg("hi"), nb::arg("scale"), nb::arg("out"), nb::arg("lse").none(), nb::arg("schedule"), nb::arg("split"),
         nb::arg("workers"), nb::arg("parts") = 1, nb::arg("spent").none() = nb::none());
-  m.def("plan", plan, "(worker, output, first split, one behind the last) for outputs of so many rows that see tokens lo to hi.");
+  m.def("plan", plan, nb::arg("schedule"), nb::arg("rows"), nb::arg("lo"), nb::arg("hi"), nb::arg("split"), nb::arg("workers"),
+        nb::arg("parts") = 1, nb::arg("room") = kRoom, "(worker, output, first split, one behind the last) for outputs of so many rows that see tokens lo to hi.");
 }
 
 }  // namespace diastole
