@@ -172,7 +172,7 @@ def _grid(study: Study, ops: Ops, workers: int) -> None:
     for name, lengths in _contexts(study.quick):
         field = Field(ops, SMOLLM2, lengths)
         times = study.interleaved(
-            {way: partial(field.turn, WAYS[way]) for way in WAYS}, rounds, warm=2, what=f"attention, {name}"
+            {way: partial(field.turn, WAYS[way]) for way in WAYS}, rounds, what=f"attention, {name}"
         )
         behind[name] = max((times.speedup(rival, over=LEAN) for rival in RIVALS), key=float)
         clearly += any(_quarter(times, rival) > 1.02 for rival in RIVALS)

@@ -37,7 +37,8 @@ class Cut {
   // before: cost of all outputs before this one.
   bool operator()(const Output& o, double before) const {
     if (which_ == none || o.splits() <= 1 || o.cost() <= share_ * kSmall) return false;
-    return which_ == large || std::floor(before / share_) != std::floor((before + o.cost()) / share_);
+    const double end = before + 0.999 * o.cost();  // a border at its end runs through nothing
+    return which_ == large || std::floor(before / share_) != std::floor(end / share_);
   }
 
   static size_t rows_of(const Output& o) { return static_cast<size_t>(o.rows) * static_cast<size_t>(o.splits()); }
