@@ -132,6 +132,40 @@ class TorchOps:
             if lse is not None:
                 lse[span, heads] = total
 
+    def attend_by(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None,
+        schedule: str,
+        split: int,
+        workers: int,
+        parts: int = 1,
+        spent: Array | None = None,
+    ) -> None:
+        """One worker does all of it, split after split."""
+        most, total = np.full(q.shape[:2], -np.inf, np.float32), np.empty(q.shape[:2], np.float32)
+        part, whole = np.empty_like(out), np.zeros_like(out)
+        splits = range(0, int(hi.max(initial=0)), split)
+        for s in splits:
+            self.attend(q, buf, fmt, tables, starts, np.maximum(lo, s), np.minimum(hi, s + split), scale, part, total)
+            both = np.logaddexp(most, total)
+            a, b = (_share(x, both) for x in (most, total))
+            whole, most = a * whole + b * part, both
+        out[...] = whole
+        if lse is not None:
+            lse[...] = most
+        if spent is not None:
+            spent[...] = 0
+            spent[0, 2] = len(splits) * buf.shape[1]
+
     def attend_tokens(
         self,
         q: Array,
@@ -265,6 +299,12 @@ def _softmax(q: Array, k: Array, v: Array, seen: Array, scale: float) -> tuple[A
     total = scores.logsumexp(-1) if k.shape[0] else torch.full(scores.shape[:2], -torch.inf)
     weights = torch.nan_to_num((scores - total[..., None]).exp())
     return torch.einsum("thn,nd->thd", weights, _tensor(v)).numpy(), total.numpy()
+
+
+def _share(part: Array, whole: Array) -> Array:
+    """Of a softmax's sum of exponentials, by logarithms; 0 of nothing: (T, H, 1)."""
+    seen = np.isfinite(part)
+    return np.exp(np.where(seen, part, 0) - np.where(seen, whole, np.inf))[..., None]
 
 
 def _tensor(a: Array) -> torch.Tensor:

@@ -134,6 +134,38 @@ class Ops(Protocol):
         """
         ...
 
+    def attend_by(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None,
+        schedule: str,
+        split: int,
+        workers: int,
+        parts: int = 1,
+        spent: Array | None = None,
+    ) -> None:
+        """The same, spread by a schedule over ``workers``: 0 for one per thread; more than threads take turns.
+
+        The context of each row is cut every ``split`` tokens, a multiple of 64, and split after split is merged:
+        results depend on ``split`` in their last bits, and on neither schedule nor workers. ``attend`` is "lean", 512.
+
+        "lean": all work in one list, cut into equal shares by cost, and who is done helps others; "shares": nobody
+        helps; "heads": the rows of a tile over one key/value head are one worker's, dealt out in turns; "queue": the
+        same, who is free takes the next; "fixed": all contexts are cut into so many ``parts``, dealt out in turns and
+        merged in a second pass. What is too large to be kept in parts is one worker's in all of them.
+
+        spent (workers, 3) float64: seconds that each worker took, seconds of these for merging, splits.
+        """
+        ...
+
     # ---- for who attends to a part of the cache only
 
     def attend_tokens(
@@ -235,6 +267,7 @@ class Native:
         self.kv_write = module.kv_write
         self.kv_read = module.kv_read
         self.attend = module.attend
+        self.attend_by = module.attend_by
         self.attend_tokens = module.attend_tokens
         self.scores = module.scores
         self.keys_write = module.keys_write

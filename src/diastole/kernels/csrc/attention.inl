@@ -1,6 +1,6 @@
 // Attention over pages. Included by isa.inl after pages.inl.
 //
-// A query row walks the pages it sees in order, and splits of 512 tokens at fixed places are merged in order, so its
+// A query row walks the pages it sees in order, and splits at fixed places are merged in order, so its
 // result does not depend on the rows beside it. A token it does not see has weight exactly 0.
 
 #if defined(__AVX512F__)
@@ -278,13 +278,13 @@ void visit_all(const Halves<const uint8_t>& page, int dim, Ahead next, const Sea
 template <KV KIND>
 void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
   Query queries[kTile];
-  int lo[kTile], hi[kTile], first = kSplit, last = 0;
+  int lo[kTile], hi[kTile], first = look.split_tokens, last = 0;
   const int dim = look.dim, n = (t1 - t0) * look.group;
   for (int i = 0; i < n; i++) {
     const int t = t0 + i / look.group, h = g * look.group + i % look.group;
     open_query(KIND, look.q + t * look.q_stride + static_cast<ptrdiff_t>(h) * dim, look.scale, dim, queries[i]);
-    lo[i] = look.from(t, g) - split * kSplit;
-    hi[i] = look.to(t, g) - split * kSplit;
+    lo[i] = look.from(t, g) - split * look.split_tokens;
+    hi[i] = look.to(t, g) - split * look.split_tokens;
     if (lo[i] < hi[i]) {
       first = lo[i] < first ? lo[i] : first;
       last = hi[i] > last ? hi[i] : last;
@@ -294,8 +294,8 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
     for (int d = 0; d < dim; d += 16) store(partials[i].out + d, splat(0.f));
   }
   if (first < 0) first = 0;
-  if (last > kSplit) last = kSplit;
-  const auto place = [&](int page) { return look.page(split * (kSplit / kPage) + page, g); };
+  if (last > look.split_tokens) last = look.split_tokens;
+  const auto place = [&](int page) { return look.page(split * (look.split_tokens / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
     Seat seats[kTile];
     int seated = 0;

@@ -202,7 +202,7 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
   const int high = n < kTileRows ? n : kTileRows;
   shape.set(high, kTileBytes, 0, 1, 2, 3, 4, 5);
   shape.set(kTileRows, kTileBytes, 6, 7);
-  int first = kSplit, last = 0;
+  int first = look.split_tokens, last = 0;
   for (int i = 0; i < n; i++) {
     const int t = t0 + i / look.group, h = g * look.group + i % look.group, r = i % kTileRows;
     Sixteen& own = all[i / kTileRows];
@@ -214,8 +214,8 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
     }
     own.most[r] = kUnseen;
     own.sum[r] = 0;
-    own.lo[r] = look.from(t, g) - split * kSplit;
-    own.hi[r] = look.to(t, g) - split * kSplit;
+    own.lo[r] = look.from(t, g) - split * look.split_tokens;
+    own.hi[r] = look.to(t, g) - split * look.split_tokens;
     if (own.lo[r] < own.hi[r]) {
       first = own.lo[r] < first ? own.lo[r] : first;
       last = own.hi[r] > last ? own.hi[r] : last;
@@ -226,9 +226,9 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
     all[i / kTileRows].sum[i % kTileRows] = 0;
   }
   if (first < 0) first = 0;
-  if (last > kSplit) last = kSplit;
+  if (last > look.split_tokens) last = look.split_tokens;
   shape.use();
-  const auto place = [&](int page) { return look.page(split * (kSplit / kPage) + page, g); };
+  const auto place = [&](int page) { return look.page(split * (look.split_tokens / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
     alignas(64) uint8_t room[kPage * kMaxDim * 4];
     const uint8_t* at = formed(look.kind, place(page), last - page * kPage, dim, room);

@@ -14,7 +14,7 @@ enum class Weight { f32, bf16, q8, q4 };
 enum class KV { f32, bf16, int8, rows };
 
 constexpr int kPage = 64;    // tokens per page
-constexpr int kSplit = 512;  // tokens whose attention is computed apart and then merged, at fixed places
+constexpr int kSplit = 512;  // tokens whose attention is computed apart and then merged, at fixed places, if nobody wants others
 constexpr int kRows = 16;    // weight rows per block: one vector lane each
 constexpr int kGroup = 32;   // weights that share a scale
 constexpr int kFine = 16;    // activations that share a scale: half a group, which halves their rounding error
@@ -84,6 +84,7 @@ struct Look {
   ptrdiff_t row_step, head_step;
   float scale;
   const uint8_t* next;  // the page that this thread probably looks at afterwards, or null
+  int split_tokens = kSplit;  // whole pages
 
   int from(int t, int g) const { return lo[t * row_step + g * head_step]; }
   int to(int t, int g) const { return hi[t * row_step + g * head_step]; }
