@@ -17,11 +17,14 @@ import numpy as np
 
 from diastole.assets import resolve
 from diastole.config import Bytes, Config, EngineConfig, ServiceConfig
+from diastole.engine.engine import Engine
 from diastole.engine.executor import Inline
 from diastole.frontend.assembly import build_engine
 from diastole.frontend.voice import tokenizer_of
 from diastole.loops.ar import AutoRegressive
+from diastole.nn.inside import Inside
 from diastole.params import SamplingParams
+from diastole.slots import Probe
 from diastole.state.lease import Blob
 from diastole.state.pages import PAGE
 from diastole.text import Tokenizer
@@ -76,8 +79,24 @@ class Rig:
             kernels=kernels,
         )
         engine = replace(EngineConfig(), threads=threads, memory=Bytes(memory))
-        self._engine, _, self.kernels = build_engine(Config(engine=engine, service={"rig": service}))
-        (self.service,) = self._engine.services
+        built, _, kernels = build_engine(Config(engine=engine, service={"rig": service}))
+        self._take(built, model, kernels)
+
+    @classmethod
+    def around(cls, engine: Engine, model: str = "", kernels: str = "") -> Rig:
+        """A rig on an engine of one service that exists already, which it closes at its end.
+
+        Args:
+            model: where the tokenizer is found, if it is asked for.
+            kernels: name of the operators.
+        """
+        rig = cls.__new__(cls)
+        rig._take(engine, model, kernels)
+        return rig
+
+    def _take(self, engine: Engine, model: str, kernels: str) -> None:
+        self._engine, self.kernels = engine, kernels
+        (self.service,) = engine.services
         loop = self.service.loop
         if not isinstance(loop, AutoRegressive):
             raise UserError("a rig drives language models only", param="model")
@@ -149,6 +168,17 @@ class Rig:
             self.close(stream)
 
     # ---- driving it
+
+    @contextmanager
+    def watched(self, *probes: Probe) -> Iterator[None]:
+        """While inside, these look on too."""
+        before = self.service.state
+        inside: Inside = before["inside"]
+        self.service.state = {**before, "inside": replace(inside, probes=(*inside.probes, *probes))}
+        try:
+            yield
+        finally:
+            self.service.state = before
 
     def absorb(self, stream: Stream, chunk: int = CHUNK) -> Array:
         """Absorb what a stream knows, ``chunk`` tokens at a time: logits (V,) after the last one."""
