@@ -114,8 +114,10 @@ void attend(const Kernels& isa, const Look& look, const std::vector<Span>& strea
     const int rows = rows_of(tile, look), own = tile.s1 - tile.s0;
     splits = std::max(splits, own);
     room += static_cast<size_t>(rows) * static_cast<size_t>(own) * static_cast<size_t>(heads);
+    const int parted = look.head_step ? heads : 1;  // heads that see something of their own
     for (int t = tile.t0; t < tile.t1; t++)
-      work += static_cast<double>(std::max(0, look.to(t, 0) - look.from(t, 0))) * look.group * heads * look.dim;
+      for (int g = 0; g < parted; g++)
+        work += static_cast<double>(std::max(0, look.to(t, g) - look.from(t, g))) * look.group * (heads / parted) * look.dim;
   }
 
   // Enough tiles, or too much to keep: each walks all its splits, head after head, for those lie side by side.

@@ -1,0 +1,62 @@
+// Choosing pages by bounds of their scores: see bounds.inl for what stands for a page.
+#include <algorithm>
+#include <cmath>
+
+#include "picking.hpp"
+#include "pool.hpp"
+
+namespace diastole {
+namespace {
+
+// One query row as it meets what stands for a page: beside the largest of a channel's keys where it is positive, beside
+// the smallest where it is negative.
+void spread(const float* q, int dim, int per, float* out) {
+  const int step = 32 / per;
+  for (int s = 0; s < 2 * dim / step; s++)
+    for (int lane = 0; lane < 16; lane++)
+      for (int odd = 0; odd < 2; odd++) {
+        const int i = s * step + (lane * 2 + odd) % step;
+        out[s * 32 + odd * 16 + lane] = i < dim ? std::max(q[i], 0.f) : std::min(q[i - dim], 0.f);
+      }
+}
+
+}  // namespace
+
+void pick_pages(const Kernels& isa, const Look& look, const uint16_t* index, int per, const Bounded& rows, int32_t* places) {
+  constexpr int kPiece = 64;  // pages of one task
+  const int steps = look.dim * per / 16, pieces = ceil_div(rows.width, kPiece), heads = look.kv_heads;
+  const size_t query = static_cast<size_t>(steps) * 32;
+  static thread_local std::vector<float> spreads, found;
+  spreads.resize(static_cast<size_t>(rows.r) * heads * look.group * query);
+  found.resize(static_cast<size_t>(rows.r) * heads * rows.width);
+  for (int i = 0; i < rows.r; i++)
+    for (int h = 0; h < heads * look.group; h++)
+      if (rows.heads[h / look.group])
+        spread(look.q + i * look.q_stride + static_cast<ptrdiff_t>(h) * look.dim, look.dim, per,
+               spreads.data() + (static_cast<size_t>(i) * heads * look.group + static_cast<size_t>(h)) * query);
+  const float* queries = spreads.data();  // the caller's, in every thread
+  float* scores = found.data();
+  const double work = static_cast<double>(rows.r) * rows.width * heads * look.group * steps * 32;
+  Pool& pool = Pool::get();
+  pool.each(rows.r * heads * pieces, [&](int task) {
+    const int piece = task % pieces, g = task / pieces % heads, i = task / pieces / heads;
+    const int32_t* table = rows.tables + static_cast<ptrdiff_t>(i) * rows.width;
+    const int last = rows.blocks[i], from = piece * kPiece, to = std::min(last - rows.recent + 1, from + kPiece);
+    const float* q = queries + (static_cast<size_t>(i) * heads + static_cast<size_t>(g)) * look.group * query;
+    float* s = scores + (static_cast<size_t>(i) * heads + static_cast<size_t>(g)) * rows.width;
+    if (!rows.heads[g]) return;
+    for (int p = from; p < to; p++)
+      s[p] = p < rows.first ? INFINITY : isa.reach(q, look.group, steps, per, index + (static_cast<size_t>(table[p]) * heads + static_cast<size_t>(g)) * query);
+  }, work >= kAlone);
+  pool.each(rows.r * heads, [&](int task) {
+    if (!rows.heads[task % heads]) return;
+    const int last = rows.blocks[task / heads];
+    float* s = scores + static_cast<size_t>(task) * rows.width;
+    std::fill(s + last - rows.recent + 1, s + last + 1, INFINITY);
+    int32_t* to = places + static_cast<ptrdiff_t>(task) * rows.k;
+    const int count = top_places(isa, s, last + 1, rows.k, to);
+    std::fill(to + count, to + rows.k, last);  // only where scores are no numbers
+  }, work >= kAlone);
+}
+
+}  // namespace diastole
