@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def test_random_life(both: str, seed: int) -> None:
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[View, Pages]]]:
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[View, Pages]]:
     """All selections, with the views that they were made for."""
     seen: list[tuple[View, Pages]] = []
     attend = Pages.attend
@@ -106,7 +105,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[View, Pages]]
         attend(self, view, q, out, lse)
 
     monkeypatch.setattr(Pages, "attend", watched)
-    yield seen
+    return seen
 
 
 def pages(view: View, of: Pages, row: int, head: int) -> list[int]:

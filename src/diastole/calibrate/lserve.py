@@ -3,13 +3,15 @@
     prose, ten sentences that tell a pass key each .......... | the ten once more, in another order
                                                                        ^ rows before the numbers are looked at
 
-gates (layers, kv heads) float32: of the attention that these rows give, the share that lies outside the first tokens and
-the latest, in the mean over rows, of the query head of a group that has most. Heads with small gates may stream.
+gates (layers, kv heads) float32: of the attention that these rows give, the share that lies outside the first tokens
+and the latest, in the mean over rows, of the query head of a group that has most. Heads with small gates may stream.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from diastole.calibrate.job import Job
 from diastole.slots import View
 from diastole.state.pages import PAGE
 from diastole.text import Tokenizer
-from diastole.types import Array, Batch, UserError
+from diastole.types import Array, Batch, PagedSpec, UserError
 
 TOKENS = 32_768
 CONTEXT = 2_048  # tokens of one text
@@ -32,8 +34,8 @@ _NAMES = (
 class Far:
     """A probe: the mass that some rows of a text give to what is far from them."""
 
-    def __init__(self, layers: int, heads: int) -> None:
-        self.mass = np.zeros((layers, heads))
+    def __init__(self, layers: int) -> None:
+        self.mass: list[Array] = [np.zeros(1)] * layers  # of each, by query head
         self.rows = 0
         self.wanted = np.empty(0, np.int32)  # positions
 
@@ -49,18 +51,17 @@ class Far:
         starts = np.arange(len(rows) + 1, dtype=np.int32)
         s = np.empty((len(rows), q.shape[1], int(b.hi[rows].max())), np.float32)
         own = np.ascontiguousarray(q[rows])
-        view.ops.scores(
-            own, view.pages, view.store.fmt, tables, starts, view.lo[rows], b.hi[rows], view.scale, s
-        )
+        view.ops.scores(own, view.pages, view.store.fmt, tables, starts, view.lo[rows], b.hi[rows], view.scale, s)
         weights = np.exp(s - lse[rows][..., None])
         for i, pos in enumerate(b.pos[rows].tolist()):
-            self.mass[view.layer] += weights[i, :, SINK : max((pos // PAGE) * PAGE - LOCAL, SINK)].sum(-1)
+            far = weights[i, :, SINK : max(pos // PAGE * PAGE - LOCAL, SINK)]
+            self.mass[view.layer] = self.mass[view.layer] + far.sum(-1, dtype=np.float64)
         self.rows += len(rows) if view.layer == 0 else 0
 
 
 def text(tokenizer: Tokenizer, prose: list[int], rng: Random) -> tuple[list[int], list[int]]:
-    """As many tokens as the prose has, with pass keys told in it and recited at its end, and the positions of the tokens
-    before those of the numbers."""
+    """As many tokens as the prose has, with pass keys told in it and recited at its end, and the positions of the
+    tokens before those of the numbers."""
     told = {name: rng.randrange(10_000, 100_000) for name in rng.sample(_NAMES, KEYS)}
 
     def sentence(name: str) -> tuple[list[int], list[int]]:
@@ -73,7 +74,7 @@ def text(tokenizer: Tokenizer, prose: list[int], rng: Random) -> tuple[list[int]
         words, number = sentence(name)
         at += range(len(recital) + len(words) - 1, len(recital) + len(words) + len(number) - 1)
         recital += words + number
-    parts = [sum(sentence(name), []) + tokenizer.encode(".\n\n", special=False) for name in told]
+    parts = [[*chain(*sentence(name), tokenizer.encode(".\n\n", special=False))] for name in told]
     room = len(prose) - len(recital) - sum(map(len, parts))
     if room < KEYS:
         raise UserError(f"texts of {len(prose)} tokens have no room for {KEYS} pass keys", param="texts")
@@ -89,8 +90,9 @@ def measure(job: Job) -> dict[str, Array]:
     """
     if len(job.ids) < CONTEXT:
         raise UserError(f"the texts have {len(job.ids)} tokens; at least {CONTEXT} are needed", param="texts")
-    layers = [block.attn for block in job.rig.service.model.blocks]
-    probe, rng = Far(len(layers), layers[0].heads), Random(0)
+    model: Any = job.rig.service.model
+    spec: PagedSpec = model.state_specs()["kv"]
+    probe, rng = Far(spec.layers), Random(0)
     with job.rig.watched(probe):
         for at in range(0, len(job.ids) - CONTEXT + 1, CONTEXT):
             ids, wanted = text(job.rig.tokenizer, list(job.ids[at : at + CONTEXT]), rng)
@@ -98,5 +100,5 @@ def measure(job: Job) -> dict[str, Array]:
             with job.rig.stream(ids) as stream:
                 job.rig.absorb(stream)
             job.tell(CONTEXT)
-    mass = (probe.mass / probe.rows).reshape(len(layers), layers[0].kv_heads, -1)
-    return {"gates": mass.max(-1).astype(np.float32), "mass": mass.reshape(len(layers), -1).astype(np.float32)}
+    mass = (np.stack(probe.mass) / probe.rows).astype(np.float32)
+    return {"gates": mass.reshape(spec.layers, spec.kv_heads, -1).max(-1), "mass": mass}

@@ -7,9 +7,9 @@ pages and a window of pages there. The other heads see all of a prompt; while de
 ``refresh`` tokens. It needs a paged cache, and for streaming heads the table of ``diastole calibrate lserve``.
 
 Ours: query heads that share a key choose together; page 0 and the last two are always in, and pages that were begun
-since a choice; steps are counted by stream, from the first token that it says, so company and preemption change nothing.
-The default sizes are those of the paper scaled to contexts of a few thousand tokens. Streaming heads save time, not
-memory: a page's heads lie together, and one that is past the window of some is still seen by the others.
+since a choice; steps are counted by stream, from the first token that it says, so company and preemption change
+nothing. The default sizes are those of the paper scaled to contexts of a few thousand tokens. Streaming heads save
+time, not memory: a page's heads lie together, and one that is past the window of some is still seen by the others.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Plan:
 class Bounds:
     """A page's companion: its keys' largest and smallest values by channel, for each run of ``tokens`` tokens.
 
-    They are made when the last key of a run is there, from keys as they are stored. Who has begun a page always looks at
-    it, so nobody asks for those that are not there yet, nor for what a rollback left behind.
+    They are made when the last key of a run is there, from keys as they are stored. Who has begun a page always looks
+    at it, so nobody asks for those that are not there yet, nor for what a rollback left behind.
     """
 
     def __init__(self, tokens: int, pattern: str) -> None:
@@ -252,7 +252,9 @@ def _check(p: Params, facts: Facts) -> None:
         if getattr(p, knob) % PAGE or getattr(p, knob) < least:
             raise _wrong(knob, f"must be a multiple of {PAGE}, the tokens of a page, at least {least}")
     if p.budget % PAGE or p.budget < (FIRST + RECENT) * PAGE:
-        raise _wrong("budget", f"must be a multiple of {PAGE}, the tokens of a page, at least {(FIRST + RECENT) * PAGE}")
+        raise _wrong(
+            "budget", f"must be a multiple of {PAGE}, the tokens of a page, at least {(FIRST + RECENT) * PAGE}"
+        )
     if p.logical_page not in {4, 8, 16, 32, 64}:
         raise _wrong("logical_page", f"must divide the page of {PAGE} tokens: 4, 8, 16, 32 or 64")
     if p.refresh < 1:
@@ -269,7 +271,9 @@ def _streaming(p: Params, facts: Facts) -> tuple[Array, str]:
     found = calibration.find(_NOTE, facts, p.pattern)
     gates = found.tensors.get("gates", np.empty(0))
     if gates.shape != (facts.layers, facts.kv_heads):
-        raise _wrong("pattern", f"must be of {facts.layers} layers x {facts.kv_heads} key/value heads, not {gates.shape}")
+        raise _wrong(
+            "pattern", f"must be of {facts.layers} layers x {facts.kv_heads} key/value heads, not {gates.shape}"
+        )
     order = np.argsort(gates, axis=None, kind="stable")  # of equal ones the first stream
     streams = np.zeros(gates.size, bool)
     streams[order[: round(share * gates.size)]] = True
