@@ -11,13 +11,12 @@ namespace {
 // One query row as it meets what stands for a page: beside the largest of a channel's keys where it is positive, beside
 // the smallest where it is negative.
 void spread(const float* q, int dim, int per, float* out) {
-  const int step = 32 / per;
-  for (int s = 0; s < 2 * dim / step; s++)
-    for (int lane = 0; lane < 16; lane++)
-      for (int odd = 0; odd < 2; odd++) {
-        const int i = s * step + (lane * 2 + odd) % step;
-        out[s * 32 + odd * 16 + lane] = i < dim ? std::max(q[i], 0.f) : std::min(q[i - dim], 0.f);
-      }
+  alignas(64) float both[2 * kMaxDim];
+  for (int i = 0; i < dim; i++) both[i] = std::max(q[i], 0.f), both[dim + i] = std::min(q[i], 0.f);
+  const int lanes = 16 / per;
+  for (const float *at = both, *end = both + 2 * dim; at < end; at += 2 * lanes, out += 32)
+    for (int j = 0; j < lanes; j++)
+      for (int p = 0; p < per; p++) out[p * lanes + j] = at[2 * j], out[16 + p * lanes + j] = at[2 * j + 1];
 }
 
 }  // namespace
