@@ -107,7 +107,7 @@ class Covered:
 
 
 def _bounds(q: Array, k: Array, tokens: int) -> Array:
-    """The largest scores that query heads may give to so many tokens in a row: q (H, D), k (n, Hkv, D) -> (Hkv, runs)."""
+    """The largest scores that heads may give to so many tokens in a row: q (H, D), k (n, Hkv, D) -> (Hkv, runs)."""
     _, groups, dim = k.shape
     runs = k.reshape(-1, tokens, groups, dim)
     own = q.reshape(groups, -1, 1, dim)

@@ -45,6 +45,7 @@ class Params:
     decode_local: int = 128  # the same while decoding
     budget: int = 1024  # tokens that other heads see while decoding
     logical_page: int = 16  # tokens that a bound is kept for; divides a page
+    dense_layers: int = 0  # first layers whose heads choose nothing: those that do not stream see everything
     refresh: int = 4  # decoded tokens for which a choice of pages holds
 
 
@@ -133,8 +134,10 @@ class LServe:
         self.p = p
         _check(p, facts)
         self.streams, pattern = _streaming(p, facts)  # (L, Hkv) bool
-        self.choosing = [np.flatnonzero(~own) for own in self.streams]
-        self.asks = (~self.streams).astype(np.int32)
+        late = np.arange(facts.layers)[:, None] >= p.dense_layers
+        self.chooses = ~self.streams & late  # (L, Hkv) bool
+        self.choosing = [np.flatnonzero(own) for own in self.chooses]
+        self.asks = self.chooses.astype(np.int32)
         self.companion = Bounds(p.logical_page, pattern)
         self.sink, self.pages = p.sink // PAGE, p.budget // PAGE
         self.locals = np.array([p.prefill_local // PAGE, p.decode_local // PAGE], np.int32)
@@ -179,9 +182,9 @@ class LServe:
         decodes = said >= 0
         first = np.flatnonzero(decodes | (np.diff(owner, prepend=-1) != 0) | (np.diff(block, prepend=-1) != 0))
         whose, last, speaks = owner[first], block[first], decodes[first]
-        # Streaming heads jump over what lies between the sink and the window.
         local = self.locals[speaks.astype(np.int8)]
-        jump = np.maximum(last - self.sink - local, 0) * bool(self.streams.any())
+        jump = np.maximum(last - self.sink - local, 0)  # pages between sink and window
+        jump *= self.streams.any()
         chosen = {
             int(v): kept
             for v in np.flatnonzero(speaks & (last >= self.pages))
@@ -189,26 +192,23 @@ class LServe:
         }
         if not chosen and not jump.any():
             return None
+        left = np.zeros_like(last)  # pages that heads leave out which choose
+        for v, kept in chosen.items():
+            left[v] = kept.block + 1 - self.pages
+        unseen = np.where(self.streams[:, None], jump[:, None], np.where(self.chooses[:, None], left[:, None], 0))
+        pages = b.tables[whose]
+        place = np.arange((last[:, None] + 1 - unseen).max())
+        ahead = (place >= self.sink) * jump[:, None]
+        window, everything = (
+            np.take_along_axis(pages, np.minimum(at, last[:, None]), 1)[:, None] for at in (place + ahead, place[None])
+        )
+        tables = np.where(self.streams[:, None, :, None], window, everything)  # (L, V, Hkv, P)
+        for v, kept in chosen.items():
+            self._lay(tables[:, v], pages[v], kept, int(last[v]))
         counts = np.diff(first, append=len(pos))
-        seen = np.where(self.streams.all(), 0, last + 1)  # pages of heads that do not stream
-        for v, kept in chosen.items():
-            seen[v] = self.pages + last[v] - kept.block
-        wide = int(max(seen.max(), (last - jump).max() + 1))
-        everything = b.tables[whose]
-        place = np.arange(wide)
-        base = np.take_along_axis(everything, np.minimum(place, last[:, None]), 1)
-        skipping = np.minimum(place + (place >= self.sink) * jump[:, None], last[:, None])
-        window = np.take_along_axis(everything, skipping, 1)
-        streams = self.streams[:, None, :, None]
-        tables = np.where(streams, window[:, None], base[:, None])
-        full = b.hi.copy()
-        for v, kept in chosen.items():
-            self._lay(tables[:, v], everything[v], kept, int(last[v]))
-            full[first[v]] -= (last[v] + 1 - seen[v]) * PAGE
-        hi = np.where(self.streams[:, None], (b.hi - np.repeat(jump, counts) * PAGE)[:, None], full[:, None])
+        hi = b.hi[:, None] - np.repeat(unseen, counts, 1) * np.int32(PAGE)
         starts = np.append(first, len(pos)).astype(np.int32)
-        due = self._due(b, chosen, first, whose, last)
-        return Plan(tables, starts, np.zeros(hi.shape[1:], np.int32), hi.astype(np.int32, copy=False), due)
+        return Plan(tables, starts, np.zeros(hi.shape[1:], np.int32), hi, self._due(b, chosen, first, whose, last))
 
     def _kept(self, stream: Stream, pos: int, last: int) -> Chosen | None:
         """What a stream that decodes at ``pos`` looks at; None: it had too few pages to choose among."""
@@ -226,7 +226,7 @@ class LServe:
         since = own[kept.block + 1 : last + 1]
         pages = np.concatenate([own[kept.places], np.broadcast_to(since, (*self.streams.shape, len(since)))], -1)
         at = slice(pages.shape[-1])
-        tables[..., at] = np.where(self.streams[..., None], tables[..., at], pages)
+        tables[..., at] = np.where(self.chooses[..., None], pages, tables[..., at])
 
     def _due(self, b: Batch, chosen: dict[int, Chosen], first: Array, whose: Array, last: Array) -> Due | None:
         """Those of the chosen that are still to be made, which their streams then keep."""
@@ -259,6 +259,8 @@ def _check(p: Params, facts: Facts) -> None:
         raise _wrong("logical_page", f"must divide the page of {PAGE} tokens: 4, 8, 16, 32 or 64")
     if p.refresh < 1:
         raise _wrong("refresh", "must be at least 1")
+    if not 0 <= p.dense_layers <= facts.layers:
+        raise _wrong("dense_layers", f"must be 0 to {facts.layers}, the layers of this model")
     if facts.windowed:
         raise _wrong("sink", "fits no model whose layers see a window only: its first tokens are out of their reach")
 
