@@ -41,7 +41,7 @@ class Sizes:
     """Of a run."""
 
     lengths: tuple[int, ...]  # of contexts whose continuation is judged
-    cases: int
+    judged: int  # tokens of each continuation
     long: int  # tokens at which time is taken
     short: int  # to which attention's time is compared
     rounds: int
@@ -55,8 +55,8 @@ class Sizes:
     @classmethod
     def of(cls, quick: bool) -> Sizes:
         if quick:
-            return cls((1_500,), 1, 3_008, 1_536, 3, 512, 256)
-        return cls((2_000, 4_000, 7_000), 2, 7_040, 2_048, 7, 1_024, 1_024)
+            return cls((1_500,), 64, 2_048, 1_024, 3, 512, 256)
+        return cls((2_000, 4_000, 7_000), 256, 7_040, 2_048, 7, 1_024, 1_024)
 
 
 def run(study: Study) -> None:
@@ -81,7 +81,7 @@ def _ladder(size: Sizes, folder: Path, seed: int) -> dict[str, tuple[str, ...]]:
     random = folder / "random.safetensors"
     gates = np.random.default_rng(seed).random((facts.layers, facts.kv_heads)).astype(np.float32)
     Calibration({"gates": gates}, about("lserve", facts)).write(random)
-    all_of_it = f"budget={_up(facts.context)}"  # nothing is left out while decoding
+    all_of_it = f"budget={_up(size.long + 1_024)}"  # nothing is left out while decoding
     dynamic = f"lserve:sparsity=0,budget={size.budget}"
     static = f"lserve:{size.static}"
     return {
@@ -114,21 +114,19 @@ def _up(tokens: int) -> int:
 
 def quality(study: Study, size: Sizes, ladder: dict[str, tuple[str, ...]]) -> None:
     """Continuations of real text and needles, teacher-forced: every rung sees the same cases."""
-    context = max(size.lengths) + 256
+    context = max(size.lengths) + size.judged + 128
     with Rig(MODEL, context=context, streams=6) as dense:
         corpus = Corpus.of(dense.tokenizer)
-        plans = {n: Continuation().cases(corpus, n, size.cases, study.seed) for n in size.lengths}
-        needles = {n: Needle().cases(corpus, n, size.cases, study.seed) for n in size.lengths}
-        kept = {n: [Kept.of(dense, c) for c in (*plans[n], *needles[n])] for n in size.lengths}
+        texts = {n: Continuation(size.judged).cases(corpus, n, 1, study.seed) for n in size.lengths}
+        needles = {n: Needle().cases(corpus, n, 1, study.seed) for n in size.lengths}
+        kept = {n: [Kept.of(dense, c) for c in (*texts[n], *needles[n])] for n in size.lengths}
     found: dict[str, dict[int, tuple[float, float, float, float]]] = {}
     with study.progress("quality", len(ladder) * len(size.lengths)) as step:
         for name, use in ladder.items():
             with Rig(MODEL, use, context=context, streams=6) as rig:
                 found[name] = {}
                 for n in size.lengths:
-                    marks = [k.judge(rig) for k in kept[n]]
-                    text = [m for ms in marks[: size.cases] for m in ms]
-                    told = [m for ms in marks[size.cases :] for m in ms]
+                    text, told = (k.judge(rig) for k in kept[n])
                     found[name][n] = (
                         mean(text, "perplexity"),
                         mean(text, "divergence"),
@@ -165,9 +163,17 @@ def quality(study: Study, size: Sizes, ladder: dict[str, tuple[str, ...]]) -> No
         claim="no loss up to 4",
     )
     lost = 100 * (fmean(r[0] for r in found["both"].values()) / fmean(r[0] for r in found["dense"].values()) - 1)
-    missed = fmean(r[2] for r in found["dense"].values()) - fmean(r[2] for r in found["both"].values())
     study.check("perplexity lost by both", lost, at_most(5), unit="%", claim="accuracy maintained")
-    study.check("share of needles lost by both", missed, at_most(0.1), claim="needles held")
+    dense, both, static = (fmean(r[2] for r in found[name].values()) for name in ("dense", "both", "static"))
+    study.check(
+        "share of needles lost by both",
+        dense - both,
+        at_most(0.1),
+        baseline=1 - dense,
+        claim="needles held",
+        why="bounds of 64 tokens' keys are loose here: of few pages they choose others than those with the most mass",
+    )
+    study.check("share of needles lost by static", dense - static, at_most(0.1), baseline=1 - dense, fallback=True)
 
 
 def coverage(study: Study, size: Sizes) -> None:
