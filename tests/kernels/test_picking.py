@@ -192,9 +192,13 @@ def test_pages_by_bounds(isa: str, per: int, heads: int, dim: int) -> None:
     tables = np.stack([rng.permutation(90)[:80] for _ in range(3)]).astype(np.int32)
     blocks, ask = np.array([79, 12, 40], np.int32), np.array([1, 0, 1], np.int32)
     fast, slow = (np.full((3, 3, 9), -7, np.int32) for _ in range(2))
-    native(isa).pick_pages(q, index, per, tables, blocks, ask, 1, 2, fast)
-    REF.pick_pages(q, index, per, tables, blocks, ask, 1, 2, slow)
+    runs = np.array([2, 0, 3], np.int32)
+    ids, slow_ids = (np.full((4, 3, 12), -7, np.int32) for _ in range(2))
+    native(isa).pick_pages(q, index, per, tables, blocks, ask, 1, 2, fast, runs, ids)
+    REF.pick_pages(q, index, per, tables, blocks, ask, 1, 2, slow, runs, slow_ids)
     np.testing.assert_array_equal(fast, slow)
+    np.testing.assert_array_equal(ids, slow_ids)
+    np.testing.assert_array_equal(ids[3, 2, :9], tables[2, fast[2, 2]])
     assert (fast[:, 1] == -7).all()
     group = heads // 3
     own = q[0, :group]  # of head 0

@@ -207,6 +207,8 @@ class TorchOps:
         first: int,
         recent: int,
         places: Array,
+        runs: Array,
+        pages: Array,
     ) -> None:
         dim, step = q.shape[2], 32 // per
         groups, k = places.shape[1:]
@@ -220,6 +222,7 @@ class TorchOps:
             s = np.maximum(own * most[page, g], own * least[page, g]).sum(-1).max((0, 2))
             s[:first] = s[last + 1 - recent :] = np.inf
             places[i, g] = np.sort(np.argsort(-s, kind="stable")[:k])
+            pages[runs[i], g, :k] = page[places[i, g]]
 
     def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:
         places[...] = -1

@@ -193,13 +193,17 @@ class Ops(Protocol):
         first: int,
         recent: int,
         places: Array,
+        runs: Array,
+        pages: Array,
     ) -> None:
         """Pages that heads choose by bounds of their scores: for q (R, H, D), D a multiple of 16, and the heads of
         ``heads`` (Hkv,) int32 that are not 0, places (R, Hkv, K) int32 in row i's table, tables (R, P) int32, of whose
         pages it has those up to place blocks[i] >= K: the ``first``, the ``recent``, the last among them, and of the
         others those with the largest bound that any query head of a group has for any of a page's ``per`` runs of
-        tokens. index (pages, Hkv, 4·D·per) uint8: of each run the largest key by channel and then the smallest, 2·D
-        numbers of bfloat16, in the order [2·D·per/32][per][32/per]: pieces of all runs side by side."""
+        tokens. Their ids go to the beginning of pages[runs[i]]: runs (R,) int32, pages (V, Hkv, K or more) int32.
+
+        index (pages, Hkv, 4·D·per) uint8: of each run the largest key by channel and then the smallest, 2·D numbers of
+        bfloat16, in the order [2·D·per/32][per][32/per]: pieces of all runs side by side."""
         ...
 
     def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:

@@ -63,7 +63,7 @@ class Due:
     """Rows of a batch that choose anew, layer by layer."""
 
     rows: Array  # (R,) rows of the batch
-    runs: Array  # (R, 1, 1) of the plan
+    runs: Array  # (R,) int32: their runs in the plan
     tables: Array  # (R, P) int32
     blocks: Array  # (R,) int32: their last pages
     places: Array  # (L, R, Hkv, K) int32
@@ -156,20 +156,19 @@ class LServe:
 
     def _choose(self, view: View, q: Array, plan: Plan, due: Due) -> None:
         layer = view.layer
-        places, heads, index = due.places[layer], self.choosing[layer], self.companion.arrays[layer]
         view.ops.pick_pages(
             due.queries(q),
-            index,
+            self.companion.arrays[layer],
             self.companion.per,
             due.tables,
             due.blocks,
             self.asks[layer],
             FIRST,
             RECENT,
-            places,
+            due.places[layer],
+            due.runs,
+            plan.tables[layer],
         )
-        found = due.tables[np.arange(len(places))[:, None, None], places[:, heads]]
-        plan.tables[layer, due.runs, heads[:, None], np.arange(self.pages)] = found
 
     # ---- what a batch looks at
 
@@ -180,7 +179,10 @@ class LServe:
         block = pos // PAGE
         said = pos - np.array([s.given for s, _ in b.grants], np.int32)[owner]  # tokens of its own before this
         decodes = said >= 0
-        first = np.flatnonzero(decodes | (np.diff(owner, prepend=-1) != 0) | (np.diff(block, prepend=-1) != 0))
+        new = decodes.copy()  # where a run begins
+        new[:1] = True
+        new[1:] |= (owner[1:] != owner[:-1]) | (block[1:] != block[:-1])
+        first = np.flatnonzero(new)
         whose, last, speaks = owner[first], block[first], decodes[first]
         local = self.locals[speaks.astype(np.int8)]
         jump = np.maximum(last - self.sink - local, 0)  # pages between sink and window
@@ -199,15 +201,13 @@ class LServe:
         pages = b.tables[whose]
         place = np.arange((last[:, None] + 1 - unseen).max())
         ahead = (place >= self.sink) * jump[:, None]
-        window, everything = (
-            np.take_along_axis(pages, np.minimum(at, last[:, None]), 1)[:, None] for at in (place + ahead, place[None])
-        )
+        each = np.arange(len(pages))[:, None]
+        window, everything = (pages[each, np.minimum(at, last[:, None])][:, None] for at in (place + ahead, place))
         tables = np.where(self.streams[:, None, :, None], window, everything)  # (L, V, Hkv, P)
         for v, kept in chosen.items():
             self._lay(tables[:, v], pages[v], kept, int(last[v]))
-        counts = np.diff(first, append=len(pos))
-        hi = b.hi[:, None] - np.repeat(unseen, counts, 1) * np.int32(PAGE)
-        starts = np.append(first, len(pos)).astype(np.int32)
+        starts = np.array([*first, len(pos)], np.int32)
+        hi = b.hi[:, None] - np.repeat(unseen, np.diff(starts), 1) * np.int32(PAGE)
         return Plan(tables, starts, np.zeros(hi.shape[1:], np.int32), hi, self._due(b, chosen, first, whose, last))
 
     def _kept(self, stream: Stream, pos: int, last: int) -> Chosen | None:
@@ -233,12 +233,12 @@ class LServe:
         new = [(v, kept) for v, kept in chosen.items() if kept is not b.grants[whose[v]].stream.scratch.get(_NOTE)]
         if not new:
             return None
-        runs = np.array([v for v, _ in new])
+        runs = np.array([v for v, _ in new], np.int32)
         layers, heads = self.streams.shape
         places = np.zeros((layers, len(new), heads, self.pages), np.int32)
         for i, (v, kept) in enumerate(new):
             b.grants[whose[v]].stream.scratch[_NOTE] = Chosen(kept.at, kept.block, places[:, i])
-        return Due(first[runs], runs[:, None, None], b.tables[whose[runs]], last[runs], places)
+        return Due(first[runs], runs, b.tables[whose[runs]], last[runs], places)
 
 
 def _bf16(x: Array) -> Array:

@@ -21,7 +21,8 @@ void spread(const float* q, int dim, int per, float* out) {
 
 }  // namespace
 
-void pick_pages(const Kernels& isa, const Look& look, const uint16_t* index, int per, const Bounded& rows, int32_t* places) {
+void pick_pages(const Kernels& isa, const Look& look, const uint16_t* index, int per, const Bounded& rows, int32_t* places,
+                int32_t* pages, ptrdiff_t stride) {
   constexpr int kPiece = 64;  // pages of one task
   const int steps = look.dim * per / 16, pieces = ceil_div(rows.width, kPiece), heads = look.kv_heads;
   const size_t query = static_cast<size_t>(steps) * 32;
@@ -44,8 +45,12 @@ void pick_pages(const Kernels& isa, const Look& look, const uint16_t* index, int
     const float* q = queries + (static_cast<size_t>(i) * heads + static_cast<size_t>(g)) * look.group * query;
     float* s = scores + (static_cast<size_t>(i) * heads + static_cast<size_t>(g)) * rows.width;
     if (!rows.heads[g]) return;
-    for (int p = from; p < to; p++)
-      s[p] = p < rows.first ? INFINITY : isa.reach(q, look.group, steps, per, index + (static_cast<size_t>(table[p]) * heads + static_cast<size_t>(g)) * query);
+    const auto bounds = [&](int p) { return index + (static_cast<size_t>(table[p]) * heads + static_cast<size_t>(g)) * query; };
+    for (int p = from; p < to; p++) {
+      if (p + 1 < to)
+        for (size_t c = 0; c < query; c += 32) __builtin_prefetch(bounds(p + 1) + c);
+      s[p] = p < rows.first ? INFINITY : isa.reach(q, look.group, steps, per, bounds(p));
+    }
   }, work >= kAlone);
   pool.each(rows.r * heads, [&](int task) {
     if (!rows.heads[task % heads]) return;
@@ -55,6 +60,9 @@ void pick_pages(const Kernels& isa, const Look& look, const uint16_t* index, int
     int32_t* to = places + static_cast<ptrdiff_t>(task) * rows.k;
     const int count = top_places(isa, s, last + 1, rows.k, to);
     std::fill(to + count, to + rows.k, last);  // only where scores are no numbers
+    const int32_t* table = rows.tables + static_cast<ptrdiff_t>(task / heads) * rows.width;
+    int32_t* ids = pages + (static_cast<ptrdiff_t>(rows.runs[task / heads]) * heads + task % heads) * stride;
+    for (int i = 0; i < rows.k; i++) ids[i] = table[to[i]];
   }, work >= kAlone);
 }
 

@@ -137,7 +137,7 @@ void page_scores_(In<float, 3> q, Cache index, In<int32_t, 2> tables, In<int32_t
 }
 
 void pick_pages_(In<float, 3> q, Cache index, int per, In<int32_t, 2> tables, In<int32_t, 1> blocks, In<int32_t, 1> heads, int first,
-                 int recent, InOut<int32_t, 3> places) {
+                 int recent, InOut<int32_t, 3> places, In<int32_t, 1> runs, InOut<int32_t, 3> pages) {
   expect_rows(q, "q");
   expect_whole(index, "index");
   expect_whole(tables, "tables");
@@ -154,8 +154,13 @@ void pick_pages_(In<float, 3> q, Cache index, int per, In<int32_t, 2> tables, In
   expect(heads.size() == kv_heads, "heads must have one entry per key/value head");
   expect(places.shape(0) == rows && places.shape(1) == kv_heads, "places must be (rows, kv heads, pages)");
   expect(first >= 0 && recent >= 1 && static_cast<size_t>(first) + static_cast<size_t>(recent) <= k, "places must have room for the first and recent pages");
+  expect_whole(runs, "runs");
+  expect_whole(pages, "pages");
+  expect(runs.size() == rows, "runs must have one entry per row of q");
+  expect(pages.shape(1) == kv_heads && pages.shape(2) >= k, "pages must be (runs, kv heads, as many as places or more)");
   for (size_t i = 0; i < rows; i++) {
     const int last = blocks.data()[i];
+    expect(runs.data()[i] >= 0 && runs.data()[i] < static_cast<int>(pages.shape(0)), "runs: one is outside pages");
     expect(last >= 0 && last < static_cast<int>(width), "blocks must lie within tables");
     expect(static_cast<size_t>(last) >= k, "blocks: a row must have more pages than are chosen");
     for (int p = 0; p <= last; p++) {
@@ -166,9 +171,10 @@ void pick_pages_(In<float, 3> q, Cache index, int per, In<int32_t, 2> tables, In
   Look look{};
   look.q = q.data(), look.q_stride = q.stride(0), look.dim = static_cast<int>(dim);
   look.kv_heads = static_cast<int>(kv_heads), look.group = static_cast<int>(q.shape(1) / kv_heads);
-  const Bounded bounded{tables.data(), blocks.data(), heads.data(), static_cast<int>(rows), static_cast<int>(width), static_cast<int>(k), first, recent};
+  const Bounded bounded{tables.data(), blocks.data(), heads.data(), runs.data(), static_cast<int>(rows), static_cast<int>(width), static_cast<int>(k), first, recent};
   const Unlocked unlocked(static_cast<double>(rows * width * q.shape(1) * dim) * per);
-  pick_pages(isa(), look, reinterpret_cast<const uint16_t*>(index.data()), per, bounded, places.data());
+  pick_pages(isa(), look, reinterpret_cast<const uint16_t*>(index.data()), per, bounded, places.data(), pages.data(),
+             static_cast<ptrdiff_t>(pages.shape(2)));
 }
 
 }  // namespace
