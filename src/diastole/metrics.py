@@ -53,9 +53,9 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
 
     def snapshot(self) -> dict[str, Any]:
         return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.sum}
@@ -73,14 +73,17 @@ class _Life:
     outputs: int = 0
     gaps: int = 0  # between outputs: choices that speak in one step share one
 
-    def missed(self, now: float) -> list[str]:
-        """Promises that are broken by now: "ttft" the first output, "tpot" the mean gap between outputs."""
+    def missed(self, now: float, reason: str) -> list[str]:
+        """Promises that are broken if it ends now for this reason: "ttft" the first output, "tpot" the mean gap between
+        outputs, "total" the whole."""
         broken = []
         first = now if self.first is None else self.first
         if first - self.arrived > self.slo.first:
             broken.append("ttft")
         if self.gaps and self.gap > self.slo.gap:
             broken.append("tpot")
+        if self.slo.total is not None and (reason == "deadline" or now - self.arrived > self.slo.total):
+            broken.append("total")
         return broken
 
     @property
@@ -144,6 +147,7 @@ class Meter:
     def emitted(self, ids: Sequence[str], now: float) -> None:
         """These requests gave one output each; one that is named twice gave two."""
         lives, gaps = self._lives, self.histograms["inter_token_latency_seconds"]
+        gap, same = 0.0, 0  # streams that spoke in the same step before share a gap: it is observed once for all
         for id in ids:
             life = lives.get(id)
             if life is None:
@@ -153,9 +157,13 @@ class Meter:
                 self.histograms["time_to_first_token_seconds"].observe(now - life.arrived)
             elif now > life.last:
                 life.gaps += 1
-                gaps.observe(now - life.last)
+                if now - life.last != gap:
+                    gaps.observe(gap, same)
+                    gap, same = now - life.last, 0
+                same += 1
             life.last = now
             life.outputs += 1
+        gaps.observe(gap, same)
         self.counters["generation_tokens"] += len(ids)
 
     def first_output(self, id: str) -> float | None:
@@ -174,7 +182,7 @@ class Meter:
             self.histograms["request_decode_time_seconds"].observe(life.decoding)
         if life.gaps:
             self.histograms["request_time_per_output_token_seconds"].observe(life.gap)
-        broken = life.missed(now)
+        broken = life.missed(now, reason)
         self.missed.update(broken)
         # Of a request that was cut short nobody knows whether the rest would have come in time.
         if not broken and reason not in CUT_SHORT:

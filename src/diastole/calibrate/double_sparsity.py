@@ -65,7 +65,7 @@ def measure(job: Job) -> dict[str, Array]:
     """
     if len(job.ids) < CONTEXT:
         raise UserError(f"the texts have {len(job.ids)} tokens; at least {CONTEXT} are needed", param="texts")
-    probe = Importance([b.attn for b in job.rig.service.model.blocks])
+    probe = Importance([b.attn for b in job.rig.decoder.blocks])
     with job.rig.watched(probe):
         for at in range(0, len(job.ids) - CONTEXT + 1, CONTEXT):
             with job.rig.stream(job.ids[at : at + CONTEXT]) as stream:

@@ -48,7 +48,7 @@ def calibrate(
         ) as rig,
         Progress(console=Console(stderr=True), transient=True) as bar,
     ):
-        facts = rig.service.model.facts(checkpoint)
+        facts = rig.decoder.facts(checkpoint)
         work = bar.add_task(f"{technique}: {len(ids):,} tokens", total=len(ids))
         said = {"texts": where, "rope": _rope(checkpoint.config)}
         found = job.calibrate(technique, facts, job.Job(rig, ids, lambda n: bar.advance(work, n)), said)

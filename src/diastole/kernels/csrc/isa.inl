@@ -22,6 +22,6 @@ namespace {
 
 extern const Kernels ISA_TABLE;
 const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, score, gather, dots, reach, merge,
-                           most, weigh, at_least, tops, contenders, peak, sweep};
+                           most, weigh, at_least, tops, raise, contenders, peak, sweep};
 
 }  // namespace diastole
