@@ -136,7 +136,7 @@ class LServe:
         self.streams, pattern = _streaming(p, facts)  # (L, Hkv) bool
         late = np.arange(facts.layers)[:, None] >= p.dense_layers
         self.chooses = ~self.streams & late  # (L, Hkv) bool
-        self.choosing = [np.flatnonzero(own) for own in self.chooses]
+        self.busy = [bool(own.any()) for own in self.chooses]  # layers in which any head chooses
         self.asks = self.chooses.astype(np.int32)
         self.companion = Bounds(p.logical_page, pattern)
         self.sink, self.pages = p.sink // PAGE, p.budget // PAGE
@@ -150,7 +150,7 @@ class LServe:
         plan: Plan | None = b.notes[_NOTE]
         if plan is None:
             return None
-        if plan.due is not None and len(self.choosing[layer]):
+        if plan.due is not None and self.busy[layer]:
             self._choose(view, q, plan, plan.due)
         return Pages(plan.tables[layer], plan.starts, plan.lo, plan.hi[layer])
 
@@ -189,7 +189,7 @@ class LServe:
         jump *= self.streams.any()
         chosen = {
             int(v): kept
-            for v in np.flatnonzero(speaks & (last >= self.pages))
+            for v in np.flatnonzero(speaks & (last >= self.pages) & any(self.busy))
             if (kept := self._kept(b.grants[whose[v]].stream, int(pos[first[v]]), int(last[v]))) is not None
         }
         if not chosen and not jump.any():
