@@ -262,6 +262,34 @@ class TorchOps:
                     found.reshape(groups, -1) if whole else found.max(-1)
                 )
 
+    def pick_pages(
+        self,
+        q: Array,
+        index: Array,
+        per: int,
+        tables: Array,
+        blocks: Array,
+        heads: Array,
+        first: int,
+        recent: int,
+        places: Array,
+        runs: Array,
+        pages: Array,
+    ) -> None:
+        dim, step = q.shape[2], 32 // per
+        groups, k = places.shape[1:]
+        bounds = _wide(index.view(np.uint16)).reshape(len(index), groups, -1, per, step).swapaxes(2, 3)
+        most, least = np.split(bounds.reshape(len(index), groups, per, 2 * dim), 2, -1)
+        for i, g in np.ndindex(len(q), groups):
+            if not heads[g]:
+                continue
+            own, last = q[i].reshape(groups, -1, 1, 1, dim)[g], int(blocks[i])
+            page = tables[i, : last + 1]
+            s = np.maximum(own * most[page, g], own * least[page, g]).sum(-1).max((0, 2))
+            s[:first] = s[last + 1 - recent :] = np.inf
+            places[i, g] = np.sort(np.argsort(-s, kind="stable")[:k])
+            pages[runs[i], g, :k] = page[places[i, g]]
+
     def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:
         places[...] = -1
         for i, row in enumerate(x):

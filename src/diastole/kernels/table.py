@@ -240,6 +240,30 @@ class Ops(Protocol):
         stream's table; out (T, Hkv, P) the largest of a page's, or (T, Hkv, P·per); -inf for the rest."""
         ...
 
+    def pick_pages(
+        self,
+        q: Array,
+        index: Array,
+        per: int,
+        tables: Array,
+        blocks: Array,
+        heads: Array,
+        first: int,
+        recent: int,
+        places: Array,
+        runs: Array,
+        pages: Array,
+    ) -> None:
+        """Pages that heads choose by bounds of their scores: for q (R, H, D), D a multiple of 16, and the heads of
+        ``heads`` (Hkv,) int32 that are not 0, places (R, Hkv, K) int32 in row i's table, tables (R, P) int32, of whose
+        pages it has those up to place blocks[i] >= K: the ``first``, the ``recent``, the last among them, and of the
+        others those with the largest bound that any query head of a group has for any of a page's ``per`` runs of
+        tokens. Their ids go to the beginning of pages[runs[i]]: runs (R,) int32, pages (V, Hkv, K or more) int32.
+
+        index (pages, Hkv, 4·D·per) uint8: of each run the largest key by channel and then the smallest, 2·D numbers of
+        bfloat16, in the order [2·D·per/32][per][32/per]: pieces of all runs side by side."""
+        ...
+
     def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:
         """Places of the k[i] largest of each row of x (N, n) in order of place, of equal ones the first, never those of
         -inf or NaN: places (N, K) int32, padded with -1, and how many, counts (N,) int32."""
@@ -273,6 +297,7 @@ class Native:
         self.keys_write = module.keys_write
         self.choose = module.choose
         self.page_scores = module.page_scores
+        self.pick_pages = module.pick_pages
         self.tops = module.tops
 
     def fuse(self) -> Any | None:

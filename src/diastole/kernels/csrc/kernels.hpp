@@ -127,6 +127,8 @@ struct Kernels {
   void (*gather)(const Look& look, int g, const int64_t* at, int n, uint8_t* room);
   // Products of r rows q (r, n), even columns before odd ones, with bf16 rows (m, n): out (r, m).
   void (*dots)(const float* q, int r, int n, const uint16_t* rows, int m, float* out);
+  // The largest product of r query rows, spread, with the `per` rows that stand for a page: see bounds.inl.
+  float (*reach)(const float* q, int r, int steps, int per, const uint16_t* page);
   // Adds a split's partial to what the earlier splits gave.
   void (*merge)(Partial& whole, const Partial& part, int dim);
   // Passes over a row of scores: see sampling.inl.
