@@ -8,6 +8,7 @@ from random import Random
 from typing import Protocol
 
 from diastole.bench.longcontext.case import Case, Question
+from diastole.bench.longcontext.recall import Recall
 from diastole.bench.longtext import Corpus
 
 DEPTHS = (0.1, 0.35, 0.6, 0.85)  # of a context, where a thing to be remembered lies
@@ -109,7 +110,7 @@ class Pairs:
     """Key-value retrieval: lines of names and numbers, a block of them at each depth in prose; of each block one is
     asked for, by a new line that begins like it."""
 
-    lines: int = 16  # in all
+    lines: int = 8  # in all; of more the embedded model confuses too many, with dense attention too
     depths: tuple[float, ...] = DEPTHS
     shows: tuple[str, ...] = ("exact", "logprob", "rank", "divergence")
 
@@ -119,14 +120,14 @@ class Pairs:
 
     def _case(self, corpus: Corpus, length: int, rng: Random) -> Case:
         keys, values = rng.sample(_WORDS, self.lines), rng.sample(range(1_000, 10_000), self.lines)
-        told = [corpus.encode(f"key {k}: {v}\n") for k, v in zip(keys, values, strict=True)]
+        told = [corpus.encode(f'"{k}": {v},\n') for k, v in zip(keys, values, strict=True)]
         each = self.lines // len(self.depths)
         blocks, asked = [], []
         for i, depth in enumerate(self.depths):
             block = told[i * each : (i + 1) * each]
             blocks.append(sum(block, corpus.encode("\n\n")) + corpus.encode("\n"))
             at = i * each + rng.randrange(each)
-            given, answer = corpus.encode(f"\n\nkey {keys[at]}:"), corpus.encode(f" {values[at]}")
+            given, answer = corpus.encode(f'\n\n"{keys[at]}":'), corpus.encode(f" {values[at]}")
             asked.append(Question.of(given, answer, f"depth {depth:.0%}"))
         prose = corpus.cut(length - sum(map(len, blocks)), rng)
         return Case(tuple(_laid(prose, blocks, self.depths)), tuple(asked))
@@ -167,10 +168,11 @@ def _laid(prose: list[int], parts: list[list[int]], depths: tuple[float, ...]) -
     return laid + prose[before:]
 
 
-TASKS: Mapping[str, Task] = {
+TASKS: Mapping[str, Task] = {  # on real text
     "perplexity": Continuation(),
     "needle": Needle(),
     "pairs": Pairs(),
     "copying": Copying(),
     "agreement": Agreement(),
 }
+ALL: Mapping[str, Task] = {**TASKS, "recall": Recall()}  # recall: in a language that only its own model reads
