@@ -23,11 +23,21 @@ app = typer.Typer(
 
 def register() -> None:
     """Give ``app`` its commands."""
-<<<<<<< HEAD
-    from diastole.cli import bench, chat, check, generate, key, listing, papers, pull, reproduce, serve, top, version
-=======
-    from diastole.cli import bench, chat, check, generate, key, listing, pull, serve, top, train, version
->>>>>>> longctx
+    from diastole.cli import (
+        bench,
+        chat,
+        check,
+        generate,
+        key,
+        listing,
+        papers,
+        pull,
+        reproduce,
+        serve,
+        top,
+        train,
+        version,
+    )
 
     examples = {
         "serve": "[bold]diastole serve[/]  ·  diastole serve model.gguf --port 9000  ·  diastole serve engine.toml",
