@@ -16,6 +16,7 @@ _PLACES = (
     "Marlow", "Hadley", "Ripton", "Selby", "Corwen", "Thirsk", "Oakham", "Whitby", "Ludlow", "Keswick",
     "Buxton", "Frome",
 )  # fmt: skip
+_KINDS = ("secret number", "door code", "flight number", "account number")  # alike ones are confused with each other
 _WORDS = (
     "apple", "river", "stone", "cloud", "tiger", "candle", "window", "garden", "silver", "bridge", "castle", "dragon",
     "eagle", "forest", "guitar", "hammer", "island", "jacket", "kettle", "ladder", "mirror", "needle", "orange",
@@ -75,7 +76,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Needle:
-    """A made-up sentence in real prose, one at each depth, asked for at the end in the words that it was told in."""
+    """Made-up sentences in real prose, one at each depth, asked for at the end in the words that they were told in."""
 
     depths: tuple[float, ...] = DEPTHS
     shows: tuple[str, ...] = ("exact", "logprob", "rank", "divergence")
@@ -86,20 +87,12 @@ class Needle:
         for _ in range(count):
             places = rng.sample(_PLACES, len(self.depths))
             numbers = rng.sample(range(10_000, 100_000), len(self.depths))
-            told = [
-                corpus.encode(f"\n\nThe secret number of {p} is {n}. Remember it.\n\n")
-                for p, n in zip(places, numbers, strict=True)
-            ]
-            asked = [
-                Question.of(
-                    corpus.encode(
-                        f"\n\nQuestion: What is the secret number of {p}?\nAnswer: The secret number of {p} is"
-                    ),
-                    corpus.encode(f" {n}"),
-                    f"depth {d:.0%}",
-                )
-                for p, n, d in zip(places, numbers, self.depths, strict=True)
-            ]
+            told, asked = [], []
+            for i, (place, number, depth) in enumerate(zip(places, numbers, self.depths, strict=True)):
+                what = f"{_KINDS[i % len(_KINDS)]} of {place}"
+                told.append(corpus.encode(f"\n\nThe {what} is {number}. Remember it.\n\n"))
+                given = corpus.encode(f"\n\nQuestion: What is the {what}?\nAnswer: The {what} is")
+                asked.append(Question.of(given, corpus.encode(f" {number}"), f"depth {depth:.0%}"))
             prose = corpus.cut(length - sum(map(len, told)), rng)
             made.append(Case(tuple(_laid(prose, told, self.depths)), tuple(asked)))
         return made
