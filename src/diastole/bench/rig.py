@@ -166,10 +166,9 @@ class Rig:
             raise ValueError("the stream has absorbed all that it knows: give it a token with step()")
         parts = []
         while stream.left:
-            n = min(chunk, stream.left)
-            batch = self._prepare([Grant(stream, n)])
+            batch = self._prepare([Grant(stream, min(chunk, stream.left))])
             if all_positions:
-                batch = replace(batch, want=np.arange(n, dtype=np.int32))
+                batch = replace(batch, want=np.arange(len(batch.pos), dtype=np.int32))
             parts.append(self._run(batch))
         return np.concatenate(parts)
 
