@@ -63,11 +63,11 @@ def assemble(
     spec: PagedSpec = model.state_specs()["kv"]
     pages = _pages(ops, kv, spec, model.context, config.max_streams, memory)
     kv.alloc(spec, pages, ops)
-    pool = PagePool(pages, kv, PrefixCache(PAGE) if config.prefix_cache else None)
+    block = math.lcm(*(policy.block for policy in stack.ingest))
+    pool = PagePool(pages, kv, PrefixCache(PAGE, block) if config.prefix_cache else None)
     fingerprint = f"{checkpoint.fingerprint}/{kv.layout}/{stack.fingerprint}"
     grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
     stepwise = stack.select is not None and not stack.select.exact
-    block = math.lcm(*(policy.block for policy in stack.ingest))
     loop = AutoRegressive(
         pool, model.context, model.vocab, eos, fingerprint, model.width, grammars, stepwise, stack.refresh, block
     )
