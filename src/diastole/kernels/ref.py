@@ -313,11 +313,16 @@ class _Choice:
             columns = self.left[:, : self.first].sum(0)
             bands = np.array([self.left[self.own == d].sum() / PAGE for d in range(reach)])
             if columns.max(initial=0) <= 0 and bands.max() <= 0:
-                return
+                break
             if columns.max(initial=0) >= bands.max():
                 self._take_column(int(columns.argmax()))
             else:
                 self._take_band(int(bands.argmax()))
+        for page in range(self.first // PAGE):
+            here = range(page * PAGE, (page + 1) * PAGE)
+            if len(missing := set(here) - set(self.columns)) <= PAGE // 2:
+                for column in missing:
+                    self._take_column(column)
 
     def _take_band(self, distance: int) -> None:
         self.left[self.own == distance] = 0

@@ -229,7 +229,8 @@ class Ops(Protocol):
 
         A line is a column, one token before the block's first position ``first`` (B,) int32, or a band, the pages at
         one distance from the page that a row lies on. The line with most weight per token comes first; what lies on
-        chosen ones is not counted again. Band 0 and the first ``sink`` columns are always in. bands (B, H, M) uint8: 1
+        chosen ones is not counted again. Band 0 and the first ``sink`` columns are always in, and all columns of a page
+        of which half are in. bands (B, H, M) uint8: 1
         where chosen, by distance; columns (B, H, K) int32 in order, the first counts (B, H) int32 of them; covered
         (B, H): the share that lies on them.
         """

@@ -20,35 +20,37 @@ struct HeadLook {
   }
 };
 
-// Softmax weights of rows t0..t1 over n tokens: (rows, wide), wide = n in whole splits, and each row's sum is 1.
+// Scores of rows t0..t1 over n tokens, which become softmax weights row by row: (rows, wide), wide = n in whole splits.
 class Weights {
  public:
   const int rows, wide;
-  float* at;
 
   Weights(const Kernels& isa, const Look& look, int g, int t0, int t1, int n)
-      : rows((t1 - t0) * look.group), wide(ceil_div(n, kSplit) * kSplit), at(room().get(static_cast<size_t>(rows) * wide)) {
+      : rows((t1 - t0) * look.group), wide(ceil_div(n, kSplit) * kSplit), isa_(isa), at_(room().get(static_cast<size_t>(rows) * wide)) {
     const int most = std::max(1, kTile / look.group);
     for (int split = 0; split * kSplit < n; split++)
       for (int t = t0; t < t1; t += most)
         isa.score_rows(look, g, t, std::min(t + most, t1), split, row((t - t0) * look.group) + split * kSplit, wide);
-    for (int r = 0; r < rows; r++) {
-      const float top = isa.most(row(r), wide);
-      if (top == kUnseen) {  // it sees nothing
-        std::fill_n(row(r), wide, 0.f);
-        continue;
-      }
-      const float inverse = static_cast<float>(1 / isa.weigh(row(r), wide, 1.f, top, row(r)));
-      for (int c = 0; c < wide; c++) row(r)[c] *= inverse;
-    }
   }
-  float* row(int r) const { return at + static_cast<ptrdiff_t>(r) * wide; }
+  float* row(int r) const { return at_ + static_cast<ptrdiff_t>(r) * wide; }
+
+  // A row's scores become weights, up to a factor, which is returned.
+  float open(int r) const {
+    const float top = isa_.most(row(r), wide);
+    if (top == kUnseen) {  // it sees nothing
+      std::fill_n(row(r), wide, 0.f);
+      return 0.f;
+    }
+    return static_cast<float>(1 / isa_.weigh(row(r), wide, 1.f, top, row(r)));
+  }
 
  private:
   static Scratch<float>& room() {
     static thread_local Scratch<float> kept;
     return kept;
   }
+  const Kernels& isa_;
+  float* at_;
 };
 
 int longest(const Look& look, const Span& rows, int g) {
@@ -57,55 +59,53 @@ int longest(const Look& look, const Span& rows, int g) {
   return n;
 }
 
+constexpr int kWorth = kPage / 2;  // tokens of a page that are better looked at with all of the page than one by one
+
 // The lines of one block for one query head, while they are chosen.
 class Choice {
  public:
-  Choice(const Weights& weights, const int32_t* hi, int first, int reach, uint8_t* bands)
+  Choice(const Kernels& isa, const Weights& weights, const int32_t* hi, int first, int sink, int reach, uint8_t* bands)
       : w_(weights), hi_(hi), first_(first), reach_(reach), bands_(bands), taken_(static_cast<size_t>(first)) {
     std::fill_n(bands_, reach_, uint8_t{0});
-    take_band(0);
-  }
-
-  double covered() const { return covered_ / w_.rows; }
-
-  void take_band(int distance) {
+    bands_[0] = 1;
+    std::fill_n(taken_.begin(), sink, uint8_t{1});
+    std::vector<float> columns(static_cast<size_t>(w_.wide)), band(static_cast<size_t>(reach)), pages(static_cast<size_t>(w_.wide / kPage));
     for (int r = 0; r < w_.rows; r++) {
-      const int page = own_page(r) - distance;
-      if (page < 0) continue;
-      float* at = w_.row(r) + page * kPage;
-      covered_ += of_page(at, page);
-      std::fill_n(at, kPage, 0.f);
+      const float factor = w_.open(r);
+      float sure = take(w_.row(r) + own_page(r) * kPage, kPage);
+      sure += take(w_.row(r), sink);
+      covered_ += static_cast<double>(sure * factor);
+      isa.tally(w_.row(r), w_.wide, factor, columns.data(), pages.data());
+      for (int d = 1; d <= own_page(r); d++) band[static_cast<size_t>(d)] += pages[static_cast<size_t>(own_page(r) - d)];
     }
-    bands_[distance] = 1;
-    version_++;
-  }
-  void take_column(int column) {
-    taken_[static_cast<size_t>(column)] = 1;
-    covered_ += of_column(column);
-    changes_++;
+    offers_.reserve(static_cast<size_t>(first + reach));
+    for (int c = sink; c < first_; c++) offer(columns[static_cast<size_t>(c)], c);
+    for (int d = 1; d < reach_; d++) offer(band[static_cast<size_t>(d)] / kPage, -d);
+    std::make_heap(offers_.begin(), offers_.end(), less);
   }
 
-  // Adds the best line until enough is covered. What a line brings only shrinks as others are taken, so the first of all
-  // by old gains is the best as soon as its gain is found to be new.
-  void until(double share, int sink) {
-    std::vector<float> columns(static_cast<size_t>(first_));
-    for (int r = 0; r < w_.rows; r++)
-      for (int c = 0; c < first_; c++) columns[static_cast<size_t>(c)] += w_.row(r)[c];
-    for (int c = sink; c < first_; c++) offer(static_cast<double>(columns[static_cast<size_t>(c)]), c);
-    for (int d = 1; d < reach_; d++) offer(of_band(d) / kPage, -d);
-    std::make_heap(heap_.begin(), heap_.end(), less);
-    while (covered_ < share * w_.rows && !heap_.empty()) {
-      std::pop_heap(heap_.begin(), heap_.end(), less);
-      Offer best = heap_.back();
-      heap_.pop_back();
-      const bool fresh = best.line < 0 ? best.seen == version_ && best.change == changes_ : best.seen == version_;
-      if (!fresh) {
+  float covered() const { return static_cast<float>(covered_ / w_.rows); }
+
+  // Adds the best line until enough is covered. What a line brings only shrinks as others are taken, so the first by old
+  // gains is the best as soon as its own gain is found to be new.
+  void until(float share) {
+    while (covered_ < static_cast<double>(share) * w_.rows && !offers_.empty()) {
+      std::pop_heap(offers_.begin(), offers_.end(), less);
+      const Offer best = offers_.back();
+      offers_.pop_back();
+      if (best.bands == bands_taken_ && (best.line >= 0 || best.columns == columns_taken_)) {
+        if (best.line < 0) take_band(-best.line);
+        else take_column(best.line);
+      } else {
         offer(best.line < 0 ? of_band(-best.line) / kPage : of_column(best.line), best.line);
-        std::push_heap(heap_.begin(), heap_.end(), less);
-        continue;
+        std::push_heap(offers_.begin(), offers_.end(), less);
       }
-      if (best.line < 0) take_band(-best.line);
-      else take_column(best.line);
+    }
+    for (int page = 0; (page + 1) * kPage <= first_; page++) {
+      const auto begin = taken_.begin() + page * kPage;
+      if (std::count(begin, begin + kPage, 1) < kWorth) continue;
+      for (int c = page * kPage; c < (page + 1) * kPage; c++)
+        if (!taken_[static_cast<size_t>(c)]) take_column(c);
     }
   }
 
@@ -118,42 +118,59 @@ class Choice {
 
  private:
   struct Offer {
-    double gain;  // new weight per token that is looked at
-    int line;     // a column, or a band's distance with a minus
-    int seen, change;
+    float gain;          // new weight per token that is looked at
+    int line;            // a column, or a band's distance with a minus
+    int bands, columns;  // so many had been taken when the gain was found
   };
   static bool less(const Offer& a, const Offer& b) { return a.gain < b.gain || (a.gain == b.gain && a.line < b.line); }
 
-  void offer(double gain, int line) {
-    if (gain > 0) heap_.push_back({gain, line, version_, changes_});
+  void offer(float gain, int line) {
+    if (gain > 0) offers_.push_back({gain, line, bands_taken_, columns_taken_});
   }
   int own_page(int r) const { return (hi_[r] - 1) / kPage; }
-  double of_page(const float* at, int page) const {
-    double sum = 0;
-    for (int c = 0; c < kPage; c++)
-      if (page * kPage + c >= first_ || !taken_[static_cast<size_t>(page * kPage + c)]) sum += static_cast<double>(at[c]);
+
+  static float take(float* at, int n) {
+    float sum = 0;
+    for (int c = 0; c < n; c++) sum += at[c], at[c] = 0;
     return sum;
   }
-  double of_band(int distance) const {
-    double sum = 0;
+  void take_band(int distance) {
     for (int r = 0; r < w_.rows; r++)
-      if (const int page = own_page(r) - distance; page >= 0) sum += of_page(w_.row(r) + page * kPage, page);
+      if (const int page = own_page(r) - distance; page >= 0) covered_ += static_cast<double>(take(w_.row(r) + page * kPage, kPage));
+    bands_[distance] = 1;
+    bands_taken_++;
+  }
+  void take_column(int column) {
+    for (int r = 0; r < w_.rows; r++) covered_ += static_cast<double>(take(w_.row(r) + column, 1));
+    taken_[static_cast<size_t>(column)] = 1;
+    columns_taken_++;
+  }
+  float of_band(int distance) const {
+    float lanes[16] = {}, sum = 0;
+    for (int r = 0; r < w_.rows; r++) {
+      const int page = own_page(r) - distance;
+      if (page < 0) continue;
+      const float* at = w_.row(r) + page * kPage;
+      for (int c = 0; c < kPage; c += 16)
+        for (int i = 0; i < 16; i++) lanes[i] += at[c + i];
+    }
+    for (float lane : lanes) sum += lane;
     return sum;
   }
-  double of_column(int column) const {
-    double sum = 0;
-    for (int r = 0; r < w_.rows; r++) sum += static_cast<double>(w_.row(r)[column]);
+  float of_column(int column) const {
+    float sum = 0;
+    for (int r = 0; r < w_.rows; r++) sum += w_.row(r)[column];
     return sum;
   }
 
-  const Weights& w_;  // what lies on chosen bands is set to 0
+  const Weights& w_;  // what lies on lines that are taken is set to 0
   const int32_t* hi_;
   int first_, reach_;
   uint8_t* bands_;
-  std::vector<uint8_t> taken_;
-  std::vector<Offer> heap_;
+  std::vector<uint8_t> taken_;  // columns
+  std::vector<Offer> offers_;
   double covered_ = 0;
-  int version_ = 0, changes_ = 0;  // bands and columns taken: who was weighed before may bring less now
+  int bands_taken_ = 0, columns_taken_ = 0;
 };
 
 }  // namespace
@@ -170,8 +187,9 @@ void masses(const Kernels& isa, const Look& look, const std::vector<Span>& strea
     std::fill_n(to, n, 0.f);
     if (seen == 0) return;
     const Weights weights(isa, own, g, rows.t0, rows.t1, seen);
-    for (int r = 0; r < weights.rows; r++)
-      for (int c = 0; c < seen; c++) to[c] += weights.row(r)[c];
+    std::vector<float> sums(static_cast<size_t>(weights.wide)), pages(static_cast<size_t>(weights.wide / kPage));
+    for (int r = 0; r < weights.rows; r++) isa.tally(weights.row(r), weights.wide, weights.open(r), sums.data(), pages.data());
+    std::copy_n(sums.begin(), seen, to);
   });
 }
 
@@ -183,11 +201,10 @@ void choose_lines(const Kernels& isa, const Look& look, const std::vector<Span>&
     const Span& rows = streams[static_cast<size_t>(b)];
     const HeadLook own(look, tables + b * table_stride, i % heads);
     const Weights weights(isa, own.look, own.g, rows.t0, rows.t1, longest(look, rows, own.g));
-    Choice choice(weights, look.hi + rows.t0, first, lines.reach, lines.bands + static_cast<ptrdiff_t>(i) * lines.reach);
-    for (int c = 0; c < std::min(sink, first); c++) choice.take_column(c);
-    choice.until(static_cast<double>(share), sink);
+    Choice choice(isa, weights, look.hi + rows.t0, first, std::min(sink, first), lines.reach, lines.bands + static_cast<ptrdiff_t>(i) * lines.reach);
+    choice.until(share);
     lines.counts[i] = choice.columns(lines.columns + static_cast<ptrdiff_t>(i) * lines.width);
-    lines.covered[i] = static_cast<float>(choice.covered());
+    lines.covered[i] = choice.covered();
   });
 }
 
@@ -201,15 +218,17 @@ class Run {
     const ptrdiff_t at = static_cast<ptrdiff_t>(block) * heads_ + head;
     const uint8_t* bands = lines.bands + at * lines.reach;
     const int page = (look.hi[rows.t0] - 1) / kPage;
-    for (int p = std::max(0, page - lines.reach + 1); p <= page; p++)
-      if (bands[page - p]) pages_.push_back(table[p]);
+    const int32_t *column = lines.columns + at * lines.width, *end = column + lines.counts[at];
+    for (int p = 0; p <= page; p++) {
+      const int32_t* from = column;
+      while (column < end && *column < (p + 1) * kPage) column++;
+      if ((page - p < lines.reach && bands[page - p]) || column - from == kPage)
+        pages_.push_back(table[p]);
+      else
+        for (; from < column; from++) tokens_.push_back(static_cast<int64_t>(table[p]) * kPage + *from % kPage);
+    }
     for (int i = 0; i < rows.t1 - rows.t0; i++)
       hi_[i] = (static_cast<int>(pages_.size()) - 1) * kPage + (look.hi[rows.t0 + i] - 1) % kPage + 1;
-    const int32_t* columns = lines.columns + at * lines.width;
-    for (int i = 0; i < lines.counts[at]; i++) {
-      const int c = columns[i], distance = page - c / kPage;
-      if (distance >= lines.reach || !bands[distance]) tokens_.push_back(static_cast<int64_t>(table[c / kPage]) * kPage + c % kPage);
-    }
   }
 
   void attend(const Kernels& isa, float* out, float* lse) {

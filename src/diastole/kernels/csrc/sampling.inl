@@ -40,6 +40,20 @@ double weigh(const float* x, int n, float t, float top, float* w) {
   return total;
 }
 
+// w *= by, added to columns (n,); pages (n / 64,): the sums of its pages. n: whole pages.
+void tally(float* w, int n, float by, float* columns, float* pages) {
+  for (int i = 0; i < n; i += kPage) {
+    Floats part = splat(0.f);
+    for (int j = i; j < i + kPage; j += 16) {
+      const Floats v = load(w + j) * by;
+      store(w + j, v);
+      store(columns + j, load(columns + j) + v);
+      part = part + v;
+    }
+    pages[i / kPage] = sum(part);
+  }
+}
+
 // Places of what is at least `least`, in order; returns how many.
 int at_least(const float* x, int n, float least, int32_t* places) {
   int count = 0, i = 0;
