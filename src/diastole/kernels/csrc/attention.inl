@@ -271,6 +271,15 @@ void visit_all(const Halves<const uint8_t>& page, int dim, Ahead next, const Sea
     if (n > 0) visit_all<KIND, R - 1>(page, dim, next, seats, n);
 }
 
+// The scores of what a row does not see of a split.
+inline void hide(float* s, int lo, int hi) {
+  const int from = lo > 0 ? lo : 0, to = hi < kSplit ? hi : kSplit;
+  for (int c = 0; c < kSplit; c++) {
+    if (c == from && from < to) c = to;
+    if (c < kSplit) s[c] = kUnseen;
+  }
+}
+
 #if defined(__AMX_TILE__)
 #include "attention_amx.inl"
 #endif
@@ -391,7 +400,7 @@ void score_walk(const Look& look, int g, int t0, int t1, int split, float* s, pt
     open_query(KIND, look.q + t * look.q_stride + static_cast<ptrdiff_t>(h) * dim, look.scale, dim, queries[i]);
     lo[i] = look.from(t, g) - split * kSplit;
     hi[i] = look.to(t, g) - split * kSplit;
-    for (int c = 0; c < kSplit; c += 16) store(s + i * stride + c, splat(kUnseen));
+    hide(s + i * stride, lo[i], hi[i]);
     if (lo[i] >= hi[i]) continue;
     first = lo[i] < first ? lo[i] : first;
     last = hi[i] > last ? hi[i] : last;

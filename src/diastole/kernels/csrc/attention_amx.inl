@@ -269,7 +269,7 @@ void score_walk_tiles(const Look& look, int g, int t0, int t1, int split, float*
     for (int d = 0; d < dim; d += 16) store_bf16(own.query + r * dim + d, load(q + d) * look.scale);
     own.lo[r] = look.from(t, g) - split * kSplit;
     own.hi[r] = look.to(t, g) - split * kSplit;
-    for (int c = 0; c < kSplit; c += 16) store(s + i * stride + c, splat(kUnseen));
+    hide(s + i * stride, own.lo[r], own.hi[r]);
     if (own.lo[r] >= own.hi[r]) continue;
     first = own.lo[r] < first ? own.lo[r] : first;
     last = own.hi[r] > last ? own.hi[r] : last;

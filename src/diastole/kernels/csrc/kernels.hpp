@@ -134,6 +134,7 @@ struct Kernels {
   // Passes over a row of scores: see sampling.inl.
   float (*most)(const float* x, int n);
   double (*weigh)(const float* x, int n, float t, float top, float* w);
+  double (*soften)(float* x, int n);
   void (*tally)(float* w, int n, float by, float* columns, float* pages);
   int (*at_least)(const float* x, int n, float least, int32_t* places);
   void (*tops)(const float* x, int n, float* out);

@@ -36,12 +36,8 @@ class Weights {
 
   // A row's scores become weights, up to a factor, which is returned.
   float open(int r) const {
-    const float top = isa_.most(row(r), wide);
-    if (top == kUnseen) {  // it sees nothing
-      std::fill_n(row(r), wide, 0.f);
-      return 0.f;
-    }
-    return static_cast<float>(1 / isa_.weigh(row(r), wide, 1.f, top, row(r)));
+    const double sum = isa_.soften(row(r), wide);
+    return sum == 0 ? 0.f : static_cast<float>(1 / sum);
   }
 
  private:
