@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from diastole.kernels.table import Ops
     from diastole.text.tokenizer import Tokenizer
 
-READS = frozenset({"kv", "select", "kernel", "probe", "refresh", "evict", "ingest", "compose"})  # slots of a language model
+READS = frozenset(
+    {"kv", "select", "kernel", "probe", "refresh", "evict", "ingest", "compose"}
+)  # slots of a language model
 
 
 def assemble(

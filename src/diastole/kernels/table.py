@@ -187,7 +187,6 @@ class Ops(Protocol):
         -inf or NaN: places (N, K) int32, padded with -1, and how many, counts (N,) int32."""
         ...
 
-
     # ---- for who looks before attending
 
     def masses(

@@ -114,7 +114,9 @@ def blocks_of(b: Batch, size: int, judges: int, least: int) -> list[Block]:
             if end <= row:
                 break
             if first >= least and end - row > 2 * judges:
-                found.append(Block(slice(row, end), first, b.tables[i : i + 1], row + _places(end - row, judges, first)))
+                found.append(
+                    Block(slice(row, end), first, b.tables[i : i + 1], row + _places(end - row, judges, first))
+                )
             row = end
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,15 @@ from diastole.nn.inside import Inside
 from diastole.nn.lines import Lines, Partly
 from diastole.reproduce.contexts import Rigs, divergence
 from diastole.reproduce.must import at_least, at_most, less_than
+from diastole.reproduce.snapkv import snapkv
 from diastole.reproduce.study import Study
 from diastole.slots import Selector, View
 from diastole.state.pages import PAGE
 from diastole.types import Array
 
-PAPER = "LoopServe: An Adaptive Dual-phase LLM Inference Acceleration System for Multi-Turn Dialogues (arXiv 2507.13681)"
+PAPER = (
+    "LoopServe: An Adaptive Dual-phase LLM Inference Acceleration System for Multi-Turn Dialogues (arXiv 2507.13681)"
+)
 
 ALPHA, BUDGET, EVERY = 0.955, 512, 16
 TURNS = 5
@@ -179,12 +182,14 @@ def _adaptive(study: Study, watch: Watch, good: float, ratio: float, choosing: f
         baseline=new,
         claim="which lines matter differs by head, input and turn",
     )
-    rows = []
+    rows: list[tuple[float | str, ...]] = []
     for layer in sorted({s.layer for s in watch.seen}):
         own = [s for s in watch.seen if s.layer == layer]
         turns = [[s.kept.mean() for s in own if s.turn == t] for t in range(TURNS)]
         spread = np.mean([s.kept for s in own], axis=0)
-        rows.append((layer, *(f"{np.mean(t):.3f}" if t else "-" for t in turns), float(spread.min()), float(spread.max())))
+        rows.append(
+            (layer, *(f"{np.mean(t):.3f}" if t else "-" for t in turns), float(spread.min()), float(spread.max()))
+        )
     study.table(
         "share of tokens on lines", ("layer", *(f"turn {t + 1}" for t in range(TURNS)), "least head", "most"), rows
     )
@@ -221,8 +226,8 @@ def _output(study: Study, rigs: Rigs, n: int) -> None:
     loop = "loopserve:alpha=1,budget={},reselect_every={}"
     stacks = {
         "loopserve": loop.format(BUDGET, EVERY),
-        "snapkv": f"snapkv:budget={BUDGET}",
         "sink and window": f"sink-window:budget={BUDGET},dense_layers=0",
+        "snapkv": "",
         "everything, chosen": loop.format(8_192, EVERY) + ",dense_below=1",
     }
     if not study.quick:
@@ -235,7 +240,7 @@ def _output(study: Study, rigs: Rigs, n: int) -> None:
         exact = [_read(dense, quote) for quote in quotes]
     with study.progress("stacks", len(stacks) * count) as told:
         for name, use in stacks.items():
-            with rigs(use) as rig:
+            with _stack(rigs, use) as rig:
                 for quote, right in zip(quotes, exact, strict=True):
                     late = divergence(_read(rig, quote), right)[EVERY:]  # before, all is attended to
                     found[name].setdefault(quote.where, []).append(float(late.mean()))
@@ -246,7 +251,9 @@ def _output(study: Study, rigs: Rigs, n: int) -> None:
         ("stack", *places),
         [(name, *(float(np.mean(by[p])) for p in places)) for name, by in found.items()],
     )
-    early = {name: float(np.mean([x for p in ("begin", "middle") for x in by.get(p, ())])) for name, by in found.items()}
+    early = {
+        name: float(np.mean([x for p in ("begin", "middle") for x in by.get(p, ())])) for name, by in found.items()
+    }
     for rival in ("snapkv", "sink and window"):
         study.check(
             f"divergence with {BUDGET} tokens, question at begin or middle, beside {rival}",
@@ -257,6 +264,17 @@ def _output(study: Study, rigs: Rigs, n: int) -> None:
             claim="better than prompt-chosen sets",
         )
     study.check("a budget for everything: divergence", early["everything, chosen"], at_most(1e-4), unit="nats")
+
+
+@contextmanager
+def _stack(rigs: Rigs, use: str) -> Iterator[Rig]:
+    """A rig with these techniques; "": with SnapKV, which is none."""
+    with rigs(use or "sink-window") as rig:
+        if use:
+            yield rig
+            return
+        with snapkv(rig, BUDGET):
+            yield rig
 
 
 def _read(rig: Rig, quote: Quote) -> Array:
@@ -298,17 +316,12 @@ def _recall(study: Study) -> None:
         study.note("the recall model is not trained yet (diastole train recall): its accuracy is not judged here")
         return
     n, budget = 1_600, 200
-    uses = {
-        "dense": (),
-        "loopserve": (f"loopserve:alpha=1,budget={budget},reselect_every={EVERY},dense_below=256",),
-        "snapkv": (f"snapkv:budget={budget},dense_below=256",),
-    }
-    right = {}
-    for name, use in uses.items():
-        hits = []
+    loop = f"loopserve:alpha=1,budget={budget},reselect_every={EVERY},dense_below=256"
+    right: dict[str, float] = {}
+    for name, use in {"dense": (), "loopserve": (loop,), "snapkv": ("sink-window",)}.items():
         with Rig(str(RECALL), use, kv="rows", context=n + 400) as rig:
-            for seed in range(2 if study.quick else 8):
-                hits += _asked(rig, n, seed)
+            with snapkv(rig, budget) if name == "snapkv" else nullcontext(rig):
+                hits = [hit for seed in range(2 if study.quick else 8) for hit in _asked(rig, n, seed)]
         right[name] = float(np.mean(hits))
     study.table("recall, 12.5 % of the context", ("stack", "right"), list(right.items()))
     study.check(
@@ -318,7 +331,12 @@ def _recall(study: Study) -> None:
         baseline=right["dense"],
         why="every question asks for a pair that no output before it has looked at",
     )
-    study.check("the same beside a set chosen by the prompt", right["loopserve"], at_least(right["snapkv"], "snapkv"), fallback=True)
+    study.check(
+        "the same beside a set chosen by the prompt",
+        right["loopserve"],
+        at_least(right["snapkv"], "snapkv"),
+        fallback=True,
+    )
 
 
 def _asked(rig: Rig, n: int, seed: int) -> list[bool]:

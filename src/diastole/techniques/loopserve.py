@@ -35,7 +35,9 @@ class Params:
 
     alpha: float = 0.955  # share of a block's attention that its lines must hold; 1: prompts are absorbed densely
     sample_rows: int = 32  # of a block, which the lines are chosen by
-    block: int = 512  # tokens of a prompt that choose together, a multiple of 64; no step takes in less of one at a time
+    block: int = (
+        512  # tokens of a prompt that choose together, a multiple of 64; no step takes in less of one at a time
+    )
     budget: int = 1024  # positions chosen per key head while decoding, sink and recent ones among them
     reselect_every: int = 16  # output tokens between two choices, and whose queries choose
     sink: int = 4  # first tokens, always attended to
