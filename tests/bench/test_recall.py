@@ -19,7 +19,7 @@ from diastole.recipes import recall as recipe
 from diastole.recipes.llama import Llama
 from diastole.types import UserError
 
-SMALL = replace(recipe.SHAPE, layers=2, hidden=128, inner=128, heads=2, kv_heads=1, context=256)
+SMALL = replace(recipe.SHAPE, layers=2, inner=128, context=256)
 PLAN = recipe.Plan(steps=20, tokens=2048, shape=SMALL)
 
 

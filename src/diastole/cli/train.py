@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ def recipes() -> None:
 def recall(
     steps: Annotated[int, typer.Option(min=1, help="of training")] = 1_500,
     out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path("recall"),
+    layers: Annotated[int, typer.Option(min=2, max=32, help="of the model; deeper ones learn later")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="of data and weights")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
 ) -> None:
@@ -41,7 +43,8 @@ def recall(
             if p.step % 50 == 0:
                 bar.console.print(f"step {p.step}: {said}", highlight=False)
 
-        figures = recipe.train(recipe.Plan(steps, seed), out, tell)
+        plan = recipe.Plan(steps, seed, shape=replace(recipe.SHAPE, layers=layers))
+        figures = recipe.train(plan, out, tell)
     shares = ", ".join(f"{share:.1%} at {n}" for n, share in figures["accuracy"].items())
     print(
         f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes; right answers: {shares}"

@@ -88,29 +88,26 @@ def _decoding(b: Batch, least: int) -> Decoding | None:
 # ---- choosing tokens by exact scores
 
 
-def scores(view: View, q: Array, rows: Decoding) -> Array:
-    """Scaled products of these rows' queries with their streams' keys: (R, H, n), -inf behind a row's own token."""
-    s = np.empty((len(rows.which), q.shape[1], int(rows.hi.max())), np.float32)
+def weights(view: View, q: Array, rows: Decoding, sets: int, lse: Array | None) -> Array:
+    """For these rows the logarithm of the largest softmax weight that a key gets from any query head of a set:
+    (R, sets, n), sets = H or Hkv, -inf behind a row's own token. lse (T, H): what the softmax divides by; None: plain
+    scores."""
+    s = np.empty((len(rows.which), sets, int(rows.hi.max())), np.float32)
     own = np.ascontiguousarray(q[rows.which])
-    view.ops.scores(own, view.pages, view.store.fmt, rows.tables, rows.starts, rows.lo, rows.hi, view.scale, s)
+    less = None if lse is None else lse[rows.which]
+    fmt, scale = view.store.fmt, view.scale
+    view.ops.scores(own, view.pages, fmt, rows.tables, rows.starts, rows.lo, rows.hi, scale, s, less)
     return s
 
 
-def together(s: Array, lse: Array, sets: int) -> Array:
-    """Logarithms of the largest softmax weight that any query head of a set gives: s (R, H, n), lse (R, H) ->
-    (R, sets, n); s is used up."""
-    s -= lse[..., None]
-    return s if sets == s.shape[1] else s.reshape(len(s), sets, -1, s.shape[2]).max(2)
-
-
-def largest(view: View, rows: Decoding, weights: Array, budget: int, sink: int, recent: int) -> Tokens:
-    """The ``budget`` tokens of the largest weights (R, sets, n), which are used up; the first ``sink`` and the last
-    ``recent`` are among them in any case."""
-    weights[..., :sink] = np.inf
+def largest(view: View, rows: Decoding, found: Array, budget: int, sink: int, recent: int) -> Tokens:
+    """The ``budget`` tokens of the largest weights found (R, sets, n), which are used up; the first ``sink`` and the
+    last ``recent`` are among them in any case."""
+    found[..., :sink] = np.inf
     for i, hi in enumerate(rows.hi):
-        weights[i, :, hi - recent : hi] = np.inf
-    r, sets, n = weights.shape
+        found[i, :, hi - recent : hi] = np.inf
+    r, sets, n = found.shape
     counts = np.minimum(rows.hi, budget).repeat(sets).astype(np.int32)
     places = np.empty((r * sets, budget), np.int32)
-    view.ops.tops(weights.reshape(r * sets, n), counts, places, counts)
+    view.ops.tops(found.reshape(r * sets, n), counts, places, counts)
     return Tokens(rows.which, rows.cache_rows(places.reshape(r, sets, budget)), counts.reshape(r, sets))

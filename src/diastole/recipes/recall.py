@@ -26,7 +26,7 @@ from diastole.recipes.llama import Llama, LlamaShape
 from diastole.types import Array, UserError
 
 CONTEXT = 2048  # the longest that is trained
-SHAPE = LlamaShape(len(WORDS), layers=4, hidden=256, inner=256, heads=4, kv_heads=2, context=CONTEXT)
+SHAPE = LlamaShape(len(WORDS), layers=2, hidden=128, inner=256, heads=2, kv_heads=1, context=CONTEXT)
 _CURRICULUM = ((0.25, 64), (0.10, 128), (0.15, 256), (0.15, 512), (0.15, 1024), (0.20, 2048))  # shares of the steps
 _COPYING = 0.2  # of the steps, out of the first share
 _RATE, _WARM, _DECAY = 2e-3, 50, 0.01

@@ -11,7 +11,7 @@ import numpy as np
 
 from diastole.bench.longtext import Corpus
 from diastole.bench.rig import Rig
-from diastole.nn.selection import decoding, scores
+from diastole.nn.selection import decoding, weights
 from diastole.reproduce.contexts import Rigs, Text, answers, divergence
 from diastole.reproduce.must import at_least, at_most, less_than
 from diastole.reproduce.study import Study
@@ -38,7 +38,7 @@ class Spy:
     def see(self, view: View, q: Array, out: Array, lse: Array) -> None:
         rows = decoding(view.b, 1)
         assert rows is not None
-        self.layers[view.layer] = (scores(view, q, rows) - lse[rows.which][..., None])[0]
+        self.layers[view.layer] = weights(view, q, rows, q.shape[1], lse)[0]
 
 
 def run(study: Study) -> None:

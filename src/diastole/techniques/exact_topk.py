@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.nn.selection import Tokens, decoding, largest, scores, together
+from diastole.nn.selection import Tokens, decoding, largest, weights
 from diastole.slots import Facts, View
 from diastole.types import Array, KVFormat, UserError
 
@@ -46,10 +46,11 @@ class Exact:
         rows = decoding(view.b, max(self.p.dense_below, 1))
         if rows is None or view.layer < self.p.dense_layers:
             return None
-        s = scores(view, q, rows)
+        s = weights(view, q, rows, q.shape[1], None)
         most = s.max(2, keepdims=True)
-        lse = (most + np.log(np.exp(s - most).sum(2, keepdims=True)))[..., 0]
-        return largest(view, rows, together(s, lse, self._sets), self.p.budget, self.p.sink, self.p.recent)
+        s -= most + np.log(np.exp(s - most).sum(2, keepdims=True))
+        together = s.reshape(len(s), self._sets, -1, s.shape[2]).max(2)
+        return largest(view, rows, together, self.p.budget, self.p.sink, self.p.recent)
 
 
 def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:

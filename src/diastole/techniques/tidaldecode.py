@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.nn.selection import Decoding, Tokens, decoding, largest, scores, together
+from diastole.nn.selection import Decoding, Tokens, decoding, largest, weights
 from diastole.slots import Facts, View
 from diastole.types import Array, Batch, KVFormat, Stream, UserError
 
@@ -81,10 +81,10 @@ class Tidal:
         """Choose for the layers that follow."""
         rows = self._rows(view.b)
         assert rows is not None
-        weights = together(scores(view, q, rows), lse[rows.which], self.sets)
+        found = weights(view, q, rows, self.sets, lse)
         if self.p.share == "layer":
-            weights = np.repeat(weights.max(1, keepdims=True), self.sets, 1)
-        view.b.notes[_NOTE] = largest(view, rows, weights, self.p.budget, self.p.sink, self.p.recent)
+            found = np.repeat(found.max(1, keepdims=True), self.sets, 1)
+        view.b.notes[_NOTE] = largest(view, rows, found, self.p.budget, self.p.sink, self.p.recent)
 
     def rows(self, stream: Stream) -> int:
         """How many of a stream's last rows are to be computed again: all of its own once there are enough of them."""

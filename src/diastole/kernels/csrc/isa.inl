@@ -19,6 +19,6 @@ namespace {
 
 extern const Kernels ISA_TABLE;
 const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, score, score_rows, gather, dots, merge,
-                           most, weigh, soften_row, tally, at_least, tops, contenders, peak, sweep};
+                           most, weigh, soften_row, tally, at_least, tops, raise, contenders, peak, sweep};
 
 }  // namespace diastole

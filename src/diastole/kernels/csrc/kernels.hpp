@@ -138,6 +138,7 @@ struct Kernels {
   void (*tally)(float* w, int n, float by, float* columns, float* pages);
   int (*at_least)(const float* x, int n, float least, int32_t* places);
   void (*tops)(const float* x, int n, float* out);
+  void (*raise)(const float* x, int n, float off, float* to);
   int (*contenders)(const float* w, int n, uint64_t key, float reach, int32_t* places);
   // Does nothing but the multiply-add of a weight kind for so many rounds; returns how many it did.
   double (*peak)(Weight kind, int64_t rounds);

@@ -5,13 +5,27 @@
 namespace diastole {
 
 // Scores of what rows see, -inf for the rest, to s (rows, heads of s, n): either every query head's, or the largest of
-// those that share a key/value head.
+// those that share a key/value head. less (rows, query heads): what is taken off each head's scores before, or null.
 void scores(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t table_stride,
-            float* s, int heads, int n);
+            const float* less, float* s, int heads, int n);
 
 // Places of the k largest of x (n,), in order of place; of equal ones the first. What is NaN or -inf is never chosen.
 // Returns how many there are, at most k.
 int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places);
+
+// Tokens chosen by some channels of their keys, which a buffer of keys alone holds: its dimension is `look.dim`, and what
+// is beyond `channels` of it is zero.
+struct Choice {
+  const int32_t* which;          // (r,): a row of q
+  const int32_t* tables;         // (r, width)
+  const int32_t *lo, *hi, *most;  // (r,): what a row sees, and how many tokens it gets
+  const int32_t* channels;       // (kv heads, count)
+  int r, width, count;
+  int sink, recent;  // so many of the first and of the latest are always among them
+};
+// To at (r, kv heads, wide): page * 64 + slot of those with the largest product with any query head of their group, in
+// order; counts (r, kv heads) how many. look.q: rows of whole query heads, each of head_dim.
+void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts);
 
 // What some rows attend to, by sets: one for all query heads that share it.
 struct Chosen {
