@@ -78,7 +78,8 @@ def test_masses_are_summed_softmax_weights(isa: str, fmt: str, dim: int) -> None
     out = np.empty((2, 3, 1100), np.float32)
     cache.ops.masses(q, cache.buf, fmt, cache.tables, starts, lo, hi, 0.3, out)
     want = np.zeros_like(out)
-    for b, t in ((b, t) for b in (0, 1) for t in range(starts[b], starts[b + 1])):
+    for t in range(70):
+        b = int(t >= starts[1])
         k, _ = cache.read(b)
         weights, _ = softmax(q[t] * np.float32(0.3), k, lo[t], hi[t])
         want[b, :, : len(k)] += weights.reshape(3, 3, -1).sum(1)

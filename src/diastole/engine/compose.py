@@ -17,8 +17,8 @@ class Mixed:
     """Emitting streams, then chunks in order of their deadlines.
 
     Args:
-        cap: most units in one step; streams that emit are cut only by the seconds, the least urgent first, and what runs
-            in pieces by whole ones.
+        cap: most units in one step; streams that emit are cut only by the seconds, the least urgent first, and what
+            runs in pieces is cut between these.
     """
 
     def __init__(self, cap: int) -> None:
@@ -30,7 +30,7 @@ class Mixed:
         for ask in sorted((a for a in asks if not a.emits), key=lambda a: (a.due, a.stream.serial)):
             if grants and used >= self.cap:
                 break
-            room = min(ask.hi, max(self.cap - used, ask.lo))  # who runs in pieces larger than the rest exceeds it once
+            room = min(ask.hi, max(self.cap - used, ask.lo))  # exceeded once, by a piece
             n = fit(grants, ask, room, seconds, cost)
             if n < ask.lo and grants:
                 break

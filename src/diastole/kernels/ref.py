@@ -9,13 +9,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from diastole.kernels.ref_lines import LineTwins
 from diastole.kernels.table import Format, Packed, Rounding
 from diastole.types import Array
 
 PAGE = 64
 
 
-class TorchOps:
+class TorchOps(LineTwins):
     """See ``table.Ops`` for shapes. Weights are kept dequantised, pages as float32 rows."""
 
     name = "torch"
@@ -234,135 +235,6 @@ class TorchOps:
             order = np.argsort(-np.where(np.isnan(row), -np.inf, row), kind="stable")[: k[i]]
             best = np.sort(order[row[order] > -np.inf])
             places[i, : len(best)], counts[i] = best, len(best)
-
-    # ---- lines
-
-    def masses(
-        self,
-        q: Array,
-        buf: Array,
-        fmt: str,
-        tables: Array,
-        starts: Array,
-        lo: Array,
-        hi: Array,
-        scale: float,
-        out: Array,
-    ) -> None:
-        share = q.shape[1] // out.shape[1]
-        out[...] = 0
-        for b in range(len(tables)):
-            w = self._weights(q, buf, tables, starts, lo, hi, scale, b).sum(0)
-            out[b, :, : w.shape[-1]] = w.reshape(-1, share, w.shape[-1]).sum(1)
-
-    def choose_lines(
-        self,
-        q: Array,
-        buf: Array,
-        fmt: str,
-        tables: Array,
-        starts: Array,
-        lo: Array,
-        hi: Array,
-        scale: float,
-        share: float,
-        first: Array,
-        sink: int,
-        bands: Array,
-        columns: Array,
-        counts: Array,
-        covered: Array,
-    ) -> None:
-        bands[...] = 0
-        for b in range(len(tables)):
-            weights = self._weights(q, buf, tables, starts, lo, hi, scale, b)
-            own = (hi[starts[b] : starts[b + 1], None] - 1) // PAGE - np.arange(weights.shape[-1]) // PAGE
-            for h in range(q.shape[1]):
-                choice = _Choice(weights[:, h], own, int(first[b]))
-                choice.until(share, min(sink, int(first[b])), bands.shape[2])
-                bands[b, h, choice.bands] = 1
-                counts[b, h], covered[b, h] = len(choice.columns), choice.covered
-                columns[b, h, : counts[b, h]] = sorted(choice.columns)
-
-    def attend_lines(
-        self,
-        q: Array,
-        buf: Array,
-        fmt: str,
-        tables: Array,
-        starts: Array,
-        hi: Array,
-        scale: float,
-        bands: Array,
-        columns: Array,
-        counts: Array,
-        out: Array,
-        lse: Array | None = None,
-    ) -> None:
-        cache = _cache(buf)
-        share = q.shape[1] // cache.shape[1]
-        for b, h in np.ndindex(len(tables), q.shape[1]):
-            rows = slice(int(starts[b]), int(starts[b + 1]))
-            at = np.arange(hi[rows].max(initial=0))
-            pages, last = tables[b, at // PAGE], hi[rows, None]
-            seen = bands[b, h, np.maximum((last - 1) // PAGE - at // PAGE, 0)] > 0
-            seen[:, columns[b, h, : counts[b, h]]] = True
-            k, v = (cache[pages, h // share, part, at % PAGE] for part in (0, 1))
-            own = slice(h, h + 1)
-            out[rows, own], total = _softmax(q[rows, own], k, v, (seen & (at < last))[:, None], scale)
-            if lse is not None:
-                lse[rows, own] = total
-
-    def _weights(
-        self, q: Array, buf: Array, tables: Array, starts: Array, lo: Array, hi: Array, scale: float, b: int
-    ) -> Array:
-        """Softmax weights (rows, H, n) of a stream's rows."""
-        rows = slice(int(starts[b]), int(starts[b + 1]))
-        s = np.empty((rows.stop - rows.start, q.shape[1], int(hi[rows].max(initial=0))), np.float32)
-        own = np.array([0, len(s)], np.int32)
-        self.scores(q[rows], buf, "", tables[b : b + 1], own, lo[rows], hi[rows], scale, s)
-        return torch.nan_to_num(_tensor(s).softmax(-1)).numpy()
-
-
-class _Choice:
-    """Lines of one head, chosen one after the other. weights (rows, n); own (rows, n): the distance in pages."""
-
-    def __init__(self, weights: Array, own: Array, first: int) -> None:
-        self.left, self.own, self.rows, self.first = weights.copy(), own, len(weights), first
-        self.total = float(weights.sum())
-        self.bands: list[int] = []
-        self.columns: list[int] = []
-
-    @property
-    def covered(self) -> float:
-        return (self.total - float(self.left.sum())) / self.rows
-
-    def until(self, share: float, sink: int, reach: int) -> None:
-        self._take_band(0)
-        for column in range(sink):
-            self._take_column(column)
-        while self.covered < share:
-            columns = self.left[:, : self.first].sum(0)
-            bands = np.array([self.left[self.own == d].sum() / PAGE for d in range(reach)])
-            if columns.max(initial=0) <= 0 and bands.max() <= 0:
-                break
-            if columns.max(initial=0) >= bands.max():
-                self._take_column(int(columns.argmax()))
-            else:
-                self._take_band(int(bands.argmax()))
-        for page in range(self.first // PAGE):
-            here = range(page * PAGE, (page + 1) * PAGE)
-            if len(missing := set(here) - set(self.columns)) <= PAGE // 2:
-                for column in missing:
-                    self._take_column(column)
-
-    def _take_band(self, distance: int) -> None:
-        self.left[self.own == distance] = 0
-        self.bands.append(distance)
-
-    def _take_column(self, column: int) -> None:
-        self.left[:, column] = 0
-        self.columns.append(column)
 
 
 def _by_head(x: Array, groups: int, axes: int) -> Array:

@@ -276,8 +276,7 @@ class Ops(Protocol):
         out: Array,
         lse: Array | None = None,
     ) -> None:
-        """``attend`` for whole blocks, each row to its block's lines as ``choose_lines`` gives them; hi (T,) rises by
-        one from row to row of a block."""
+        """Each row attends to its block's lines as ``choose_lines`` gives them; hi (T,) rises by one within a block."""
         ...
 
 

@@ -77,7 +77,7 @@ class AutoRegressive:
             inside the layers that gives it other rows than a prompt would have.
         refresh: which of a stream's last rows are computed again; None: none ever.
         block: what a stream was given is absorbed in whole blocks of so many, counted from its start, and shared in
-            such, because what acts inside the layers looks at a block as a whole; what is left over is absorbed at once.
+            such, because what acts inside the layers looks at a block as a whole; what is left over is one piece.
     """
 
     unit = "token"

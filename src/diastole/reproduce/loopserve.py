@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -319,9 +319,11 @@ def _recall(study: Study) -> None:
     loop = f"loopserve:alpha=1,budget={budget},reselect_every={EVERY},dense_below=256"
     right: dict[str, float] = {}
     for name, use in {"dense": (), "loopserve": (loop,), "snapkv": ("sink-window",)}.items():
-        with Rig(str(RECALL), use, kv="rows", context=n + 400) as rig:
-            with snapkv(rig, budget) if name == "snapkv" else nullcontext(rig):
-                hits = [hit for seed in range(2 if study.quick else 8) for hit in _asked(rig, n, seed)]
+        with ExitStack() as stack:
+            rig = stack.enter_context(Rig(str(RECALL), use, kv="rows", context=n + 400))
+            if name == "snapkv":
+                stack.enter_context(snapkv(rig, budget))
+            hits = [hit for seed in range(2 if study.quick else 8) for hit in _asked(rig, n, seed)]
         right[name] = float(np.mean(hits))
     study.table("recall, 12.5 % of the context", ("stack", "right"), list(right.items()))
     study.check(

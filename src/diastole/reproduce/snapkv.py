@@ -32,8 +32,8 @@ class Memory:
 
 
 class Snap:
-    """Slot ``select``: each layer attends to ``budget`` tokens of a prompt, the first ``sink`` and the ``window`` last ones,
-    which choose, among them, and to all output."""
+    """Slot ``select``: each layer attends to ``budget`` tokens of a prompt, with the first ``sink`` and the ``window``
+    last ones, which choose, and to all output."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows"})
     prefers: KVFormat = "rows"

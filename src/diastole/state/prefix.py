@@ -54,7 +54,7 @@ class PrefixCache:
 
     Args:
         page: tokens per page.
-        block: a page's rows depend on all tokens of the block that it lies in, a multiple of pages: then an edge is that
+        block: a page's rows depend on all tokens of the block of whole pages that it lies in: then an edge is that
             block, and a hit may still end within one. Up to a page: they depend on no later token.
     """
 
@@ -85,7 +85,7 @@ class PrefixCache:
         size = self.page
         tokens = key.tokens[: len(key.tokens) - 1]
         pages: list[int] = []
-        while (at := len(pages) * size) + size <= len(tokens):
+        while (len(pages) + 1) * size <= len(tokens):
             edge = self._edge(tokens, len(pages))
             child = node.children.get(edge.tobytes()) if len(edge) == self._block else None
             if child is None:

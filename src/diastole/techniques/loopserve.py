@@ -1,8 +1,8 @@
 """LoopServe: each block of a prompt chooses the lines that it attends to, and output chooses tokens again as it goes.
 
 Li, Xu, Li et al.: "LoopServe: An Adaptive Dual-phase LLM Inference Acceleration System for Multi-Turn Dialogues",
-arXiv 2507.13681. Prompts: a sample of a block's rows tells, for every query head, which columns and diagonals hold a
-share ``alpha`` of the attention, and the block's rows attend to these alone. Output: every ``reselect_every`` tokens the
+arXiv 2507.13681. Prompts: a sample of a block's rows tells, for every query head, which columns and diagonals hold
+a share ``alpha`` of the attention, and the block's rows attend to these alone. Output: every ``reselect_every`` tokens the
 latest output's own queries choose ``budget`` positions per key head, and steps attend to these and to all that came
 since. Keys and values of everything stay in a paged cache, which is all that it needs.
 
