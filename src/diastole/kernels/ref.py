@@ -9,13 +9,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from diastole.kernels.ref_lines import LineTwins
 from diastole.kernels.table import Format, Packed, Rounding
 from diastole.types import Array
 
 PAGE = 64
 
 
-class TorchOps:
+class TorchOps(LineTwins):
     """See ``table.Ops`` for shapes. Weights are kept dequantised, pages as float32 rows."""
 
     name = "torch"

@@ -269,6 +269,72 @@ class Ops(Protocol):
         -inf or NaN: places (N, K) int32, padded with -1, and how many, counts (N,) int32."""
         ...
 
+    # ---- for who looks before attending
+
+    def masses(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+    ) -> None:
+        """Softmax weights that ``attend`` would give each token, summed over the rows of a stream and the heads that
+        share a key: out (B, Hkv, N). tables (B, P); lo, hi (T,)."""
+        ...
+
+    def choose_lines(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        share: float,
+        first: Array,
+        sink: int,
+        bands: Array,
+        columns: Array,
+        counts: Array,
+        covered: Array,
+    ) -> None:
+        """For B blocks of rows, each with its stream's table (B, P), and every query head: the lines that hold
+        ``share`` of the softmax weights of q (T, H, D), which are some of the block's rows.
+
+        A line is a column, one token before the block's first position ``first`` (B,) int32, or a band, the pages at
+        one distance from the page that a row lies on. The line with most weight per token comes first; what lies on
+        chosen ones is not counted again. Band 0 and the first ``sink`` columns are always in, and all columns of a page
+        of which half are in. bands (B, H, M) uint8: 1
+        where chosen, by distance; columns (B, H, K) int32 in order, the first counts (B, H) int32 of them; covered
+        (B, H): the share that lies on them.
+        """
+        ...
+
+    def attend_lines(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        hi: Array,
+        scale: float,
+        bands: Array,
+        columns: Array,
+        counts: Array,
+        out: Array,
+        lse: Array | None = None,
+    ) -> None:
+        """Each row attends to its block's lines as ``choose_lines`` gives them; hi (T,) rises by one within a block."""
+        ...
+
 
 LAYOUT = "1"  # of the compiled operators, all instruction sets alike: to be counted up when kernels.hpp changes it
 
@@ -299,6 +365,9 @@ class Native:
         self.page_scores = module.page_scores
         self.pick_pages = module.pick_pages
         self.tops = module.tops
+        self.masses = module.masses
+        self.choose_lines = module.choose_lines
+        self.attend_lines = module.attend_lines
 
     def fuse(self) -> Any | None:
         return self._n.Fused

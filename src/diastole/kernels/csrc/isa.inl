@@ -21,7 +21,7 @@ namespace {
 }  // namespace
 
 extern const Kernels ISA_TABLE;
-const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, score, gather, dots, reach, merge,
-                           most, weigh, at_least, tops, raise, contenders, peak, sweep};
+const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, score, score_rows, gather, dots, reach, merge,
+                           most, weigh, soften_row, tally, at_least, tops, raise, contenders, peak, sweep};
 
 }  // namespace diastole
