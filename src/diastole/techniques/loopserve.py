@@ -2,8 +2,8 @@
 
 Li, Xu, Li et al.: "LoopServe: An Adaptive Dual-phase LLM Inference Acceleration System for Multi-Turn Dialogues",
 arXiv 2507.13681. Prompts: a sample of a block's rows tells, for every query head, which columns and diagonals hold
-a share ``alpha`` of the attention, and the block's rows attend to these alone. Output: every ``reselect_every`` tokens the
-latest output's own queries choose ``budget`` positions per key head, and steps attend to these and to all that came
+a share ``alpha`` of the attention, and the block's rows attend to these alone. Output: every ``reselect_every`` tokens
+the latest output's own queries choose ``budget`` positions per key head, and steps attend to these and to all that came
 since. Keys and values of everything stay in a paged cache, which is all that it needs.
 
 Ours: diagonals are as wide as a page. Prompts are absorbed in whole blocks, counted from the stream's start, so that
