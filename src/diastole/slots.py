@@ -61,7 +61,7 @@ class Companion(Protocol):
     layout: str  # a short name that changes with the meaning of its bytes
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> Sequence[Array]:
-        """Its arrays, one per layer, with an axis of ``pages`` first."""
+        """Its arrays, one for each layer that it keeps something of, with an axis of ``pages`` first."""
         ...
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
