@@ -99,8 +99,6 @@ inline void scores(const Halves<const uint8_t>& page, int dim, int first, int la
 
 // ---- softmax of one row over one page, continued: s becomes the weights, and what came before shrinks
 
-alignas(64) constexpr int32_t kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
 inline Ints seen_lanes(int block, int lo, int hi) {  // of 16 tokens of the page
   const Ints token = load_words(kIota) + block * 16;
   return less(token, splat(hi)) & less(splat(lo - 1), token);
@@ -271,6 +269,65 @@ void visit_all(const Halves<const uint8_t>& page, int dim, Ahead next, const Sea
     if (n > 0) visit_all<KIND, R - 1>(page, dim, next, seats, n);
 }
 
+// ---- rows on a page of codes, which they see as a whole
+
+inline void fetch_page(const uint8_t* page, size_t bytes) {
+  for (size_t i = 0; page != nullptr && i < bytes; i += 64) prefetch(page + i);
+}
+
+// A query with the steps of keys in it, and what their centers add to its scores.
+inline float fold_query(const float* q, float scale, const Measures& m, int dim, bf16* out) {
+  Floats offset = splat(0.f);
+  for (int i = 0; i < dim; i += 16) {
+    const Floats x = load(q + i) * scale;
+    store_bf16(out + i, x * load(m.k_step + i));
+    offset = fma(x, load(m.k_center + i), offset);
+  }
+  return sum(offset);
+}
+
+template <int R>
+inline void visit_codes(const Halves<const uint8_t>& codes, const Measures& m, int dim, const Seat* seats) {
+  alignas(64) float s[R * kPage];
+  Query query[R];
+  Partial part[R];
+  Seat own[R];
+  float offset[R];
+  for (int r = 0; r < R; r++) {
+    offset[r] = fold_query(seats[r].query->f, 1.f, m, dim, query[r].h);
+    own[r] = {query + r, part + r, 0, kPage};
+  }
+  scores<KV::bf16, R>(codes, dim, 0, kPage / 16, Ahead{0, 0}, own, s);
+  for (int r = 0; r < R; r++) {
+    float* row = s + r * kPage;
+    for (int b = 0; b < kPage; b += 16) store(row + b, load(row + b) + offset[r]);
+    soften(row, seats[r], dim);
+    Floats center = splat(0.f);
+    for (int b = 0; b < kPage; b += 16) {
+      const Floats w = load(row + b);
+      center = fma(w, load(m.v_center + b), center);
+      store(row + b, w * load(m.v_step + b));
+    }
+    const Floats start = splat(sum(center));
+    for (int i = 0; i < dim; i += 16) store(part[r].out + i, start);
+  }
+  Weights<KV::bf16, R> w;
+  open_weights<KV::bf16, R>(codes, s, w);
+  add_columns<KV::bf16, R, kColumns>(codes, dim, 0, 0, kPage, Ahead{0, 0}, w, own);
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < dim; i += 16) {
+      float* out = seats[r].partial->out + i;
+      store(out, fma(load(part[r].out + i), load(m.v_scale + i), load(out)));
+    }
+}
+
+template <int R>
+void visit_all_codes(const Halves<const uint8_t>& codes, const Measures& m, int dim, const Seat* seats, int n) {
+  for (; n >= R; n -= R, seats += R) visit_codes<R>(codes, m, dim, seats);
+  if constexpr (R > 1)
+    if (n > 0) visit_all_codes<R - 1>(codes, m, dim, seats, n);
+}
+
 #if defined(__AMX_TILE__)
 #include "attention_amx.inl"
 #endif
@@ -304,6 +361,24 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
       const Seat seat = {queries + i, partials + i, a > 0 ? a : 0, b < kPage ? b : kPage};
       if (seat.lo < seat.hi) seats[seated++] = seat;
     }
+    if constexpr (KIND == KV::bf16) {
+      const int here = split * (kSplit / kPage) + page;
+      const uint8_t* raw = look.kind == KV::zip ? look.unsealed(here, g) : nullptr;
+      if (raw != nullptr) {
+        visit_all<KIND, kQueries>(open_page(KIND, raw, dim), dim, Ahead{0, 0}, seats, seated);
+        continue;
+      }
+      if (look.kind == KV::zip) {
+        alignas(64) uint8_t codes[kPage * kMaxDim * 4];
+        Measures m;
+        fetch_page((page + 1) * kPage < last ? place(page + 1) : look.next, look.page_bytes);
+        const Parts parts(dim, look.fine);
+        open_measures(place(page), parts, dim, m);
+        open_codes(place(page), parts, dim, look.fine, codes);
+        visit_all_codes<kQueries>(open_page(KV::bf16, static_cast<const uint8_t*>(codes), dim), m, dim, seats, seated);
+        continue;
+      }
+    }
     const uint8_t* at = place(page);
     alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 4 : 1];
     if constexpr (KIND == KV::bf16) at = formed(look.kind, at, last - page * kPage, dim, room);
@@ -316,12 +391,13 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
 
 void attend(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
 #if defined(__AMX_TILE__)
-  if ((look.kind == KV::bf16 || look.kind == KV::rows) && fits_tiles(look.dim)) return walk_tiles(look, g, t0, t1, split, partials);
+  if ((look.kind == KV::bf16 || look.kind == KV::rows || look.kind == KV::zip) && fits_tiles(look.dim)) return walk_tiles(look, g, t0, t1, split, partials);
 #endif
   switch (look.kind) {
     case KV::f32: return walk<KV::f32>(look, g, t0, t1, split, partials);
     case KV::bf16:
-    case KV::rows: return walk<KV::bf16>(look, g, t0, t1, split, partials);
+    case KV::rows:
+    case KV::zip: return walk<KV::bf16>(look, g, t0, t1, split, partials);
     case KV::int8: return walk<KV::int8>(look, g, t0, t1, split, partials);
   }
 }
@@ -368,6 +444,7 @@ void score(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride
     case KV::f32: return score_split<KV::f32>(look, g, t, split, s, stride);
     case KV::bf16:
     case KV::rows: return score_split<KV::bf16>(look, g, t, split, s, stride);
+    case KV::zip: return;  // nobody asks for them
     case KV::int8: return score_split<KV::int8>(look, g, t, split, s, stride);
   }
 }

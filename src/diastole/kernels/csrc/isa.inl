@@ -10,6 +10,7 @@
 namespace diastole {
 namespace {
 #include "pages.inl"
+#include "zip.inl"
 #include "attention.inl"
 #include "elementwise.inl"
 #include "linear.inl"
@@ -18,7 +19,7 @@ namespace {
 }  // namespace
 
 extern const Kernels ISA_TABLE;
-const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, score, gather, dots, merge,
+const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, zip_seal, zip_open, score, gather, dots, merge,
                            most, weigh, at_least, tops, contenders, peak, sweep};
 
 }  // namespace diastole
