@@ -15,7 +15,9 @@ from diastole.bench.quality import logits_of
 from diastole.kernels.ref import TorchOps
 from diastole.kernels.table import Ops, load
 from diastole.nn.family import Shape
+from diastole.nn.inside import Inside, Paged, Read
 from diastole.nn.linear import Loader
+from diastole.slots import View
 from diastole.types import Array, UserError
 from diastole.weights import open_checkpoint
 
@@ -105,6 +107,30 @@ def test_fused_and_open_give_the_same_bits(tmp_path: Path, family: str, fmt: str
     opened = logits_of(model, ops, IDS, kv, fused=False)
     np.testing.assert_array_equal(logits_of(model, ops, IDS, kv), opened)
     np.testing.assert_array_equal(logits_of(model, ops, IDS, kv, chunks=(3, 100, 1, 46)), opened)
+    around = Inside(kernel=Paged())  # somebody acts inside the layers, who changes nothing
+    np.testing.assert_array_equal(logits_of(model, ops, IDS, kv, chunks=(3, 100, 1, 46), inside=around), opened)
+
+
+def test_what_is_raised_inside_a_layer_comes_out(tmp_path: Path) -> None:
+    path, _ = directory(tmp_path, "llama")
+    ops = load()
+
+    class Breaks(Paged):
+        def __call__(self, view: View, *args: Any) -> None:
+            if view.layer == 1:
+                raise RuntimeError("in layer 1")
+
+    model = build(path, ops, "f32")
+    with pytest.raises(RuntimeError, match="in layer 1"):
+        logits_of(model, ops, IDS, inside=Inside(kernel=Breaks()))
+    assert np.isfinite(logits_of(model, ops, IDS)).all()  # and nothing is left locked
+
+
+def test_the_slow_twin_of_attention_reads_through_the_store(tmp_path: Path) -> None:
+    path, want = directory(tmp_path, "qwen2")
+    ops = load()
+    got = logits_of(build(path, ops, "f32"), ops, IDS, chunks=(100, 50), inside=Inside(kernel=Read()))
+    np.testing.assert_allclose(got, want, atol=2e-4)
 
 
 def test_a_bias_on_one_of_stacked_matrices_is_kept(tmp_path: Path) -> None:

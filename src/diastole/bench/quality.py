@@ -16,6 +16,7 @@ from diastole.frontend.voice import tokenizer_of
 from diastole.kernels.table import Ops, load
 from diastole.loops.ar import AutoRegressive
 from diastole.nn.decoder import Decoder
+from diastole.nn.inside import NOBODY, Inside
 from diastole.nn.linear import Loader, WeightFormat
 from diastole.params import SamplingParams
 from diastole.state.kv import PagedKV
@@ -117,7 +118,13 @@ def _build(path: Path, weights: WeightFormat, ops: Ops) -> Decoder:
 
 
 def logits_of(
-    model: Decoder, ops: Ops, ids: Array, kv: KVFormat = "f32", chunks: tuple[int, ...] = (), fused: bool = True
+    model: Decoder,
+    ops: Ops,
+    ids: Array,
+    kv: KVFormat = "f32",
+    chunks: tuple[int, ...] = (),
+    fused: bool = True,
+    inside: Inside = NOBODY,
 ) -> Array:
     """Logits of every position without an engine: ids (n,) int32 -> (n, V); block by block if not ``fused``."""
     store = PagedKV(kv)
@@ -130,7 +137,8 @@ def logits_of(
     def parts() -> Iterator[Array]:
         for n in chunks or (len(ids),):
             batch = replace(loop.prepare([Grant(stream, n)]), want=np.arange(n, dtype=np.int32))
-            logits = model.forward(batch, {"kv": store}) if fused else model.open_forward(batch, store)
+            state = {"kv": store, "inside": inside}
+            logits = model.forward(batch, state) if fused else model.open_forward(batch, store, inside)
             yield logits.copy()  # the next call reuses it
             stream.done += n
 

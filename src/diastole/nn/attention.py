@@ -41,17 +41,18 @@ class Attention:
         """x (T, d), normalised -> heads' outputs side by side (T, H·D); the caller applies ``o``."""
         t, h, g, d = len(x), self.heads, self.kv_heads, self.head_dim
         qkv = self.qkv(x, arena.get("qkv", t, (h + 2 * g) * d)).reshape(t, h + 2 * g, d)
-        q, k, v = qkv[:, :h], qkv[:, h : h + g], qkv[:, h + g :]
+        q, k = qkv[:, :h], qkv[:, h : h + g]
         if self.q_norm is not None and self.k_norm is not None:
             self.q_norm(q, q)
             self.k_norm(k, k)
         self.ops.rope(qkv[:, : h + g], b.pos, self.rope)  # q and k lie side by side: one call rotates both
-        kv.write(layer, b.rows, k, v)
         out = arena.get("heads", t, h, d)
-        inside.attend(View(layer, kv, self.ops, b, self._lo(b), self.scale), q, out, arena)
+        self.mix(layer, qkv, b, kv, inside, out, arena)
         return out.reshape(t, h * d)
 
-    def _lo(self, b: Batch) -> Array:
-        if self.window is None:
-            return b.lo
-        return np.maximum(b.lo, b.pos - (self.window - 1))
+    def mix(self, layer: int, qkv: Array, b: Batch, kv: KVStore, inside: Inside, out: Array, arena: Arena) -> None:
+        """Store and attend: qkv (T, H + 2 Hkv, D), rotated -> out (T, H, D)."""
+        h, g = self.heads, self.kv_heads
+        kv.write(layer, b.rows, qkv[:, h : h + g], qkv[:, h + g :])
+        lo = b.lo if self.window is None else np.maximum(b.lo, b.pos - (self.window - 1))
+        inside.attend(View(layer, kv, self.ops, b, lo, self.scale), qkv[:, :h], out, arena)

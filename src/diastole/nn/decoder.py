@@ -110,15 +110,17 @@ class Decoder:
 
     def forward(self, b: Batch, state: Mapping[str, Any]) -> Array:
         """b.inputs (T,) int32 ids -> logits of the wanted rows (W, V), until the next call: in one native call where
-        nothing has to act inside the layers or to read hidden states, else block by block, with the same bits.
+        the operators have it and nobody reads hidden states, else block by block, with the same bits.
 
         state: "kv", a KVStore, and "inside", what acts in the layers, if anybody does.
         """
         kv: KVStore = state["kv"]
         inside: Inside = state.get("inside", NOBODY)
-        if self._fused is not None and inside.idle and kv.buffers is not None and kv.bare and b.tap is None:
+        if self._fused is None or b.tap is not None:
+            return self.open_forward(b, kv, inside)
+        if inside.idle and kv.buffers is not None and kv.bare:
             return self._fused.forward(b, kv.buffers, kv.fmt)
-        return self.open_forward(b, kv, inside)
+        return self._fused.forward_around(b, kv, inside)
 
     def phases(self) -> dict[str, float]:
         """Seconds that fused execution spent in each phase since the last call; empty where there is none."""

@@ -1,8 +1,9 @@
 """Fused execution: a decoder's whole step in one native call.
 
 It runs the same operators in the same order as ``Decoder`` does block by block, so the logits are the same bits; it
-only saves coming back to Python between them. It is possible when the operators offer it (``ops.fuse``) and nothing
-acts inside the layers: the key/value store then shows its buffers (``store.buffers``).
+only saves coming back to Python between them. It is possible when the operators offer it (``ops.fuse``). Where policies
+act inside the layers, or the store is not to be written by others, the call comes back once per layer, for what lies
+between the projections.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from diastole.types import Array, Batch
 
 if TYPE_CHECKING:
     from diastole.nn.decoder import Block, Decoder
+    from diastole.nn.inside import Inside
     from diastole.nn.linear import Linear
+    from diastole.slots import KVStore
 
 
 class FusedDecoder:
@@ -23,6 +26,7 @@ class FusedDecoder:
 
     def __init__(self, decoder: Decoder, native: Any) -> None:
         attn, mlp = decoder.blocks[0].attn, decoder.blocks[0].mlp
+        self._layers = [block.attn for block in decoder.blocks]
         (embed,) = _parts(decoder.embed)
         self._vocab, self._arena = decoder.head.n, Arena()
         self._native = native(
@@ -44,6 +48,18 @@ class FusedDecoder:
         """See ``Decoder.forward``; buffers: each layer's pages, in the store's number format."""
         logits = self._arena.get("logits", len(b.want), self._vocab)
         self._native.step(buffers, fmt, b.inputs, b.pos, b.rows, b.tables, b.starts, b.lo, b.hi, b.want, logits)
+        return logits
+
+    def forward_around(self, b: Batch, kv: KVStore, inside: Inside) -> Array:
+        """The same, with what acts inside the layers."""
+        logits, t, first = self._arena.get("logits", len(b.want), self._vocab), len(b.inputs), self._layers[0]
+        qkv = self._arena.get("qkv", t, first.heads + 2 * first.kv_heads, first.head_dim)
+        seen = self._arena.get("heads", t, first.heads, first.head_dim)
+
+        def between(layer: int) -> None:
+            self._layers[layer].mix(layer, qkv, b, kv, inside, seen, self._arena)
+
+        self._native.step_around(b.inputs, b.pos, b.want, logits, qkv, seen, between)
         return logits
 
     def phases(self) -> dict[str, float]:

@@ -78,3 +78,34 @@ def _decoding(b: Batch, least: int) -> Decoding | None:
     starts = np.arange(len(which) + 1, dtype=np.int32)
     own = owner[which]
     return Decoding(which, own, b.tables[own], starts, b.lo[which], b.hi[which])
+
+
+# ---- choosing tokens by exact scores
+
+
+def scores(view: View, q: Array, rows: Decoding) -> Array:
+    """Scaled products of these rows' queries with their streams' keys: (R, H, n), -inf behind a row's own token."""
+    s = np.empty((len(rows.which), q.shape[1], int(rows.hi.max())), np.float32)
+    own = np.ascontiguousarray(q[rows.which])
+    view.ops.scores(own, view.pages, view.store.fmt, rows.tables, rows.starts, rows.lo, rows.hi, view.scale, s)
+    return s
+
+
+def together(s: Array, lse: Array, sets: int) -> Array:
+    """Logarithms of the largest softmax weight that any query head of a set gives: s (R, H, n), lse (R, H) ->
+    (R, sets, n); s is used up."""
+    s -= lse[..., None]
+    return s if sets == s.shape[1] else s.reshape(len(s), sets, -1, s.shape[2]).max(2)
+
+
+def largest(view: View, rows: Decoding, weights: Array, budget: int, sink: int, recent: int) -> Tokens:
+    """The ``budget`` tokens of the largest weights (R, sets, n), which are used up; the first ``sink`` and the last
+    ``recent`` are among them in any case."""
+    weights[..., :sink] = np.inf
+    for i, hi in enumerate(rows.hi):
+        weights[i, :, hi - recent : hi] = np.inf
+    r, sets, n = weights.shape
+    counts = np.minimum(rows.hi, budget).repeat(sets).astype(np.int32)
+    places = np.empty((r * sets, budget), np.int32)
+    view.ops.tops(weights.reshape(r * sets, n), counts, places, counts)
+    return Tokens(rows.which, rows.cache_rows(places.reshape(r, sets, budget)), counts.reshape(r, sets))

@@ -138,25 +138,51 @@ class Fused {
       expect_cache(cache, kind, dim_);
       expect(static_cast<int>(cache.shape(1)) == kv_heads_ && cache.shape(0) == caches[0].shape(0), "a cache has the wrong shape");
     }
-    expect_whole(ids, "ids");
-    expect_whole(pos, "pos");
     expect_whole(rows, "rows");
-    expect_whole(want, "want");
-    expect_whole(logits, "logits");
-    expect(static_cast<int>(pos.size()) == t && static_cast<int>(rows.size()) == t, "ids, pos and rows must be equally long");
-    expect(static_cast<int>(logits.shape(0)) == w && static_cast<int>(logits.shape(1)) == head_.n, "logits must be (wanted rows, vocabulary)");
+    expect(rows.size() == ids.size(), "ids and rows must be equally long");
     const int64_t limit = static_cast<int64_t>(caches[0].shape(0)) * kPage;
-    for (int i = 0; i < t; i++) {
-      expect(ids.data()[i] >= 0 && ids.data()[i] < embed_.n, "ids: an id is out of range");
-      expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
-      for (const Layer& layer : layers_)
-        expect(pos.data()[i] >= 0 && pos.data()[i] < layer.positions, "pos: a position is outside the table");
-    }
-    for (int i = 0; i < w; i++) expect(want.data()[i] >= 0 && want.data()[i] < t, "want: a row is out of range");
+    for (int i = 0; i < t; i++) expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
+    expect_step(ids, pos, want, logits);
     expect(tables.ndim() == 2 && lo.ndim() == 1 && hi.ndim() == 1, "heads must look at the same pages");
     const std::vector<Span> streams = open_batch(t, caches[0].shape(0), static_cast<size_t>(kv_heads_), tables, starts, lo, hi).streams;
     const Unlocked unlocked;
-    run(caches, kind, t, ids.data(), pos.data(), rows.data(), streams, tables, lo.data(), hi.data(), w, want.data(), logits.data());
+    const Kernels& k = isa();
+    const int width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
+    std::vector<int32_t> windowed(t);
+    const auto mix = [&](size_t l, const float* qkv, float* seen) {
+      const Layer& layer = layers_[l];
+      const Pages pages{caches[l].data(), kind, kv_heads_, dim_, caches[l].shape(2)};
+      const float* keys = qkv + inside;
+      kv_write(k, pages, rows.data(), t, keys, width, keys + kv_heads_ * dim_, width);
+      watch_.lap(Stopwatch::store);
+      const int32_t* from = lo.data();
+      if (layer.window > 0) {
+        for (int i = 0; i < t; i++) windowed[i] = std::max(from[i], pos.data()[i] - (layer.window - 1));
+        from = windowed.data();
+      }
+      const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, 0, from, hi.data(), 1, 0, layer.scale, nullptr};
+      attend(k, look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), seen, nullptr);
+    };
+    float *qkv = qkv_.get(static_cast<size_t>(t) * width), *seen = seen_.get(static_cast<size_t>(t) * inside);
+    run(k, t, ids.data(), pos.data(), w, want.data(), qkv, seen, mix, logits.data());
+  }
+
+  // The same, but what lies between the rotated queries, keys and values and the heads' outputs is done by who is called
+  // with each layer's number: from qkv (T, heads + 2 kv heads, dim) to seen (T, heads, dim).
+  void step_around(In<int32_t, 1> ids, In<int32_t, 1> pos, In<int32_t, 1> want, InOut<float, 2> logits, InOut<float, 3> qkv,
+                   InOut<float, 3> seen, const nb::callable& between) {
+    expect_step(ids, pos, want, logits);
+    expect_whole(qkv, "qkv");
+    expect_whole(seen, "seen");
+    const size_t t = ids.size();
+    expect(qkv.size() == t * static_cast<size_t>((heads_ + 2 * kv_heads_) * dim_) && seen.size() == t * static_cast<size_t>(heads_ * dim_),
+           "qkv must be (rows, heads + 2 kv heads, dim) and seen (rows, heads, dim)");
+    const Unlocked unlocked;
+    const auto mix = [&](size_t l, const float*, float*) {
+      const nb::gil_scoped_acquire locked;
+      between(l);
+    };
+    run(isa(), static_cast<int>(t), ids.data(), pos.data(), static_cast<int>(want.size()), want.data(), qkv.data(), seen.data(), mix, logits.data());
   }
 
   nb::dict laps() {
@@ -167,19 +193,32 @@ class Fused {
   }
 
  private:
-  void run(const std::vector<Cache>& caches, KV kind, int t, const int32_t* ids, const int32_t* pos, const int64_t* rows,
-           const std::vector<Span>& streams, const In<int32_t, -1>& tables, const int32_t* lo, const int32_t* hi, int w,
-           const int32_t* want, float* logits) {
-    const Kernels& k = isa();
+  void expect_step(const In<int32_t, 1>& ids, const In<int32_t, 1>& pos, const In<int32_t, 1>& want, const InOut<float, 2>& logits) const {
+    const int t = static_cast<int>(ids.size()), w = static_cast<int>(want.size());
+    expect_whole(ids, "ids");
+    expect_whole(pos, "pos");
+    expect_whole(want, "want");
+    expect_whole(logits, "logits");
+    expect(static_cast<int>(pos.size()) == t, "ids and pos must be equally long");
+    expect(static_cast<int>(logits.shape(0)) == w && static_cast<int>(logits.shape(1)) == head_.n, "logits must be (wanted rows, vocabulary)");
+    for (int i = 0; i < t; i++) {
+      expect(ids.data()[i] >= 0 && ids.data()[i] < embed_.n, "ids: an id is out of range");
+      for (const Layer& layer : layers_)
+        expect(pos.data()[i] >= 0 && pos.data()[i] < layer.positions, "pos: a position is outside the table");
+    }
+    for (int i = 0; i < w; i++) expect(want.data()[i] >= 0 && want.data()[i] < t, "want: a row is out of range");
+  }
+
+  // mix(layer, qkv, seen): from rotated queries, keys and values to what the heads give.
+  template <class Mix>
+  void run(const Kernels& k, int t, const int32_t* ids, const int32_t* pos, int w, const int32_t* want, float* qkv, float* seen,
+           const Mix& mix, float* logits) {
     const int d = hidden_, width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
     watch_.start();
     float* x = x_.get(static_cast<size_t>(t) * d);
     embed(k, embed_, ids, t, x, d);
     if (embed_scale_ != 1.f)
       for (size_t i = 0; i < static_cast<size_t>(t) * d; i++) x[i] *= embed_scale_;
-    float* qkv = qkv_.get(static_cast<size_t>(t) * width);
-    float* seen = seen_.get(static_cast<size_t>(t) * inside);
-    std::vector<int32_t> windowed(t);
     watch_.lap(Stopwatch::embed);
     for (size_t l = 0; l < layers_.size(); l++) {
       const Layer& layer = layers_[l];
@@ -195,17 +234,7 @@ class Fused {
       }
       rope(k, qkv, width, pos, layer.rope, t, heads_ + kv_heads_, dim_, layer.rotated);
       watch_.lap(Stopwatch::rope);
-      const Pages pages{caches[l].data(), kind, kv_heads_, dim_, caches[l].shape(2)};
-      const float* keys = qkv + inside;
-      kv_write(k, pages, rows, t, keys, width, keys + kv_heads_ * dim_, width);
-      watch_.lap(Stopwatch::store);
-      const int32_t* from = lo;
-      if (layer.window > 0) {
-        for (int i = 0; i < t; i++) windowed[i] = std::max(lo[i], pos[i] - (layer.window - 1));
-        from = windowed.data();
-      }
-      const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, 0, from, hi, 1, 0, layer.scale, nullptr};
-      attend(k, look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), seen, nullptr);
+      mix(l, qkv, seen);
       watch_.lap(Stopwatch::attend);
       join(layer.o, layer.attn_post, layer.eps, x, t, k, [&](Weight form) { return rows_.take(k, form, seen, inside, t, inside); });
       watch_.lap(Stopwatch::o);
@@ -274,6 +303,7 @@ void bind_fused(nb::module_& m) {
            nb::arg("mlp_post").none(), nb::arg("q_norm").none(), nb::arg("k_norm").none(), nb::arg("rope"),
            nb::arg("window"), nb::arg("scale"), nb::arg("eps"))
       .def("step", &Fused::step)
+      .def("step_around", &Fused::step_around)
       .def("laps", &Fused::laps, "Seconds in each phase since the last call.");
 }
 
