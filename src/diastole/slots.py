@@ -15,6 +15,7 @@ from diastole.types import Array, Ask, Batch, Grant, KVFormat, PagedSpec, Stream
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
+    from diastole.state.pages import Rooms
 
 SLOTS: dict[str, Literal["single", "chain"]] = {
     "kv": "single",
@@ -121,9 +122,28 @@ class KVStore(Protocol):
         """Softmax attention of q (T, H, D) over the stored rows into out (T, H, D); see ``Ops.attend`` for the rest."""
         ...
 
+    @property
+    def rooms(self) -> Rooms | None:
+        """Who gives pages room to be written in; None: all have it."""
+        ...
+
     def seal(self, stream: Stream, upto: int) -> None:
         """Rows of this stream below ``upto`` are final: they may be compressed or moved. Called after every step that
         absorbed rows."""
+        ...
+
+    def span(self, stream: Stream) -> int:
+        """How many of the units that are left may come in one step: up to where ``seal`` acts. It hangs on the stream's
+        positions alone, so that what rows see does not hang on chunks."""
+        ...
+
+    def words(self, tokens: Array) -> Array:
+        """What stands for tokens (n,) int32 where cached beginnings are looked up: a page may hold more than its own tokens
+        say."""
+        ...
+
+    def shareable(self, stream: Stream, units: int) -> int:
+        """How many of the first ``units`` have rows that any prompt with the same beginning has, and may be found by it."""
         ...
 
     def copy_page(self, src: int, dst: int) -> None:

@@ -169,7 +169,7 @@ class Rig:
             n = min(chunk, stream.left)
             batch = self._prepare([Grant(stream, n)])
             if all_positions:
-                batch = replace(batch, want=np.arange(n, dtype=np.int32))
+                batch = replace(batch, want=np.arange(len(batch.inputs), dtype=np.int32))
             parts.append(self._run(batch))
         return np.concatenate(parts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 from diastole.loops import pooling
 from diastole.params import PoolParams, SamplingParams
 from diastole.sample import Chosen, Sampler, SomeFailed, choose_all
-from diastole.slots import Refresher
+from diastole.slots import KVStore, Refresher
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import Key
 from diastole.text.grammar import Grammars
@@ -47,19 +47,14 @@ class Text:
     space: str
     cached: int = 0
     twins: int = 0  # other choices still to be forked off when the prompt is absorbed
-    key: Key = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.key = Key(self.space, self.ids)
 
     def prefix(self, known: int) -> Key:
-        """Under what a cached beginning of the first ``known`` tokens is found."""
+        """Under what a cached beginning of the first ``known`` tokens is found, or kept."""
         return Key(self.space, self.ids[:known])
 
     def widen(self) -> None:
         """Room for as many tokens again."""
         self.ids = np.concatenate([self.ids, np.empty_like(self.ids)])
-        self.key = Key(self.space, self.ids)
 
 
 class AutoRegressive:
@@ -76,6 +71,7 @@ class AutoRegressive:
         stepwise: what a stream has said is absorbed token by token and shared with nobody, because something acts
             inside the layers that gives it other rows than a prompt would have.
         refresh: which of a stream's last rows are computed again; None: none ever.
+        kv: what keeps the rows, if it has a say in how many come at once.
     """
 
     unit = "token"
@@ -92,9 +88,10 @@ class AutoRegressive:
         grammars: Grammars | None = None,
         stepwise: bool = False,
         refresh: Refresher | None = None,
+        kv: KVStore | None = None,
     ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
-        self.width, self.grammars, self.stepwise, self.refresh = width, grammars, stepwise, refresh
+        self.width, self.grammars, self.stepwise, self.refresh, self.kv = width, grammars, stepwise, refresh, kv
 
     # ---- a stream's life
 
@@ -142,7 +139,9 @@ class AutoRegressive:
 
     def admit(self, stream: Stream) -> bool:
         own: Text | pooling.Reading = stream.own
-        lease = self.pool.lease(own.prefix(self._like_a_prompt(stream, stream.known)))
+        lease = self.pool.lease(self._key(stream, self._like_a_prompt(stream, stream.known)))
+        if lease.units > (whole := self._shareable(stream, lease.units)):
+            self.pool.shorten(lease, whole)
         if not self.pool.fits(lease, stream.known):
             lease.close()
             return False
@@ -154,6 +153,20 @@ class AutoRegressive:
     def _like_a_prompt(self, stream: Stream, units: int) -> int:
         """How many of the first ``units`` have the rows that any prompt would have."""
         return min(units, stream.given) if self.stepwise else units
+
+    def _shareable(self, stream: Stream, units: int) -> int:
+        """How many of the first ``units`` other prompts may find."""
+        units = self._like_a_prompt(stream, units)
+        return units if self.kv is None else self.kv.shareable(stream, units)
+
+    def _key(self, stream: Stream, units: int) -> Key | None:
+        """Under what the first ``units`` are found, or kept; None: under nothing."""
+        key: Key | None = stream.own.prefix(units)
+        return key if key is None or self.kv is None else Key(key.space, self.kv.words(key.tokens))
+
+    def _span(self, stream: Stream) -> int:
+        """How many of a stream's units may come in one step."""
+        return stream.left if self.kv is None else min(stream.left, self.kv.span(stream))
 
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         raise UserError("a language model takes its whole prompt at once; open a new request instead", param="feed")
@@ -171,8 +184,8 @@ class AutoRegressive:
     def ask(self, stream: Stream) -> Ask:
         left = stream.known - stream.done
         if left > 1 and self.stepwise:
-            return Ask(stream, 1, max(stream.given - stream.done, 1), stream.due, False)
-        return Ask(stream, 1, left, stream.due, left == 1)
+            return Ask(stream, 1, max(min(stream.given - stream.done, self._span(stream)), 1), stream.due, False)
+        return Ask(stream, 1, self._span(stream), stream.due, left == 1)
 
     def forecast(self, stream: Stream) -> None:
         return None  # a text stream always asks
@@ -183,8 +196,8 @@ class AutoRegressive:
         grow = self.pool.grow
         for grant in grants:
             stream, n = grant
-            if n > stream.left:
-                n = stream.left
+            if n > 1 and n > (span := self._span(stream)):
+                n = span
                 grant = Grant(stream, n)
             if grow(stream.leases["kv"], stream.done + n):
                 kept.append(grant)
@@ -292,8 +305,12 @@ class AutoRegressive:
     def absorbed(self, stream: Stream, n: int) -> None:
         """Take note that ``n`` more of a stream's tokens are in its state."""
         done = stream.done = stream.done + n
+        if self.kv is not None:
+            self.kv.seal(stream, done)
         if stream.speaks and done % PAGE < n:  # a page is complete
-            self.pool.publish(stream.leases["kv"], stream.own.key, self._like_a_prompt(stream, done))
+            lease, upto = stream.leases["kv"], self._shareable(stream, done)
+            if upto > lease.published * PAGE and (key := self._key(stream, upto)) is not None:
+                self.pool.publish(lease, key, upto)
 
     def reconsider(self, stream: Stream) -> None:
         """Let some of a stream's last rows be computed again, if the policy for that wants it: as a prompt's are."""
