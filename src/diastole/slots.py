@@ -133,17 +133,17 @@ class KVStore(Protocol):
         ...
 
     def span(self, stream: Stream) -> int:
-        """How many of the units that are left may come in one step: up to where ``seal`` acts. It hangs on the stream's
-        positions alone, so that what rows see does not hang on chunks."""
+        """How many of the units that are left may come in one step: up to where ``seal`` acts. It depends on positions
+        alone, so that what rows see does not depend on chunks."""
         ...
 
     def words(self, tokens: Array) -> Array:
-        """What stands for tokens (n,) int32 where cached beginnings are looked up: a page may hold more than its own tokens
-        say."""
+        """What stands for tokens (n,) int32 where cached beginnings are looked up: a page may depend on tokens behind
+        it."""
         ...
 
     def shareable(self, stream: Stream, units: int) -> int:
-        """How many of the first ``units`` have rows that any prompt with the same beginning has, and may be found by it."""
+        """How many of the first ``units`` have rows that any prompt with the same beginning has, and may share."""
         ...
 
     def copy_page(self, src: int, dst: int) -> None:

@@ -1,4 +1,4 @@
-"""Pages of codes of four and of two bits: the native operators against the twin in numpy, and against what they mean."""
+"""Pages of codes of four and of two bits: native operators beside the twin in numpy, and beside what they mean."""
 
 import numpy as np
 import pytest

@@ -15,7 +15,11 @@ _LEAST, _ONE = (127 - 20) << 23, 127 << 23
 def page_bytes(dim: int, fine: int) -> int:
     """Of one head."""
     words = dim // 16
-    return 512 * words + 8 * words * fine + 12 + 128 * -(-words // 4) + 8 * words + 64
+    return 512 * words + 4 * words * fine + _values_low(words, fine) + 12 + 128 * -(-words // 4) + 8 * words + 64
+
+
+def _values_low(words: int, fine: int) -> int:
+    return fine // 16 * 64 * words + fine % 16 // 4 * 64 * -(-words // 4)
 
 
 def seal(k: Array, v: Array, mask: Array) -> Array:
@@ -70,7 +74,8 @@ def unseal(pages: Array, dim: int, fine: int) -> tuple[Array, Array]:
         at += size
         return np.ascontiguousarray(pages[:, at - size : at])
 
-    halves = [_codes(take(256 * words), take(4 * words * fine), dim, fine, by_token) for by_token in (True, False)]
+    sizes = {True: 4 * words * fine, False: _values_low(words, fine)}  # of low bits
+    halves = [_codes(take(256 * words), take(size), dim, fine, by_token) for by_token, size in sizes.items()]
     keys = halves[0].swapaxes(2, 3).reshape(n, PAGE, dim)
     values = halves[1].transpose(0, 1, 4, 2, 3).reshape(n, PAGE, dim)
     mask = np.unpackbits(take(8), axis=1, bitorder="little").astype(bool)
@@ -128,9 +133,8 @@ def _words(codes: Array, fine: int, by_token: bool) -> tuple[Array, Array]:
     if left and by_token:
         packed.append(np.ascontiguousarray(low[:, whole, :, :left]).reshape(n, -1).view(np.uint8))
     elif left:
-        last, half = low[:, whole].reshape(n, -1), np.uint32((1 << left) - 1)
-        both = (last & half) | (last >> 16 & half) << left
-        packed.append(both.view(np.uint8).reshape(n, -1, 4)[..., : left // 4].reshape(n, -1))
+        last = low[:, whole].reshape(n, -1)
+        packed += [_spread(((last >> s & 15) | (last >> 16 + s & 15) << 4).astype(np.uint8)) for s in range(0, left, 4)]
     return high.reshape(n, -1).view(np.uint8), np.concatenate(packed, axis=1)
 
 
@@ -144,18 +148,19 @@ def _codes(high: Array, low: Array, dim: int, fine: int, by_token: bool) -> Arra
     first = bits(high.view(np.uint32).reshape(n, 4, words, 16))
     codes = REST[first]
     cut = whole * words * 64
-    codes[:, :whole] = (
-        4 * first[:, :whole] + bits(np.ascontiguousarray(low[:, :cut]).view(np.uint32)).reshape(first[:, :whole].shape)
+    codes[:, :whole] = 4 * first[:, :whole] + bits(np.ascontiguousarray(low[:, :cut]).view(np.uint32)).reshape(
+        first[:, :whole].shape
     )
     rest = np.ascontiguousarray(low[:, cut:])
     if left and by_token:
         seconds = bits(rest.view(np.uint32).reshape(n, words, left))
         codes[:, whole, :, :left] = 4 * first[:, whole, :, :left] + seconds
     elif left:
-        wide = np.zeros((n, dim, 4), np.uint8)
-        wide[..., : left // 4] = rest.reshape(n, dim, -1)
-        both, half = wide.view(np.uint32)[..., 0], np.uint32((1 << left) - 1)
-        seconds = bits(((both & half) | (both >> left & half) << 16).reshape(n, words, 16))
+        both = np.zeros((n, dim), np.uint32)
+        for s, part in enumerate(np.split(rest, left // 4, axis=1)):
+            own = _gather(part, dim).astype(np.uint32)
+            both |= ((own & 15) | (own >> 4) << 16) << 4 * s
+        seconds = bits(both.reshape(n, words, 16))
         codes[:, whole, :, :, :left] = 4 * first[:, whole, :, :, :left] + seconds[..., :left]
     return codes
 

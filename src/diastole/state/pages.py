@@ -68,9 +68,7 @@ class PagePool:
         rooms: where pages need room to be written to; None: they do not.
     """
 
-    def __init__(
-        self, pages: int, store: Store, prefix: PrefixCache | None = None, rooms: Rooms | None = None
-    ) -> None:
+    def __init__(self, pages: int, store: Store, prefix: PrefixCache | None = None, rooms: Rooms | None = None) -> None:
         self.pages, self.rooms = pages, rooms
         self.store = store
         self.prefix = prefix

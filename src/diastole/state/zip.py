@@ -3,8 +3,8 @@
     page id      0   1   2   3   4   5            every page has a place among the codes, which only sealed ones use
     slots       -1  -1  -1   0   2  -1            and a slot among the fewer pages in bf16 while it may be written to
 
-What is sealed never changes. Which of its tokens keep four bits is said by their saliency: what a probe has added up for
-them, which lies beside the pages in bf16 and is gone when they are sealed.
+What is sealed never changes. Which of its tokens keep four bits is said by their saliency: what a probe has added up
+for them, which lies beside the pages in bf16 and is gone when they are sealed.
 """
 
 from __future__ import annotations

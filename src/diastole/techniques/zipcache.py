@@ -84,8 +84,8 @@ class ZipCache(ZipKV):
         return min(units, stream.given) // self.p.slice * self.p.slice if self.seals else units
 
     def words(self, tokens: Array) -> Array:
-        """Whole slices, the first two tokens of each replaced by a hash of them all: on what comes later in its slice it
-        hangs which tokens of a page keep four bits."""
+        """Whole slices, the first two tokens of each replaced by a hash of them all: which tokens of a page keep four
+        bits depends on what comes later in its slice."""
         if not self.seals:
             return tokens
         whole = len(tokens) // self.p.slice * self.p.slice
@@ -120,7 +120,9 @@ class ZipCache(ZipKV):
         every = np.where(short, given - last, np.where(of_prompt, p.slice, p.recompress_every))
         left = np.where(short, given - at, every - at % every)
         recent = left <= np.ceil(every * p.probe_recent)
-        mixed = at.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # the same positions in all streams: pages are shared
+        mixed = at.astype(np.uint64) * np.uint64(
+            0x9E3779B97F4A7C15
+        )  # the same positions in all streams: pages are shared
         mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
         drawn: Array = (mixed >> np.uint64(40)) < np.uint64(p.probe_random * 2**24)
         return recent | drawn
@@ -157,7 +159,9 @@ class ZipCache(ZipKV):
         s = np.empty((len(w.which), q.shape[1], w.tables.shape[1] * PAGE), np.float32)
         own, lo = np.ascontiguousarray(q[w.which]), np.zeros_like(w.hi)
         view.ops.scores(own, self.raw[view.layer], "bf16", w.tables, w.starts, lo, w.hi, view.scale, s)
-        weights = np.exp(s - lse[w.which][..., None]).reshape(len(own), self._spec.kv_heads, -1, s.shape[2]).sum(2)
+        s -= lse[w.which][..., None]
+        np.exp(s, out=s)
+        weights = s.reshape(len(own), self._spec.kv_heads, -1, s.shape[2]).sum(2)
         for i, slots in enumerate(w.slots):
             rows = weights[w.starts[i] : w.starts[i + 1], :, : len(slots) * PAGE]
             by_page = rows.reshape(len(rows), rows.shape[1], len(slots), PAGE).swapaxes(1, 2)

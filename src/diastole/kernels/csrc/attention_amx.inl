@@ -194,6 +194,18 @@ inline void visit_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, 
   add_tiles(page, dim, next, q, view, weights);
 }
 
+// As fold_query.
+inline float fold_row(const float* q, float scale, const Measures& m, int dim, bf16* out) {
+  Floats offset[2] = {splat(0.f), splat(0.f)};
+  for (int i = 0; i < dim; i += 32) {
+    const Floats a = load(q + i) * scale, b = load(q + i + 16) * scale;
+    const __m512 x = (__m512)(a * load(m.k_step + i)), y = (__m512)(b * load(m.k_step + i + 16));
+    _mm512_storeu_si512(out + i, (__m512i)_mm512_cvtne2ps_pbh(y, x));
+    offset[0] = fma(a, load(m.k_center + i), offset[0]), offset[1] = fma(b, load(m.k_center + i + 16), offset[1]);
+  }
+  return sum(offset[0] + offset[1]);
+}
+
 // Sixteen rows on a page of codes. queries: their own, not scaled.
 inline void visit_tile_codes(const Halves<const uint8_t>& codes, const Measures& m, int dim, const float* const* queries, float scale,
                              Sixteen& q, const View& view) {
@@ -201,7 +213,7 @@ inline void visit_tile_codes(const Halves<const uint8_t>& codes, const Measures&
   alignas(64) bf16 weights[kTileRows * kPage];
   Sixteen fold;
   float offset[kTileRows];
-  for (int r = 0; r < q.rows; r++) offset[r] = fold_query(queries[r], scale, m, dim, fold.query + r * dim);
+  for (int r = 0; r < q.rows; r++) offset[r] = fold_row(queries[r], scale, m, dim, fold.query + r * dim);
   score_tiles(codes, dim, Ahead{0, 0}, fold, view, s);
   for (int r = 0; r < q.rows; r++)
     for (int b = 0; b < kPage; b += 16) store(s + r * kPage + b, load(s + r * kPage + b) + offset[r]);

@@ -80,8 +80,8 @@ size_t kv_page_bytes(KV kind, int dim) {
 }
 
 size_t zip_page_bytes(int dim, int fine) {  // see zip.inl
-  const size_t words = static_cast<size_t>(dim / 16);
-  return 512 * words + 8 * words * static_cast<size_t>(fine) + 8 + 4 + 2 * ((words + 3) / 4 * 64) + 8 * words + 64;
+  const size_t words = static_cast<size_t>(dim / 16), wide = (words + 3) / 4 * 64, n = static_cast<size_t>(fine);
+  return 512 * words + 4 * words * n + n / 16 * 64 * words + n % 16 / 4 * wide + 8 + 4 + 2 * wide + 8 * words + 64;
 }
 
 }  // namespace diastole

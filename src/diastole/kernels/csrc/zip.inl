@@ -7,7 +7,7 @@
 //   keys, high     [4 blocks of tokens][w][16 tokens]
 //   keys, low      the same for fine tokens: whole blocks, then [w][those that are left]
 //   values, high   [4 blocks of tokens][w][16 dims]
-//   values, low    whole blocks of fine tokens, then [w][16 dims] of a byte for four tokens
+//   values, low    whole blocks of fine tokens, then for every four that are left [ceil(w/4)][16 dims][4]: a byte each
 //   fine           u64: a bit for each position
 //   base           f32: what steps of values are multiples of
 //   of channels    center of keys int8 [ceil(w/4)][16][4] | step of keys, the same | scale of values, 4 bits [dim]
@@ -26,7 +26,8 @@ struct Parts {
   size_t k_low, v_high, v_low, fine, base, center, step, scale, tokens, size;
   Parts(int dim, int fine_tokens) {
     const size_t w = static_cast<size_t>(dim / 16), low = 4 * w * static_cast<size_t>(fine_tokens), wide = (w + 3) / 4 * 64;
-    k_low = 256 * w, v_high = k_low + low, v_low = v_high + 256 * w, fine = v_low + low, base = fine + 8;
+    k_low = 256 * w, v_high = k_low + low, v_low = v_high + 256 * w;
+    fine = v_low + static_cast<size_t>(fine_tokens / 16) * 64 * w + static_cast<size_t>(fine_tokens % 16 / 4) * wide, base = fine + 8;
     center = base + 4, step = center + wide, scale = step + wide, tokens = scale + 8 * w, size = tokens + 64;
   }
 };
@@ -53,17 +54,9 @@ inline void open_words(Ints high, Ints low, uint8_t* out, size_t apart) {
   }
 }
 
-// Of a word of values the low bits of its first `n` tokens, and which bits these are.
-inline int32_t spread_low(const uint8_t* p, int n) {
-  uint32_t packed = 0;
-  std::memcpy(&packed, p, static_cast<size_t>(n / 4));
-  const uint32_t half = (1u << n) - 1;
-  return static_cast<int32_t>((packed & half) | ((packed >> n) & half) << 16);
-}
-
 // A page's codes less 7.5 as a page of KV::bf16, in which they are exact.
 inline void open_codes(const uint8_t* page, const Parts& at, int dim, int fine, uint8_t* out) {
-  const int w = dim / 16, whole = fine / 16, left = fine % 16;
+  const int w = dim / 16, wide = (w + 3) / 4, whole = fine / 16, left = fine % 16;
   const Halves<uint8_t> to = open_page(KV::bf16, out, dim);
   for (int block = 0; block < 4; block++)
     for (int i = 0; i < w; i++) {
@@ -79,10 +72,11 @@ inline void open_codes(const uint8_t* page, const Parts& at, int dim, int fine, 
       const Ints high = load_words(page + at.v_high + (block * w + i) * 64);
       Ints low = block < whole ? load_words(page + at.v_low + (block * w + i) * 64) : guess(high);
       if (block == whole && left > 0) {
-        alignas(64) int32_t words[16];
-        const uint8_t* from = page + at.v_low + whole * w * 64 + i * 4 * left;
-        for (int d = 0; d < 16; d++) words[d] = spread_low(from + d * left / 4, left);
-        low = (low & ~kept) | load_words(words);
+        low = low & ~kept;
+        for (int four = 0; four < left / 4; four++) {
+          const Ints bytes = load_words(page + at.v_low + whole * w * 64 + (four * wide + i / 4) * 64) >> (i % 4 * 8);
+          low = low | (((bytes & 15) | ((bytes & 0xf0) << 12)) << (4 * four));
+        }
       }
       open_words(high, low, to.v + static_cast<size_t>(block) * dim * 32 + i * 64, static_cast<size_t>(dim) * 4);
     }
@@ -98,14 +92,15 @@ inline Ints signed_byte_of(Ints x, int i) { return (x << (24 - 8 * i)) >> 24; }
 inline Ints nibble_of(Ints x, int i) { return (x >> (4 * i)) & 15; }
 
 inline void open_measures(const uint8_t* page, const Parts& at, int dim, Measures& m) {
-  alignas(64) int32_t scales[kMaxDim];
-  for (int d = 0; d < dim; d++) scales[d] = page[at.scale + static_cast<size_t>(d / 2)] >> (d % 2 * 4) & 15;
+  const Ints nibbles = (load_words(kIota) & 7) << 2, second = less(splat(7), load_words(kIota));
   for (int i = 0; i < dim; i += 16) {
     const int byte = i / 16 % 4, group = i / 64 * 64;
     const Floats step = number8(byte_of(load_words(page + at.step + group), byte));
     store(m.k_step + i, step);
     store(m.k_center + i, step * 0.5f * to_float(signed_byte_of(load_words(page + at.center + group), byte)));
-    store(m.v_scale + i, number4(load_words(scales + i)));
+    const uint8_t* scales = page + at.scale + i / 2;  // eight nibbles in a word
+    const Ints two = select(second, splat(static_cast<int32_t>(word(scales + 4))), splat(static_cast<int32_t>(word(scales))));
+    store(m.v_scale + i, number4((two >> nibbles) & 15));
   }
   float base;
   std::memcpy(&base, page + at.base, 4);
@@ -154,8 +149,9 @@ inline void pack_codes(const uint8_t* keys, const uint8_t* values, const Parts& 
       std::memcpy(page + at.v_high + (block * dim + d) * 4, &high, 4);
       if (block < whole) std::memcpy(page + at.v_low + (block * dim + d) * 4, &low, 4);
       if (block != whole || left == 0) continue;
-      const uint32_t half = (1u << left) - 1, packed = (low & half) | (low >> 16 & half) << left;
-      std::memcpy(page + at.v_low + whole * w * 64 + d * left / 4, &packed, static_cast<size_t>(left / 4));
+      for (int four = 0; four < left / 4; four++)
+        page[at.v_low + static_cast<size_t>(whole * w * 64 + (four * ((w + 3) / 4) + d / 64) * 64 + d % 16 * 4 + d / 16 % 4)] =
+            static_cast<uint8_t>((low >> (4 * four) & 15) | (low >> (16 + 4 * four) & 15) << 4);
     }
 }
 

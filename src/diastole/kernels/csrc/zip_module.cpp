@@ -72,15 +72,18 @@ void zip_attend_(In<float, 3> q, Cache zip, Cache raw, In<int32_t, 1> slots, int
   expect_out(q, out, lse);
   expect(tables.ndim() == 2 && lo.ndim() == 1, "tables must be (streams, pages), and lo and hi (rows,)");
   const Seen seen = open_batch(q.shape(0), zip.shape(0), zip.shape(1), tables, starts, lo, hi);
-  for (size_t b = 0; b < seen.streams.size(); b++)
+  for (size_t b = 0; b < seen.streams.size(); b++) {
+    const int32_t* table = tables.data() + static_cast<ptrdiff_t>(b) * seen.stride;
+    int begin = INT32_MAX, end = 0;
     for (int t = seen.streams[b].t0; t < seen.streams[b].t1; t++) {
       const int first = lo.data()[t], last = hi.data()[t];
-      const int32_t* table = tables.data() + static_cast<ptrdiff_t>(b) * seen.stride;
       if (first >= last) continue;
       expect(first % kPage == 0 || slots.data()[table[first / kPage]] >= 0, "lo: a row sees a part of a page of codes");
       expect(last % kPage == 0 || slots.data()[table[last / kPage]] >= 0, "hi: a row sees a part of a page of codes");
+      begin = std::min(begin, first / kPage), end = std::max(end, (last + kPage - 1) / kPage);
     }
-  for (size_t i = 0; i < slots.size(); i++) expect(slots.data()[i] < static_cast<int>(raw.shape(0)), "slots: a page is outside raw");
+    for (int p = begin; p < end; p++) expect(slots.data()[table[p]] < static_cast<int>(raw.shape(0)), "slots: a page is outside raw");
+  }
   look.kind = KV::zip, look.pages = zip.data(), look.page_bytes = zip.shape(2);
   look.slots = slots.data(), look.raw = raw.data(), look.raw_bytes = raw.shape(2), look.fine = static_cast<int>(fine);
   look.table_step = seen.table_step, look.row_step = seen.row_step, look.head_step = seen.head_step;
