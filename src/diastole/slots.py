@@ -15,7 +15,6 @@ from diastole.types import Array, Ask, Batch, Grant, KVFormat, PagedSpec, Stream
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
-    from diastole.state.pages import Rooms
 
 SLOTS: dict[str, Literal["single", "chain"]] = {
     "kv": "single",
@@ -67,6 +66,29 @@ class Companion(Protocol):
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
         """New rows, as for ``KVStore.write``."""
+        ...
+
+
+class Rooms(Protocol):
+    """Room to write pages in, where there is less of it than there are pages."""
+
+    most: int  # pages that one lease has room for at once
+
+    @property
+    def free(self) -> int:
+        """Pages that could get room now."""
+        ...
+
+    def take(self, page: int) -> None:
+        """This page is going to be written to."""
+        ...
+
+    def give(self, page: int) -> None:
+        """Nobody holds it any more."""
+        ...
+
+    def wanted(self, data: Array) -> int:
+        """Of packed pages, those that need room."""
         ...
 
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from diastole.slots import Rooms
 from diastole.state.lease import Blob, Lease
 from diastole.state.prefix import Key, PrefixCache
 from diastole.types import Array
@@ -33,29 +34,6 @@ class Store(Protocol):
     def pack(self, pages: Sequence[int]) -> Array: ...
 
     def unpack(self, pages: Sequence[int], data: Array) -> None: ...
-
-
-class Rooms(Protocol):
-    """Room to write pages in, where there is less of it than there are pages."""
-
-    most: int  # pages that one lease has room for at once
-
-    @property
-    def free(self) -> int:
-        """Pages that could get room now."""
-        ...
-
-    def take(self, page: int) -> None:
-        """This page is going to be written to."""
-        ...
-
-    def give(self, page: int) -> None:
-        """Nobody holds it any more."""
-        ...
-
-    def wanted(self, data: Array) -> int:
-        """Of packed pages, those that need room."""
-        ...
 
 
 class PagePool:
