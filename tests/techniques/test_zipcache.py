@@ -103,11 +103,21 @@ def test_what_is_sealed_when() -> None:
     assert all(count == done // PAGE for done, count in seen.items() if done > 400)
 
 
-def test_tokens_with_the_most_attention_keep_four_bits() -> None:
-    """By the quotient of what probes gave and how many could see; ties and NaN do no harm."""
-    kv = ZipCache(registry.load(registry.Spec.parse(USE))[1], FACTS)
+def test_prompts_share_whole_slices() -> None:
+    """And never a part of one, whose pages depend on what follows in it."""
+    tokens, other = owed.prompt(700), owed.prompt(700, 1)
     of = owed.service(USE)
-    store: ZipCache = of.state["kv"]
+    owed.alone(of, tokens)
+    for shared, found in ((700, 512), (400, 256), (200, 0)):
+        before = of.meter.counters["prefix_cache_hits"]
+        mixed = tokens[:shared] + other[shared:]
+        assert owed.alone(of, mixed) == owed.alone(owed.service(USE), mixed)
+        assert of.meter.counters["prefix_cache_hits"] - before == found
+
+
+def test_tokens_with_the_most_attention_keep_four_bits() -> None:
+    """By the quotient of what probes gave and how many could see."""
+    store: ZipCache = owed.service(USE).state["kv"]
     store.take(0)
     slot = store.slots[0]
     rng = np.random.default_rng(0)
@@ -121,7 +131,7 @@ def test_tokens_with_the_most_attention_keep_four_bits() -> None:
     error = np.abs(store.read(0, np.arange(PAGE))[0] - k).mean((1, 2))
     others = np.setdiff1d(np.arange(PAGE), loved)
     assert error[loved].max() < error[others].min()
-    assert kv.fine == store.fine == 36
+    assert store.fine == 36
 
 
 def test_a_pass_that_failed_is_not_counted() -> None:

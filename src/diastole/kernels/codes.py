@@ -35,7 +35,7 @@ def seal(k: Array, v: Array, mask: Array) -> Array:
     k_step = np.clip((_bits(width) - (_LEAST - (1 << 19))) >> 20, 0, 255)
     step = _number8(k_step)
     k_center = np.clip(np.rint(middle / (step * np.float32(0.5))), -127, 127).astype(np.int32)
-    k = k - (step * np.float32(0.5) * k_center)[:, None]
+    k = k - (step * np.float32(0.5) * k_center.astype(np.float32))[:, None]
     keys = _encode(k * (np.float32(1) / step)[:, None], fine)
 
     size = np.abs(v).max(1)
@@ -48,7 +48,7 @@ def seal(k: Array, v: Array, mask: Array) -> Array:
     v_step = _nearest4(width / base)
     step = _number4(v_step) * base
     v_center = np.clip(np.rint((high + low) / step), -8, 7).astype(np.int32)
-    v = v - (step * np.float32(0.5) * v_center)[..., None]
+    v = v - (step * np.float32(0.5) * v_center.astype(np.float32))[..., None]
     values = _encode(v * (np.float32(1) / step)[..., None], fine)
 
     parts = [
