@@ -69,6 +69,29 @@ class Companion(Protocol):
         ...
 
 
+class Rooms(Protocol):
+    """Room to write pages in, where there is less of it than there are pages."""
+
+    most: int  # pages that one lease has room for at once
+
+    @property
+    def free(self) -> int:
+        """Pages that could get room now."""
+        ...
+
+    def take(self, page: int) -> None:
+        """This page is going to be written to."""
+        ...
+
+    def give(self, page: int) -> None:
+        """Nobody holds it any more."""
+        ...
+
+    def wanted(self, data: Array) -> int:
+        """Of packed pages, those that need room."""
+        ...
+
+
 class KVStore(Protocol):
     """Slot ``kv``: how key and value rows are kept. Allocated once per service, before the first write."""
 
@@ -121,9 +144,33 @@ class KVStore(Protocol):
         """Softmax attention of q (T, H, D) over the stored rows into out (T, H, D); see ``Ops.attend`` for the rest."""
         ...
 
+    @property
+    def passive(self) -> bool:
+        """Whether rows stay as they are written: then ``seal``, ``span``, ``words`` and ``shareable`` are not asked."""
+        ...
+
+    @property
+    def rooms(self) -> Rooms | None:
+        """Who gives pages room to be written in; None: all have it."""
+        ...
+
     def seal(self, stream: Stream, upto: int) -> None:
         """Rows of this stream below ``upto`` are final: they may be compressed or moved. Called after every step that
         absorbed rows."""
+        ...
+
+    def span(self, stream: Stream) -> int:
+        """How many of the units that are left may come in one step: up to where ``seal`` acts. It depends on positions
+        alone, so that what rows see does not depend on chunks."""
+        ...
+
+    def words(self, tokens: Array) -> Array:
+        """What stands for tokens (n,) int32 where cached beginnings are looked up: a page may depend on tokens behind
+        it."""
+        ...
+
+    def shareable(self, stream: Stream, units: int) -> int:
+        """How many of the first ``units`` have rows that any prompt with the same beginning has, and may share."""
         ...
 
     def copy_page(self, src: int, dst: int) -> None:

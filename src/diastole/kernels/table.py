@@ -335,6 +335,40 @@ class Ops(Protocol):
         """Each row attends to its block's lines as ``choose_lines`` gives them; hi (T,) rises by one within a block."""
         ...
 
+    # ---- pages of codes of four and of two bits, beside pages in bf16: see csrc/zip.inl
+
+    def zip_page_bytes(self, dim: int, fine: int) -> int:
+        """Bytes of a page of one head, ``fine`` tokens of which, a multiple of 4, keep four bits."""
+        ...
+
+    def zip_seal(self, raw: Array, slots: Array, zip: Array, pages: Array, masks: Array, fine: int) -> None:
+        """Pages slots (n,) int32 of raw, in "bf16", as codes to pages (n,) int32 of zip (pages, Hkv, bytes); masks
+        (n, Hkv) uint64: the positions that keep four bits."""
+        ...
+
+    def zip_open(self, zip: Array, pages: Array, fine: int, k: Array, v: Array) -> None:
+        """Such pages as numbers: k, v (n, 64, Hkv, D)."""
+        ...
+
+    def zip_attend(
+        self,
+        q: Array,
+        zip: Array,
+        raw: Array,
+        slots: Array,
+        fine: int,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None = None,
+    ) -> None:
+        """``attend`` over pages of codes, but for those whose slots (pages,) int32 is not negative: they are found in
+        raw, in "bf16". A page of codes is seen as a whole or not at all."""
+        ...
+
 
 LAYOUT = "1"  # of the compiled operators, all instruction sets alike: to be counted up when kernels.hpp changes it
 
@@ -368,6 +402,10 @@ class Native:
         self.masses = module.masses
         self.choose_lines = module.choose_lines
         self.attend_lines = module.attend_lines
+        self.zip_page_bytes = module.zip_page_bytes
+        self.zip_seal = module.zip_seal
+        self.zip_open = module.zip_open
+        self.zip_attend = module.zip_attend
 
     def fuse(self) -> Any | None:
         return self._n.Fused

@@ -75,8 +75,20 @@ class PagedKV:
     ) -> None:
         self._ops.attend(q, self.buffers[layer], self.fmt, tables, starts, lo, hi, scale, out, lse)
 
+    passive = True
+    rooms = None  # any page may be written to
+
     def seal(self, stream: Stream, upto: int) -> None:
         """Rows stay as they are."""
+
+    def span(self, stream: Stream) -> int:
+        return stream.left
+
+    def words(self, tokens: Array) -> Array:
+        return tokens
+
+    def shareable(self, stream: Stream, units: int) -> int:
+        return units
 
     def copy_page(self, src: int, dst: int) -> None:
         for array in self._arrays():

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from diastole.slots import Rooms
 from diastole.state.lease import Blob, Lease
 from diastole.state.prefix import Key, PrefixCache
 from diastole.types import Array
@@ -41,11 +42,12 @@ class PagePool:
     Args:
         pages: how many.
         store: holds their bytes.
-        prefix: keeps finished prefixes for reuse; None: no reuse.
+        prefix: keeps finished prefixes for reuse; None: no reuse. It must be offered pages only that need no room.
+        rooms: where pages need room to be written to; None: they do not.
     """
 
-    def __init__(self, pages: int, store: Store, prefix: PrefixCache | None = None) -> None:
-        self.pages = pages
+    def __init__(self, pages: int, store: Store, prefix: PrefixCache | None = None, rooms: Rooms | None = None) -> None:
+        self.pages, self.rooms = pages, rooms
         self.store = store
         self.prefix = prefix
         self.refs = [0] * pages
@@ -75,11 +77,25 @@ class PagePool:
         lease.published, lease.node = hit.whole, hit.node
         return lease
 
+    def shorten(self, lease: Lease, units: int) -> None:
+        """Let go of what a fresh lease has beyond ``units``, whole pages: they will be computed again."""
+        keep = units // PAGE
+        for page in lease.places[keep:]:
+            self._drop(page)
+        del lease.places[keep:]
+        while lease.published > keep:
+            lease.published, lease.node = lease.published - 1, lease.node.parent
+        if not keep:
+            lease.node = None
+        lease.units = units
+
     def fits(self, lease: Lease, units: int) -> bool:
         """Whether ``grow`` would find room."""
         shared, missing = self._demand(lease, units)
         # A page that only the cache shares becomes evictable as soon as this lease has its own copy.
         returned = sum(self.refs[lease.places[i]] == 2 and self._cached(lease.places[i]) for i in shared)
+        if self.rooms is not None and min(len(shared) + missing, self.rooms.most) > self.rooms.free:
+            return False
         return len(shared) - returned + missing <= self.free
 
     def grow(self, lease: Lease, units: int) -> bool:
@@ -93,9 +109,16 @@ class PagePool:
         shared, missing = self._demand(lease, units)
         for i in shared:
             self._own(lease, i)
-        lease.places.extend(self._alloc() for _ in range(missing))
+        lease.places.extend(self._room() for _ in range(missing))
         lease.units = max(lease.units, units)
         return True
+
+    def _room(self) -> int:
+        """A new page that may be written to."""
+        page = self._alloc()
+        if self.rooms is not None:
+            self.rooms.take(page)
+        return page
 
     def _demand(self, lease: Lease, units: int) -> tuple[list[int], int]:
         """Which held pages would be written although others hold them too, and how many new pages are needed."""
@@ -109,7 +132,7 @@ class PagePool:
             self.prefix.forget(old)
             self.refs[old] -= 1
             return
-        lease.places[i] = self._alloc()
+        lease.places[i] = self._room()
         self.store.copy_page(old, lease.places[i])
         self._drop(old)
 
@@ -155,10 +178,11 @@ class PagePool:
 
     def unpack(self, blob: Blob) -> Lease | None:
         blob.expect(self.store.layout)
-        lease = Lease(self, [], 0)
-        if not self.grow(lease, blob.units):
+        data, missing = blob.data["pages"], -(-blob.units // PAGE)
+        if missing > self.free or (self.rooms is not None and self.rooms.wanted(data) > self.rooms.free):
             return None
-        self.store.unpack(lease.places, blob.data["pages"])
+        lease = Lease(self, [self._alloc() for _ in range(missing)], blob.units)
+        self.store.unpack(lease.places, data)
         return lease
 
     # ---- for kernels
@@ -199,6 +223,8 @@ class PagePool:
         self.refs[page] -= 1
         if self.refs[page] == 0:
             self._free.append(page)
+            if self.rooms is not None:
+                self.rooms.give(page)
         elif self.refs[page] == 1 and self.prefix is not None and self._cached(page):
             self.prefix.idle += 1
 

@@ -13,6 +13,7 @@ namespace diastole {
 namespace {
 #include "pages.inl"
 #include "bounds.inl"
+#include "zip.inl"
 #include "attention.inl"
 #include "elementwise.inl"
 #include "linear.inl"
@@ -21,7 +22,7 @@ namespace {
 }  // namespace
 
 extern const Kernels ISA_TABLE;
-const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, score, score_rows, gather, dots, reach, merge,
+const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, zip_seal, zip_open, score, score_rows, gather, dots, reach, merge,
                            most, weigh, soften_row, tally, at_least, tops, raise, contenders, peak, sweep};
 
 }  // namespace diastole

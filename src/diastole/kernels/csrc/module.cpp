@@ -19,6 +19,7 @@ void bind_fused(nb::module_& m);
 void bind_picking(nb::module_& m);
 void bind_schedule(nb::module_& m);
 void bind_lines(nb::module_& m);
+void bind_zip(nb::module_& m);
 }
 
 namespace {
@@ -310,6 +311,7 @@ NB_MODULE(_native, m) {
   bind_picking(m);
   bind_schedule(m);
   bind_lines(m);
+  bind_zip(m);
   m.def("isas", [] {
     nb::list names;
     for (const char* name : {"amx", "avx512bf16", "avx512", "avx2", "scalar"})
