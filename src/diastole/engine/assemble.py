@@ -67,10 +67,11 @@ def assemble(
     grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
     stepwise = stack.select is not None and not stack.select.exact
     loop = AutoRegressive(
-        pool, model.context, model.vocab, eos, fingerprint, model.width, grammars, stepwise, stack.refresh
+        pool, model.context, model.vocab, eos, fingerprint, model.width, grammars, stepwise, stack.refresh, kv
     )
     cost, meter = FittedCost(), Meter()
-    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
+    pools = {"kv": pool, **kv.pools}
+    ledger = Ledger(loop, pools, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}
     return Service(name, model, loop, state, stack.compose, cost, ledger, meter)
 

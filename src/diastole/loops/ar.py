@@ -17,7 +17,7 @@ import numpy as np
 from diastole.loops import pooling
 from diastole.params import PoolParams, SamplingParams
 from diastole.sample import Chosen, Sampler, choose_all
-from diastole.slots import Refresher
+from diastole.slots import KVStore, Refresher
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import Key
 from diastole.text.grammar import Grammars
@@ -75,6 +75,7 @@ class AutoRegressive:
         stepwise: what a stream has said is absorbed token by token and shared with nobody, because something acts
             inside the layers that gives it other rows than a prompt would have.
         refresh: which of a stream's last rows are computed again; None: none ever.
+        store: of the rows; it is told when they are final. None: they stay as they are.
     """
 
     unit = "token"
@@ -90,9 +91,11 @@ class AutoRegressive:
         grammars: Grammars | None = None,
         stepwise: bool = False,
         refresh: Refresher | None = None,
+        store: KVStore | None = None,
     ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
         self.width, self.grammars, self.stepwise, self.refresh = width, grammars, stepwise, refresh
+        self.store = store
 
     # ---- a stream's life
 
@@ -140,11 +143,14 @@ class AutoRegressive:
 
     def admit(self, stream: Stream) -> bool:
         own: Text | pooling.Reading = stream.own
-        lease = self.pool.lease(own.prefix(self._like_a_prompt(stream, stream.known)))
-        if not self.pool.fits(lease, stream.known):
-            lease.close()
+        beside = {} if self.store is None else self.store.settle(stream)
+        if beside is None:
             return False
-        stream.leases["kv"] = lease
+        lease = self.pool.lease(own.prefix(self._like_a_prompt(stream, stream.known)))
+        stream.leases = {"kv": lease, **beside}
+        if not self.pool.fits(lease, stream.known):
+            self.close(stream)
+            return False
         stream.done = lease.units
         own.cached = min(max(own.cached, lease.units), own.prompt)
         return True
@@ -282,6 +288,8 @@ class AutoRegressive:
         done = stream.done = stream.done + n
         if stream.speaks and done % PAGE < n:  # a page is complete
             self.pool.publish(stream.leases["kv"], stream.own.key, self._like_a_prompt(stream, done))
+        if self.store is not None:
+            self.store.seal(stream, done)
 
     def reconsider(self, stream: Stream) -> None:
         """Let some of a stream's last rows be computed again, if the policy for that wants it: as a prompt's are."""
@@ -317,8 +325,12 @@ class AutoRegressive:
             text.space,
             text.cached,
         )
-        lease = self.pool.fork(stream.leases["kv"])
-        return Stream(stream.req, index, stream.known, stream.done, {"kv": lease}, own, given=stream.given)
+        leases = {}
+        for name, lease in stream.leases.items():
+            forked = lease.pool.fork(lease)
+            assert forked is not None  # pages are shared until they are written
+            leases[name] = forked
+        return Stream(stream.req, index, stream.known, stream.done, leases, own, given=stream.given)
 
     def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
         text: Text = stream.own

@@ -17,6 +17,7 @@ using namespace diastole;
 namespace diastole {
 void bind_fused(nb::module_& m);
 void bind_picking(nb::module_& m);
+void bind_shadow(nb::module_& m);
 }
 
 namespace {
@@ -306,6 +307,7 @@ NB_MODULE(_native, m) {
   });
   bind_fused(m);
   bind_picking(m);
+  bind_shadow(m);
   m.def("isas", [] {
     nb::list names;
     for (const char* name : {"amx", "avx512bf16", "avx512", "avx2", "scalar"})
