@@ -224,7 +224,7 @@ class TorchOps:
             first = (state.first + int(buffer) * -(-chunks // 8)) * PAGE
             for c, j in zip(new, free, strict=False):
                 slots[c], held[j] = j, c
-                self._rebuild(state, g, table, record, c, first + j * 8)
+                self._rebuild(state, g, table, int(record), c, first + j * 8)
             to = at[i, g, counts[i, g] : counts[i, g] + 8 * len(chosen)]
             to[:] = [first + slots[int(c)] * 8 + t for c in chosen for t in range(8)]
             counts[i, g] += 8 * len(chosen)

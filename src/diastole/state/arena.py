@@ -10,7 +10,7 @@ import numpy as np
 from diastole.types import Array
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Arena:
     """What belongs to a page is one item of each array.
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diastole.kernels.blas import one_thread
 from diastole.slots import Companion
 from diastole.state.arena import Arena
 from diastole.state.cold import cold
@@ -228,6 +229,10 @@ class ShadowKV:
     def seal(self, stream: Stream, upto: int) -> None:
         if SEALED not in stream.leases or self.is_sealed(stream):
             return
+        with one_thread():
+            self._seal(stream, upto)
+
+    def _seal(self, stream: Stream, upto: int) -> None:
         note = stream.scratch.setdefault(_SCRATCH, _Note())
         n = stream.leases[SEALED].units
         table = np.array(stream.leases["kv"].places[: n // PAGE], np.int32)
@@ -245,7 +250,9 @@ class ShadowKV:
             for layer, gram in enumerate(note.grams):
                 self._seal_layer(layer, gram, table, stream)
             note.grams, note.counted = [], 0
-            stream.leases["kv"].pool.vacate(stream.leases["kv"], n)
+            pool = stream.leases["kv"].pool
+            assert isinstance(pool, PagePool)
+            pool.vacate(stream.leases["kv"], n)
 
     def _seal_layer(self, layer: int, gram: Array, table: Array, stream: Stream) -> None:
         places = np.array(stream.leases[SEALED].places, np.int64)

@@ -7,11 +7,11 @@ that their landmark tells least about stay exact. A decoding token looks at all 
 of chunks for each key/value head, rebuilds their keys and fetches their values, and attends to them, to the exact chunks
 and to all that came after the prompt. It needs a paged cache and one rotary table.
 
-Ours: keys are un-rotated from the stored rows in float32, and X^T X is added up while the prompt is read, so any chunks
-give the same factors. Whole pages of 64 tokens are sealed, so up to 63 more tokens stay exact than ``local_chunks`` says.
-The prefix cache keeps full pages of prompts as long as nobody needs their room; the factors belong to one prompt and are
-shared by its choices alone. A prompt that the budget would cover anyway is attended to densely, and while a prompt is read
-it is kept in full: that is the peak of its memory.
+Ours: keys are un-rotated from the stored rows in float32, and X^T X is added up while the prompt is read, so any
+chunks give the same factors. Whole pages of 64 tokens are sealed, so up to 63 more tokens stay exact than
+``local_chunks`` says. The prefix cache keeps full pages of prompts as long as nobody needs their room; the factors belong
+to one prompt and are shared by its choices alone. A prompt that the budget would cover anyway is attended to densely,
+and while a prompt is read it is kept in full: that is the peak of its memory. What a stream says itself is never sealed.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Shadow:
             for i, (stream, _) in enumerate(b.grants)
             if self.store.is_sealed(stream)
         ]
-        waves = []
+        waves: list[Wave] = []
         for turn in count():
             rows = [own[turn] for own in waiting if turn < len(own)]
             if not rows:
