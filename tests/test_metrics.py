@@ -73,6 +73,19 @@ def test_promises(
     assert meter.snapshot()["missed"] == missed
 
 
+@pytest.mark.parametrize(
+    ("ended", "reason", "broken"),
+    [(2.0, "stop", False), (2.25, "stop", True), (2.0, "deadline", True), (1.0, "abort", False)],
+)
+def test_the_promise_for_the_whole(ended: float, reason: str, broken: bool) -> None:
+    meter = Meter()
+    meter.arrived("r", 0.0, 10, SLO(total=2.0))
+    meter.emitted(["r"], 0.5)
+    meter.ended("r", ended, reason)
+    assert meter.missed == ({"total": 1} if broken else {})
+    assert meter.counters["slo_attained"] == (reason == "stop" and not broken)
+
+
 def test_a_step_counts_what_it_absorbs() -> None:
     meter = Meter()
     meter.stepped(0.5, 512)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import httpx
 from soak_load import CONTEXT, PATIENCE, TURNED_AWAY, Load, Tally
+from soak_progress import Health, percentile, showing
 
 OVERLOAD = 2.0  # arrivals beside what is sustained
 HEALTH_SECONDS = 0.05  # 99 of 100 probes are answered within
@@ -121,12 +122,11 @@ class Report:
             print(f"{what:<{width}}  {value}")
 
 
-def probe(host: str, port: int, seconds: float) -> list[float]:
-    """Ask /health again and again; how long each answer took. It runs in a process of its own, or it would measure
-    the load's."""
-    took = []
+def probe(host: str, port: int, seconds: float, told: Path) -> None:
+    """Ask /health again and again, and write to a file how long each answer took. It runs in a process of its own, or
+    it would measure the load's."""
     end = time.monotonic() + seconds
-    with socket.create_connection((host, port), timeout=30) as s:
+    with socket.create_connection((host, port), timeout=30) as s, told.open("w", buffering=1) as file:
         while (began := time.monotonic()) < end:
             s.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             got = b""
@@ -134,9 +134,9 @@ def probe(host: str, port: int, seconds: float) -> list[float]:
                 if not (more := s.recv(4096)):
                     raise ConnectionError(f"/health answered {got!r}")
                 got += more
-            took.append(time.monotonic() - began)
-            time.sleep(max(0.0, 1 / PROBES_PER_SECOND - took[-1]))
-    return took
+            took = time.monotonic() - began
+            file.write(f"{took}\n")
+            time.sleep(max(0.0, 1 / PROBES_PER_SECOND - took))
 
 
 async def sustained(load: Load, seconds: float) -> float:
@@ -175,11 +175,6 @@ async def drive(load: Load, rate: float, seconds: float, server: Server) -> list
     watcher.cancel()
     await asyncio.wait_for(asyncio.gather(*running), PATIENCE + 10)
     return memory
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The smallest value that so large a share of them does not exceed."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def judge(report: Report, server: Server, tally: Tally) -> None:
@@ -230,24 +225,33 @@ def main() -> int:
     report, tally = Report(), Tally()
     spawn = multiprocessing.get_context("spawn")
     command = [*SERVE, *(word for pair in FLAGS.items() for word in pair)]
-    with serving(command) as server, ProcessPoolExecutor(1, mp_context=spawn) as prober:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        serving(command) as server,
+        ProcessPoolExecutor(1, mp_context=spawn) as prober,
+    ):
+        probed = Path(directory) / "health"
+        health = Health(probed)
         load = Load(server.host, server.port, tally, random.Random(given.seed))
 
-        async def run() -> tuple[list[dict[str, int]], Future[list[float]]]:
-            rate = OVERLOAD * await sustained(load, min(20.0, given.seconds / 5))
+        async def run() -> tuple[list[dict[str, int]], Future[None]]:
+            first = min(20.0, given.seconds / 5)
+            async with showing("measuring", first, tally, health):
+                rate = OVERLOAD * await sustained(load, first)
             tally.first.clear()
             report.say("arrivals per second", f"{rate:.2f}")
-            probing = prober.submit(probe, server.host, server.port, given.seconds)
-            return await drive(load, rate, given.seconds, server), probing
+            probing = prober.submit(probe, server.host, server.port, given.seconds, probed)
+            async with showing(f"{rate:.1f}/s", given.seconds, tally, health):
+                return await drive(load, rate, given.seconds, server), probing
 
         memory, probing = asyncio.run(run())
-        health = probing.result()
+        probing.result()
         judge(report, server, tally)
         judge_memory(report, memory, SHORT_DRIFT if given.counts_only else DRIFT)
-        for name, values in (("first text, s", tally.first), ("/health, s", health)):
+        for name, values in (("first text, s", tally.first), ("/health, s", health.look())):
             report.say(f"{name}: p50 p99", f"{percentile(values, 0.5):.4f} {percentile(values, 0.99):.4f}")
         if not given.counts_only:
-            report.check("/health in time", percentile(health, 0.99) <= HEALTH_SECONDS, f"{HEALTH_SECONDS:g} s")
+            report.check("/health in time", percentile(health.times, 0.99) <= HEALTH_SECONDS, f"{HEALTH_SECONDS:g} s")
             report.check("first text in time", percentile(tally.first, 0.99) <= FIRST_SECONDS, f"{FIRST_SECONDS:g} s")
     report.show()
     return 1 if report.broken else 0

@@ -132,6 +132,9 @@ class ServerConfig:
     max_joules: float = knob(
         0.0, "most energy of one generation, its share of the host's; 0: no limit", unit="J", low=0
     )
+    max_resident: Bytes = knob(
+        Bytes(0), "memory of server and engine above which new requests are refused; 0: 90 % of what there is", low=0
+    )
     max_wait_seconds: float = knob(
         60.0, "that a request may be expected to wait for its first token; 0: no limit", unit="s", low=0
     )

@@ -18,10 +18,10 @@ from diastole.frontend.host import spoken_of
 from diastole.frontend.link import Thread
 from diastole.frontend.speaker import Speakers
 from diastole.frontend.textservice import seeded
-from diastole.frontend.types import Delta, TokenLogprob, Usage
+from diastole.frontend.types import Delta, RequestEnded, TokenLogprob, Usage
 from diastole.frontend.voice import voice_of
 from diastole.params import PoolParams, SamplingParams
-from diastole.types import SLO, Array, Request
+from diastole.types import SLO, Array, Ended, Event, Request
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]  # text, token ids, or chat messages
 
@@ -112,7 +112,7 @@ class LLM:
                 self._engine.add(Request(id, self.name, ids, params or PoolParams(), SLO(1e9, 1e9)))
                 rows[id] = i
             while self._engine.busy:
-                for event in self._engine.step() or ():
+                for event in self._events():
                     vectors[rows[event.id]] = event.data.vector
         finally:
             for id in rows:
@@ -131,7 +131,7 @@ class LLM:
                 self._engine.add(request)
                 which[id], speakers[id] = i, Speakers(self.voice.tokenizer, params, self._repetition_stop)
             while self._engine.busy:
-                for event in self._engine.step() or ():
+                for event in self._events():
                     heard = speakers[event.id].hear(spoken_of(event))
                     if heard is not None:
                         delta, stopped = heard
@@ -141,6 +141,17 @@ class LLM:
         finally:
             for id in which:
                 self._engine.abort(id)
+
+    def _events(self) -> Iterator[Event]:
+        """Of one step.
+
+        Raises:
+            RequestEnded: the engine failed on a request; its log says how.
+        """
+        for event in self._engine.step() or ():
+            if isinstance(event.data, Ended):
+                raise RequestEnded(event.data.finish)
+            yield event
 
     def _to_ids(self, prompt: Prompt) -> Sequence[int]:
         if isinstance(prompt, str):

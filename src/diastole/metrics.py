@@ -73,14 +73,17 @@ class _Life:
     outputs: int = 0
     gaps: int = 0  # between outputs: choices that speak in one step share one
 
-    def missed(self, now: float) -> list[str]:
-        """Promises that are broken by now: "ttft" the first output, "tpot" the mean gap between outputs."""
+    def missed(self, now: float, reason: str) -> list[str]:
+        """Promises that are broken if it ends now for this reason: "ttft" the first output, "tpot" the mean gap between
+        outputs, "total" the whole."""
         broken = []
         first = now if self.first is None else self.first
         if first - self.arrived > self.slo.first:
             broken.append("ttft")
         if self.gaps and self.gap > self.slo.gap:
             broken.append("tpot")
+        if self.slo.total is not None and (reason == "deadline" or now - self.arrived > self.slo.total):
+            broken.append("total")
         return broken
 
     @property
@@ -174,7 +177,7 @@ class Meter:
             self.histograms["request_decode_time_seconds"].observe(life.decoding)
         if life.gaps:
             self.histograms["request_time_per_output_token_seconds"].observe(life.gap)
-        broken = life.missed(now)
+        broken = life.missed(now, reason)
         self.missed.update(broken)
         # Of a request that was cut short nobody knows whether the rest would have come in time.
         if not broken and reason not in CUT_SHORT:

@@ -98,8 +98,31 @@ def _with_logprobs(logits: Array, token: int, k: int) -> Chosen:
     return Chosen(token, float(logits[token]) - total, best)
 
 
+class SomeFailed(Exception):
+    """Choosing failed for some rows: by row the errors, and the tokens of all others."""
+
+    def __init__(self, errors: dict[int, Exception], chosen: dict[int, Chosen]) -> None:
+        super().__init__(f"choosing failed for {len(errors)} of {len(errors) + len(chosen)} rows")
+        self.errors, self.chosen = errors, chosen
+
+
 def choose_all(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[Chosen]:
-    """One token for each row: logits (B, V) float32, left as they are."""
+    """One token for each row: logits (B, V) float32, left as they are.
+
+    Raises:
+        SomeFailed: an error for some of them, each on its own account.
+    """
+    try:
+        ids = _draw(samplers, logits, positions)
+        if all(s.plain for s in samplers):
+            return [Chosen(i) for i in ids]
+    except Exception:
+        return _each(samplers, logits, positions)
+    return _noted(samplers, logits, dict(enumerate(ids)), {})
+
+
+def _draw(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[int]:
+    """Ids, not yet noted anywhere: it can be done again."""
     out = np.empty(len(samplers), np.int64)
     adjusted = [i for i, s in enumerate(samplers) if s.adjusts]
     sample(
@@ -109,7 +132,31 @@ def choose_all(samplers: Sequence[Sampler], logits: Array, positions: Sequence[i
         np.array(positions, np.int64),
         out,
     )
-    ids = out.tolist()
-    if all(s.plain for s in samplers):
-        return [Chosen(i) for i in ids]
-    return [s.take(i, logits, row) for row, (s, i) in enumerate(zip(samplers, ids, strict=True))]
+    ids: list[int] = out.tolist()
+    return ids
+
+
+def _each(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[Chosen]:
+    """Row by row, since together they failed."""
+    ids: dict[int, int] = {}
+    errors: dict[int, Exception] = {}
+    for row, sampler in enumerate(samplers):
+        try:
+            ids[row] = _draw([sampler], logits[row : row + 1], positions[row : row + 1])[0]
+        except Exception as e:  # whatever it is, the other rows are not to blame
+            errors[row] = e
+    return _noted(samplers, logits, ids, errors)
+
+
+def _noted(
+    samplers: Sequence[Sampler], logits: Array, ids: dict[int, int], errors: dict[int, Exception]
+) -> list[Chosen]:
+    chosen: dict[int, Chosen] = {}
+    for row, id in ids.items():
+        try:
+            chosen[row] = samplers[row].take(id, logits, row)
+        except Exception as e:  # as above
+            errors[row] = e
+    if errors:
+        raise SomeFailed(errors, chosen)
+    return [*chosen.values()]

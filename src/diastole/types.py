@@ -8,7 +8,7 @@ tokens, frames, windows, denoising steps, ticks.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -154,11 +154,18 @@ class Event(NamedTuple):
     speaks: bool = True  # as its stream
 
 
+class Ended(NamedTuple):
+    """What the last event of a stream carries that the engine itself ended, with all others of its request."""
+
+    finish: Literal["deadline", "error"]  # its time was up, or a step could not be run because of it
+
+
 class Outcome(NamedTuple):
-    """What a commit brought: outputs, and streams born by forking (choices 1..n-1 of a request)."""
+    """What a commit brought: outputs, streams born by forking (choices 1..n-1 of a request), and those that failed."""
 
     events: list[Event]
     born: list[Stream]
+    failed: Sequence[tuple[Stream, Exception]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diastole.bench.geometry import SMOLLM2, WIDE, Synthetic
+from diastole.bench.sparse import measure
 from diastole.kernels.table import load
 from diastole.state.kv import PagedKV
 from diastole.types import UserError
@@ -49,3 +50,17 @@ def test_lengths_out_of_range_are_refused(lengths: tuple[int, ...]) -> None:
 def test_more_bytes_than_allowed_are_refused_before_they_are_taken() -> None:
     with pytest.raises(UserError, match="fewer layers"):
         Synthetic(SMOLLM2, PagedKV("bf16"), load(), lengths=(131_072,))
+
+
+def test_a_step_of_sparse_attention_reads_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timed by nobody here: the stacks run, and the one that attends to everything agrees with dense attention."""
+    ops = load(1)
+    if ops.name == "torch":
+        pytest.skip("the native operators are not built")
+    told: list[str] = []
+    uses = (("sink-window:budget=64,dense_below=1",), ("exact-topk:budget=4096,dense_below=1",))
+    found = list(measure(uses, 1500, ops, 1, told.append))
+    assert [f.use for f in found] == [(), *uses]
+    assert all(len(f.rounds) == 1 and f.seconds > 0 for f in found)
+    assert found[0].bytes_per_token == found[1].bytes_per_token == 30 * 2 * 3 * 64 * 2
+    assert told

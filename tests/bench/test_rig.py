@@ -59,8 +59,11 @@ def test_a_fork_and_a_loaded_stream_go_on_with_the_same_bits(rig: Rig) -> None:
     with rig.stream(ids[:PROMPT]) as s:
         rig.absorb(s)
         before = rig.used_bytes
+        s.scratch["notes"] = [1]
         twin, third = rig.fork(s), rig.load(rig.save(s))
         assert before < rig.used_bytes <= 2 * before  # what was loaded, and nothing yet for the fork
+        twin.scratch["notes"].append(2)
+        assert s.scratch["notes"] == [1]
         rig.step({twin: 7})  # the twins part: neither may see the other's token
         for token in ids[PROMPT:]:
             one, other = rig.step({s: int(token), third: int(token)})

@@ -10,7 +10,7 @@ import pytest
 from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.frontend.client import EngineClient
-from diastole.frontend.types import EngineLost
+from diastole.frontend.types import EngineLost, RequestEnded
 from diastole.params import SamplingParams
 from diastole.types import UserError
 
@@ -74,6 +74,21 @@ def test_a_choice_that_ends_twice_does_not_end_another() -> None:
     got = run(script, use)
     assert got == [(0, None), (1, None), (0, "stop"), (0, "length"), (1, None), (1, "stop")]
     assert script.heard == [add(n=2), wire.Abort("r", "stop", 0)]
+
+
+@pytest.mark.parametrize("finish", ["deadline", "error"])
+def test_what_the_engine_ends_is_over_and_not_aborted(finish: str) -> None:
+    script = Script(lambda c: [wire.Heard([spoken("r", 0)]), wire.Over("r", finish)])  # type: ignore[arg-type]
+
+    async def use(client: EngineClient) -> str:
+        with pytest.raises(RequestEnded) as e:
+            async for _ in client.stream(add(n=2)):
+                pass
+        assert len(client) == 0
+        return e.value.finish
+
+    assert run(script, use) == finish
+    assert script.heard == [add(n=2)]
 
 
 def test_leaving_early_aborts() -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from diastole.clock import FakeClock
+from diastole.engine.dispatch import LeastSlack
+from diastole.engine.engine import Engine
 from diastole.frontend import wire
 from diastole.frontend.host import EngineHost, Loaded
 from diastole.loops.ar import AutoRegressive
+from diastole.loops.frames import LiveParams
 from diastole.params import Grammar, SamplingParams
 from diastole.text.grammar import GrammarError, Guide
-from diastole.types import Array
+from diastole.types import SLO, Array, Request
+from engine.test_live import live_service
 from engine.toy import assert_clean, expected, toy_engine, toy_service
 
 PLAIN = SamplingParams(max_tokens=4, temperature=0, seed=0)
@@ -153,3 +160,46 @@ def test_quitting_waits_for_what_is_being_prepared() -> None:
     hosted.thread.join(10)
     assert not hosted.thread.is_alive()
     assert len(hosted.tokens("guided")) == 4
+
+
+def test_a_request_that_makes_a_step_fail_is_over_and_others_are_not() -> None:
+    class Faulty(Free):
+        def take(self, token: int) -> None:
+            raise RuntimeError("sabotage")
+
+        def fork(self) -> Guide:
+            return Faulty()
+
+    with running() as hosted:
+        hosted.grammars.guide = lambda grammar: Faulty()  # type: ignore[method-assign]
+        hosted.add("plain", replace(PLAIN, max_tokens=40, ignore_eos=True))
+        hosted.add("faulty", replace(GUIDED, n=2))
+        hosted.until(lambda: wire.Over("faulty", "error") in hosted.replies)
+        hosted.until(lambda: len(hosted.tokens("plain")) == 40)
+        assert hosted.tokens("plain") == expected([1, 2, 3], 40, frozenset())
+        assert [r for r in hosted.replies if isinstance(r, wire.Over)] == [wire.Over("faulty", "error")]  # told once
+
+
+def test_a_fault_while_a_request_is_opened_is_its_own() -> None:
+    with running() as hosted:
+        hosted.grammars.kept.add(GUIDED.grammar)  # type: ignore[arg-type]
+        hosted.grammars.guide = lambda grammar: 1 // 0  # type: ignore[assignment,method-assign,return-value]
+        hosted.add("faulty", GUIDED)
+        hosted.until(lambda: wire.Over("faulty", "error") in hosted.replies)
+        hosted.add("plain", PLAIN)
+        hosted.until(lambda: len(hosted.tokens("plain")) == 4)
+
+
+def test_a_deadline_wakes_a_host_that_idles() -> None:
+    """A live stream without input: nothing runs, and no command comes."""
+    clock, service, replies = FakeClock(), live_service(), queue.SimpleQueue[wire.Reply]()
+    engine = Engine([service], clock, LeastSlack())
+    host = EngineHost(engine, replies.put, {}, no_loading)
+    engine.add(Request("a", service.name, None, LiveParams(period=0.1), SLO(total=0.05)))
+    thread = threading.Thread(target=host.run)
+    thread.start()
+    clock.advance(0.05)
+    assert replies.get(timeout=10) == wire.Over("a", "deadline")
+    host.put(wire.Quit())
+    thread.join(10)
+    assert not thread.is_alive()

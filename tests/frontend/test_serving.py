@@ -246,6 +246,20 @@ def test_wrong_input_names_the_field(server: Running, change: dict[str, Any], st
     assert "Traceback" not in answer.text
 
 
+def test_time_for_the_whole_is_up(server: Running) -> None:
+    body = {"model": MODEL, "prompt": "Count: one, two,", "max_tokens": 8000, "ignore_eos": True}
+    began = time.monotonic()
+    reply = server.http.post("/v1/completions", json={**body, "slo": {"total_ms": 1500}}).json()
+    assert reply["choices"][0]["finish_reason"] == "deadline"
+    assert 0 < reply["usage"]["completion_tokens"] < 8000
+    assert reply["usage"]["prompt_tokens"] > 3
+    assert time.monotonic() - began >= 1.5
+    late = server.http.post("/v1/completions", json=body, headers={"x-slo-total-ms": "0.001"})
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    vectors = {"model": MODEL, "input": "hello", "slo": {"total_ms": 0.001}}
+    assert server.http.post("/v1/embeddings", json=vectors).status_code == 504
+
+
 def test_the_trace_shows_chunks_and_beats_of_a_stream(server: Running) -> None:
     prompt = list(range(2_000, 2_600))
     begun = server.http.get("/engine/trace").json()["last"]

@@ -9,7 +9,7 @@ import pytest
 
 from diastole.frontend import assembly
 from diastole.kernels import table
-from diastole.kernels.cgroup import memory_left, processors
+from diastole.kernels.cgroup import memory_left, memory_limit, processors
 
 MIB = 2**20
 V1_ENDLESS = 2**63 - 4096
@@ -115,3 +115,13 @@ def test_memory_and_threads_heed_the_limits(monkeypatch: pytest.MonkeyPatch) -> 
     for limit, threads in ((0.3, 1), (1.0, 1), (1.9, 1), (cores + 0.5, cores), (1e6, cores)):
         monkeypatch.setattr(table, "processors", lambda limit=limit: limit)
         assert table.physical_cores() == threads
+
+
+def test_the_whole_limit_is_that_of_the_tightest_group(tmp_path: Path) -> None:
+    assert memory_limit(tmp_path / "none", tmp_path / "neither") is None
+    files = {
+        **memory(900 * MIB, 100 * MIB, under="system.slice/a.service/"),
+        **memory(500 * MIB, 300 * MIB, under="system.slice/"),
+        **memory("max", 400 * MIB),
+    }
+    assert memory_limit(*tree(tmp_path, "0::/system.slice/a.service\n", files)) == 500 * MIB

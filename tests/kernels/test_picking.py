@@ -141,6 +141,19 @@ def test_scores(isa: str, fmt: str, pooled: bool) -> None:
 
 
 @each_isa()
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_what_is_taken_off_scores_decides_who_is_largest(isa: str, fmt: str) -> None:
+    cache = Cache(native(isa), fmt, [700], 3, 64)
+    rng = np.random.default_rng(16)
+    q, less = normal(rng, 2, 9, 64), normal(rng, 2, 9)
+    starts, (lo, hi) = np.array([0, 2], np.int32), ranges(2, (0, 700), (3, 90))
+    each, pooled = np.empty((2, 9, 700), np.float32), np.empty((2, 3, 700), np.float32)
+    for out, off in ((each, None), (pooled, less)):
+        cache.ops.scores(q, cache.buf, fmt, cache.tables, starts, lo, hi, 0.2, out, off)
+    same_bits(pooled, (each - less[..., None]).reshape(2, 3, 3, 700).max(2))
+
+
+@each_isa()
 @pytest.mark.parametrize("dim", [16, 32])
 def test_scores_of_keys_alone(isa: str, dim: int) -> None:
     rng = np.random.default_rng(7)

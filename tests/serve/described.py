@@ -80,5 +80,8 @@ def _make_served(case: Case, fields: dict[str, Any], names: dict[str, str]) -> N
     if isinstance(case.body, dict):
         kept = {k: v for k, v in case.body.items() if k not in UNTOLD}
         case.body = {**kept, **{k: v for k, v in fields.items() if k in kept}}
+        if isinstance(case.body.get("slo"), dict):
+            case.body["slo"] = {k: v for k, v in case.body["slo"].items() if k != "total_ms"}  # as below
     case.path_parameters.update({k: v for k, v in names.items() if k in case.path_parameters})
     case.headers.pop("x-priority", None)  # whether there are priorities the document does not say
+    case.headers.pop("x-slo-total-ms", None)  # who allows no time at all is answered 504

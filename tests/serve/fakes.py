@@ -85,6 +85,8 @@ class FakeService:
         self.fault: Exception = RuntimeError("secret detail of a fault")
         self.finish: str | None = None  # instead of "stop" and "length"
         self.vanish = False  # end without a final delta
+        self.late = False  # the deadline passes before the first token
+        self.late_prompts: set[str] = set()  # the same, of these prompts only, once another one has its first token
         self.most_running = 0
         self.asked.clear()
         self.aborted.clear()
@@ -120,6 +122,12 @@ class FakeService:
         self.asked.append(Asked(request_id, list(prompt), params, slo, salt, priority))
         if self.refusal is not None:
             raise self.refusal
+        while (waits := self.tokenizer.decode(prompt) in self.late_prompts) and not self.spoken:
+            await asyncio.sleep(0.002)
+        if self.late or waits:
+            for i in range(params.n):
+                yield Delta(i, "", (), None, "deadline", Usage(len(prompt), 0, 0))
+            return
         told = [self._answer(i, prompt, params) for i in range(params.n)]
         answers = [answer for answer, _ in told]
         cut = self.cut
@@ -225,6 +233,7 @@ class FakeBackend:
         self.dead = False  # for good
         self.restarting = False
         self.restarts = 0
+        self.processes: list[int] = []
         self.reloads: list[tuple[str, dict[str, Any]]] = []
         self.reload_failure: Exception | None = None
         self.failure: Exception | None = None

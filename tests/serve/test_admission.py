@@ -155,6 +155,7 @@ def test_over_http(stream: bool, eventually: Callable[[Callable[[], object]], No
             assert http.post(URL, json={**hasty, "slo": {"ttft_ms": 60_000}}).status_code == 200
             assert http.post(URL, json=HELLO).status_code == 200
             assert 'diastole_requests_limited_total{limit="wait"} 2.0' in http.get("/metrics").text
+            assert http.post(URL, json={**hasty, "slo": {"total_ms": 100}}).status_code == 429
         assert http.post(URL, json=hasty).status_code == 200  # nobody waits any more
 
 

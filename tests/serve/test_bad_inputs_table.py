@@ -212,9 +212,16 @@ TABLE = (
     Row(
         35,
         "deadlines that cannot be met, or pass",
-        ("serve/test_admission::test_over_http", "test_metrics::test_promises"),
-        "429 at admission, as in row 34; an answer whose time has passed goes on and is counted as missed, for late "
-        "text is still of use",
+        (
+            "serve/test_admission::test_over_http",
+            "engine/test_deadlines::test_it_ends_with_what_it_has_after_the_step_in_which_time_ran_out",
+            "engine/test_deadlines::test_those_who_wait_and_those_who_are_parked_end_too",
+            "serve/test_deadlines::test_every_api_says_that_time_was_up",
+            "serve/test_deadlines::test_before_the_first_token_it_is_an_error",
+            "test_metrics::test_promises",
+        ),
+        "429 at admission, as in row 34; only a promise for the whole ends an answer: a late first or next token is "
+        "counted as missed, for late text is still of use",
     ),
     Row(
         36,
@@ -228,22 +235,28 @@ TABLE = (
         37,
         "a fault in a step, numbers that are none, a hanging step",
         (
+            "engine/test_faults::test_others_say_what_they_would_have_said",
+            "engine/test_faults::test_where_all_fail_the_engine_is_at_fault",
+            "serve/test_deadlines::test_a_fault_in_the_engine_costs_this_request",
             "frontend/test_restart::test_a_hanging_engine_is_replaced",
             "test_sample::test_strange_logits_give_a_token_and_no_hang",
             "kernels/test_attend::test_what_is_no_number_stays_with_its_row",
         ),
-        "503 engine_restarting for all that ran: a fault in a step may have spoilt their state, so the engine is "
-        "replaced and nobody is retried in it",
+        "503 engine_restarting for all that ran where a step hangs, where nobody in it can be run, and where a fault "
+        "may have spoilt state: the engine is replaced",
     ),
     Row(
         38,
         "memory runs out",
         (
+            "serve/test_memory::test_over_http",
+            "serve/test_memory::test_it_refuses_above_the_limit_and_accepts_well_below_it",
             "engine/test_engine::test_too_many_tokens_and_a_used_id_are_refused",
             "frontend/test_reload::test_what_cannot_be_loaded_leaves_the_old_one_serving",
             "frontend/test_soak::test_nothing_is_lost_doubled_or_leaked",
         ),
-        "pools are taken at the start and give way by preemption; there is no watch on resident memory",
+        "all new requests are refused alike, and no cache is dropped: cached prefixes lie in pages that are taken at "
+        "the start, so dropping them would give nothing back",
     ),
     Row(
         39,
@@ -276,13 +289,16 @@ TABLE = (
     ),
     Row(
         43,
-        "signals under load, no more file descriptors",
+        "signals under load, no more file descriptors, a wall clock that is set",
         (
             "serve/test_shutdown::test_running_requests_finish_and_new_ones_are_refused",
             "serve/test_shutdown::test_two_signals_abort",
             "serve/test_bad_inputs_more::test_it_outlives_a_lack_of_file_descriptors",
+            "serve/test_wall_clock::test_quotas_neither_refill_nor_starve",
+            "serve/test_wall_clock::test_ceilings_and_latencies_are_spans",
+            "serve/test_wall_clock::test_deadlines_and_meters_of_the_engine",
+            "serve/test_wall_clock::test_only_stamps_are_taken_from_the_wall_clock",
         ),
-        "a step of the wall clock is not tried: all waiting is on monotonic clocks",
     ),
     Row(
         44,

@@ -100,7 +100,7 @@ def stored(of: Service, n: int) -> list[Array]:
     ("knobs", "what"),
     [
         ("budget=10", "budget must hold sink and recent"),
-        ("layers=13+2", "layers must be layers in order"),
+        ("layers=13+2", "layers must be auto, or layers in order"),
         ("layers=2+40", "each below 16"),
         ("layers=two", "layers must be"),
         ("share=all", "share must be"),

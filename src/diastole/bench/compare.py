@@ -8,7 +8,7 @@ from pathlib import Path
 from diastole.assets import resolve
 from diastole.assets.cache import root
 from diastole.bench import shapes
-from diastole.bench.field import Entry
+from diastole.bench.field import WITH, Entry
 from diastole.bench.llama import FORMATS, requantised
 from diastole.bench.task import Task
 from diastole.types import UserError
@@ -68,10 +68,16 @@ def model_file(model: str) -> Path:
 
 
 def field(
-    model: Path, threads: int, kernels: str, peers: Sequence[str], formats: Sequence[str], tell: Callable[[str], None]
+    model: Path,
+    threads: int,
+    kernels: str,
+    peers: Sequence[str],
+    formats: Sequence[str],
+    use: Sequence[str],
+    tell: Callable[[str], None],
 ) -> list[Entry]:
-    """Everybody: Diastole on these kernels, as it comes, with int8 keys and values, and with bf16 weights as
-    transformers has them; llama.cpp in these formats; transformers.
+    """Everybody: Diastole on these kernels, as it comes, with int8 keys and values, with bf16 weights as transformers
+    has them, and with each of the techniques ``use``; llama.cpp in these formats; transformers.
 
     Raises:
         UserError: a peer is unknown or not installed.
@@ -81,6 +87,7 @@ def field(
         Entry("diastole", "diastole", model, (own,)),
         Entry("diastole int8 kv", "diastole", model, (own, ("kv", "int8"))),
         Entry("diastole bf16 weights", "diastole", model, (own, ("weights", "bf16"))),
+        *(Entry(f"{WITH}{spec}", "diastole", model, (own, ("use", (spec,)))) for spec in use),
     ]
     for peer in peers:
         if peer == "llama.cpp":
@@ -91,6 +98,9 @@ def field(
                 entries.append(Entry(f"llama.cpp {fmt}", "llama.cpp", file))
                 if fmt in {"q4_0", "bf16"}:
                     entries.append(Entry(f"llama.cpp {fmt} flash off", "llama.cpp", file, (("flash", 0),)))
+                if fmt == "q4_0":
+                    options = (("flash", 1), ("cache", "q8_0"))
+                    entries.append(Entry("llama.cpp q4_0 q8_0 kv", "llama.cpp", file, options))
         elif peer == "transformers":
             entries.append(Entry("transformers bf16", "transformers", model))
         else:

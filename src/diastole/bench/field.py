@@ -38,7 +38,10 @@ class Entry:
 
 
 LONG = 2048  # tokens of a prompt from which on keys and values weigh
-ONLY_LONG = frozenset({"llama.cpp q4_0 flash off", "llama.cpp bf16 flash off", "diastole int8 kv"})
+ONLY_LONG = frozenset(
+    {"llama.cpp q4_0 flash off", "llama.cpp bf16 flash off", "llama.cpp q4_0 q8_0 kv", "diastole int8 kv"}
+)
+WITH = "diastole with "  # and a technique: begins the names of such entries
 ONLY_PREFILL = frozenset({"diastole bf16 weights"})
 
 
@@ -47,4 +50,4 @@ def suits(entry: Entry, task: Task) -> bool:
     are used many times, stay out of others."""
     if entry.name in ONLY_PREFILL:
         return task.steps == 0
-    return task.prompt >= LONG or entry.name not in ONLY_LONG
+    return task.prompt >= LONG or not (entry.name in ONLY_LONG or entry.name.startswith(WITH))

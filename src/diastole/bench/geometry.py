@@ -57,6 +57,7 @@ class Synthetic:
         lengths: tokens of each stream.
         seed: of keys, values and queries.
         most_bytes: of state, at most.
+        spare: tokens for which each stream has room beyond its own.
 
     Raises:
         UserError: the lengths are out of range or their state would take more.
@@ -70,12 +71,13 @@ class Synthetic:
         lengths: Sequence[int],
         seed: int = 0,
         most_bytes: int = 2 * 2**30,
+        spare: int = 0,
     ) -> None:
         if not lengths or not all(1 <= n <= MOST_TOKENS for n in lengths):
             raise UserError(f"lengths must lie between 1 and {MOST_TOKENS:,} tokens", param="lengths")
         self.geometry, self.store, self.lengths = geometry, store, tuple(lengths)
         self.name = geometry.name
-        pages = sum(-(-n // PAGE) for n in lengths)
+        pages = sum(-(-(n + spare) // PAGE) for n in lengths)
         store.alloc(geometry.spec, 1, ops)  # tells bytes_per_token
         self.bytes = int(pages * PAGE * store.bytes_per_token)
         if self.bytes > most_bytes:

@@ -15,7 +15,7 @@ from diastole.config import Config, EngineConfig, ServiceConfig
 from diastole.frontend.assembly import build_engine
 from diastole.nn.decoder import Decoder
 from diastole.params import SamplingParams
-from diastole.types import SLO, Request, UserError
+from diastole.types import SLO, Ended, Request, UserError
 
 
 class Ours:
@@ -120,4 +120,6 @@ class Ours:
 
     def _step(self) -> None:
         for event in self.engine.step() or ():
+            if isinstance(event.data, Ended):
+                raise RuntimeError("the engine failed on a request: see the log")
             self._open[event.id] += 1

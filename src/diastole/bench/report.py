@@ -14,7 +14,7 @@ from rich.table import Table
 
 from diastole import __version__
 from diastole.bench.contest import Result
-from diastole.bench.field import Entry
+from diastole.bench.field import WITH, Entry
 from diastole.bench.limits import Machine
 from diastole.types import UserError
 
@@ -56,6 +56,14 @@ def _task(result: Result, entries: Sequence[Entry], machine: Machine) -> dict[st
         if best is not None and OURS in result.speeds:
             median, least, most = result.ratio(OURS, best)
             found[f"against_{engine}"] = {"entry": best, "ratio": median, "least": least, "most": most}
+    llama = found.get("against_llama.cpp", {}).get("entry")
+    beside = {"dense": OURS, **({} if llama is None else {"llama.cpp": llama})}
+    for name in (n for n in result.speeds if n.startswith(WITH)):
+        found.setdefault("with", {})[name.removeprefix(WITH)] = {
+            what: dict(zip(("ratio", "least", "most"), result.ratio(name, other), strict=True))
+            for what, other in beside.items()
+            if other in result.speeds
+        }
     if result.needs is not None:
         limit = task.tokens / result.needs.seconds(task, machine)
         found["limit_tokens_per_second"] = limit
@@ -97,8 +105,13 @@ def as_table(found: dict[str, Any]) -> Table:
             times = f"[bold]{against['ratio']:.2f}[/] ({against['least']:.2f}-{against['most']:.2f})"
             table.add_row(*head, against["entry"], _speed(speeds[against["entry"]]), times)
             head = ["", "", "", ""]
+        for name, ratios in task.get("with", {}).items():
+            for what, r in ratios.items():
+                times = f"[bold]{r['ratio']:.2f}[/] ({r['least']:.2f}-{r['most']:.2f}) x {what}"
+                table.add_row(*head, f"with {name}", _speed(speeds[WITH + name]), times)
+                head = ["", "", "", ""]
         for name, speed in speeds.items():
-            if name.startswith(f"{OURS} "):
+            if name.startswith(f"{OURS} ") and not name.startswith(WITH):
                 table.add_row(*head, name, _speed(speed), f"{speeds[OURS]['median'] / speed['median']:.2f}")
                 head = ["", "", "", ""]
         if head[0]:

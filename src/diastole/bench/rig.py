@@ -21,11 +21,14 @@ from diastole.engine.executor import Inline
 from diastole.frontend.assembly import build_engine
 from diastole.frontend.voice import tokenizer_of
 from diastole.loops.ar import AutoRegressive
+from diastole.nn.decoder import Decoder
+from diastole.nn.inside import Inside
 from diastole.params import SamplingParams
+from diastole.slots import Probe
 from diastole.state.lease import Blob
 from diastole.state.pages import PAGE
 from diastole.text import Tokenizer
-from diastole.types import Array, Batch, Grant, Request, Stream, UserError
+from diastole.types import Array, Batch, Grant, PagedSpec, Request, Stream, UserError
 
 CHUNK = 512  # tokens of a prompt absorbed in one step, as the engine does
 
@@ -114,7 +117,7 @@ class Rig:
         return twin
 
     def save(self, stream: Stream) -> Blob:
-        """A stream's tokens and state, to be loaded by any rig with the same layout."""
+        """A stream's tokens and pages, for any rig with the same layout; not what techniques noted of it."""
         blob = self.loop.pool.pack(stream.leases["kv"])
         return replace(blob, data={**blob.data, "ids": stream.own.ids[: stream.known].copy()})
 
@@ -197,7 +200,25 @@ class Rig:
             self.loop.absorbed(stream, n)
         return logits
 
+    @contextmanager
+    def watched(self, probe: Probe) -> Iterator[None]:
+        """While inside, this probe looks on too."""
+        before = self.service.state
+        inside: Inside = before["inside"]
+        self.service.state = {**before, "inside": replace(inside, probes=(*inside.probes, probe))}
+        try:
+            yield
+        finally:
+            self.service.state = before
+
     # ---- what it costs
+
+    @property
+    def spec(self) -> PagedSpec:
+        """Layers, key/value heads and their size."""
+        if not isinstance(self.service.model, Decoder):
+            raise UserError("only decoders are studied", param="model")
+        return self.service.model.state_specs()["kv"]
 
     @property
     def bytes_per_token(self) -> float:

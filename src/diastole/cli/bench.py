@@ -14,10 +14,12 @@ from typing import Annotated
 import typer
 
 from diastole.cli.longcontext import longcontext
+from diastole.cli.sparse import sparse
 from diastole.types import UserError
 
 app = typer.Typer(help="Measure this installation on this machine.", no_args_is_help=True)
 app.command()(longcontext)
+app.command()(sparse)
 
 
 @app.command()
@@ -278,6 +280,9 @@ def compare(
     rounds: Annotated[int, typer.Option(min=1, help="turns of each")] = 5,
     threads: Threads = 0,
     kernels: Annotated[str, typer.Option(help="Diastole's, as in `diastole serve`; peers choose their own")] = "auto",
+    use: Annotated[
+        list[str] | None, typer.Option(help="also Diastole with this technique, in long contexts; may be repeated")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="folder for compare.json and compare.png")] = None,
 ) -> None:
     """Diastole, llama.cpp in each of its formats, and transformers, taking turns in one run: how many times as fast.
@@ -298,7 +303,7 @@ def compare(
     with console.status("preparing") as status:
         file = arena.model_file(model)
         names = [p.strip() for p in peers.split(",") if p.strip()]
-        entries = arena.field(file, threads, kernels, names, arena.formats(formats), status.update)
+        entries = arena.field(file, threads, kernels, names, arena.formats(formats), use or [], status.update)
         status.update("measuring the machine")
         machine = limits.measure(threads, kernels)
         for task in wanted:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def longcontext(
     model: Annotated[str, typer.Option("--model", "-m", help="asset, GGUF file or directory")] = "smollm2-135m",
     use: Annotated[list[str] | None, typer.Option(help='technique, "name:knob=value"; may be repeated')] = None,
-    kv: Annotated[str, typer.Option(help="keys and values of both: f32, bf16 or int8")] = "bf16",
+    kv: Annotated[str, typer.Option(help="form of keys and values of both; auto: as each prefers")] = "auto",
     lengths: Annotated[str, typer.Option(help="tokens of the contexts; k is 1,000")] = "1k,2k,4k,7k",
-    tasks: Annotated[str, typer.Option(help="names with commas between; empty: all")] = "",
+    tasks: Annotated[str, typer.Option(help="names with commas between; empty: all on real text")] = "",
     domain: Annotated[str, typer.Option(help="of the prose: documentation, code or licences")] = "documentation",
     cases: Annotated[int, typer.Option(min=1, help="contexts per task and length")] = 2,
     seed: Annotated[int, typer.Option(help="of the cases")] = 0,
@@ -69,9 +69,9 @@ def longcontext(
 
 def _entry(found: Any) -> dict[str, Any]:
     from diastole.bench.longcontext.study import by_label, mean
-    from diastole.bench.longcontext.tasks import TASKS
+    from diastole.bench.longcontext.tasks import ALL
 
-    shows = TASKS[found.task].shows
+    shows = ALL[found.task].shows
     return {
         "task": found.task,
         "length": found.length,

@@ -23,7 +23,21 @@ app = typer.Typer(
 
 def register() -> None:
     """Give ``app`` its commands."""
-    from diastole.cli import bench, chat, check, generate, key, listing, papers, pull, reproduce, serve, top, version
+    from diastole.cli import (
+        bench,
+        chat,
+        check,
+        generate,
+        key,
+        listing,
+        papers,
+        pull,
+        reproduce,
+        serve,
+        top,
+        train,
+        version,
+    )
 
     examples = {
         "serve": "[bold]diastole serve[/]  ·  diastole serve model.gguf --port 9000  ·  diastole serve engine.toml",
@@ -51,6 +65,7 @@ def register() -> None:
         app.command(name, epilog=epilog)(command)
     app.add_typer(bench.app, name="bench")
     app.add_typer(key.app, name="key")
+    app.add_typer(train.app, name="train")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ TIMES = (
     ("TPOT", "request_time_per_output_token_seconds"),
     ("gap", "inter_token_latency_seconds"),
 )
+USUAL = ("ttft", "tpot")  # promises that every request has
 ENDS = ("stop", "length", "abort", "error")
 
 
@@ -92,7 +93,7 @@ class Service:
 
     def _numbers(self, window: Window) -> Table:
         grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.add_column(min_width=4)
+        grid.add_column(min_width=4, no_wrap=True)
         for _ in ("p50", "p95"):
             grid.add_column(min_width=9, justify="right", no_wrap=True)
         for _ in ("what", "how much"):
@@ -112,7 +113,8 @@ class Service:
         ended -= now.total("request_success_total", finished_reason="abort", **name)
         kept = f"{now.total('slo_attained_total', **name) / ended:.0%}" if ended else NOTHING
         missed = now.by("slo_missed_total", "which", **name)
-        late = ", ".join(f"{which} {n:.0f}" for which, n in sorted(missed.items(), reverse=True))
+        told = [(which, n) for which, n in sorted(missed.items(), reverse=True) if n or which in USUAL]
+        late = ", ".join(f"{which} {n:.0f}" for which, n in told)
         return (
             ("prefix hits", hits),
             ("preemptions", f"{moved:.0f} now, {ever:.0f} ever"),

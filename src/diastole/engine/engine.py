@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from diastole.clock import Clock
 from diastole.engine.executor import Executor, Inline
+from diastole.engine.faults import Blame, Ran
 from diastole.engine.service import Service
 from diastole.engine.trace import Trace, View
 from diastole.slots import Dispatcher
-from diastole.types import Array, Event, Request, UserError
+from diastole.types import Array, Batch, Event, Grant, Request, UserError
 
 
 class Engine:
@@ -22,6 +25,7 @@ class Engine:
         self.services = list(services)
         self.clock, self.dispatch, self.executor = clock, dispatch, executor or Inline()
         self.trace = Trace()
+        self._blame = Blame()
         self._by_name = {s.name: s for s in self.services}
 
     def step(self) -> list[Event] | None:
@@ -29,24 +33,54 @@ class Engine:
         if len(self.services) > len(self._by_name):
             self._let_go()
         now = self.clock.now()
+        late: list[Event] = []
         for service in self.services:
+            if service.ledger.next_deadline <= now:
+                late += service.ledger.overdue(now)
             service.ledger.admit(now)
         turn = self.dispatch.next(self.services, now)
         if turn is None:
-            return None
+            return late or None
         index, asks, seconds = turn
         service = self.services[index]
-        batch = service.loop.prepare(service.compose.compose(asks, seconds, service.cost))
-        events: list[Event] = []
-        if batch.grants:
-            output = self.executor.run(service, batch)
-            end = self.clock.now()
-            self.trace.ran(service.name, now, end - now, batch.grants)
-            service.cost.learn(batch.grants, end - now)
-            service.meter.stepped(end - now, len(batch.inputs))
-            events = service.ledger.settle(service.loop.commit(batch, output, end), end)
-        service.ledger.relieve(batch.starved)
-        return events
+        grants = service.compose.compose(asks, seconds, service.cost)
+        try:
+            batch, output = self._forward(service, grants)
+        except Exception as e:
+            ran = self._blame.one_by_one(service, grants, partial(self._run, service), e)
+        else:
+            ran = self._commit(service, batch, output, now)
+        events = ran.events
+        if ran.failed:
+            events = [*events, *self._blame.end(service, ran, self.clock.now())]
+        service.ledger.relieve([s for s in ran.starved if not s.finished] if ran.failed else ran.starved)
+        return [*late, *events] if late else events
+
+    def _run(self, service: Service, grants: Sequence[Grant]) -> Ran:
+        began = self.clock.now()
+        return self._commit(service, *self._forward(service, grants), began)
+
+    def _forward(self, service: Service, grants: Sequence[Grant]) -> tuple[Batch, Array | None]:
+        """What may fail and be done again. No output: nobody in the batch had room."""
+        batch = service.loop.prepare(grants)
+        return batch, self.executor.run(service, batch) if batch.grants else None
+
+    def _commit(self, service: Service, batch: Batch, output: Array | None, began: float) -> Ran:
+        if output is None:
+            return Ran([], batch.starved)
+        end = self.clock.now()
+        self.trace.ran(service.name, began, end - began, batch.grants)
+        service.cost.learn(batch.grants, end - began)
+        outcome = service.loop.commit(batch, output, end)
+        well = len(batch.grants) + len(outcome.born) - len(outcome.failed)
+        if well:
+            service.meter.stepped(end - began, len(batch.inputs))
+        return Ran(service.ledger.settle(outcome, end), batch.starved, well, outcome.failed)
+
+    @property
+    def next_deadline(self) -> float:
+        """When a step has to end a request for its time, at the earliest; infinite: never, as things are."""
+        return min((s.ledger.next_deadline for s in self.services), default=math.inf)
 
     # ---- services
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 from diastole.engine.admission import Admission, InOrder
+from diastole.engine.deadlines import Deadlines
 from diastole.loops.base import Loop
 from diastole.metrics import Meter
 from diastole.slots import CostModel
 from diastole.state.host import HostTier
 from diastole.state.lease import Lease, Pool
-from diastole.types import Event, Grant, Outcome, Stream
+from diastole.types import Ended, Event, Grant, Outcome, Stream
 
 SWAP_BYTES_PER_SECOND = 4e9  # packing plus unpacking; only its size against recomputation matters
 
@@ -46,6 +47,7 @@ class Ledger:
         self.running: list[Stream] = []  # both lists in order of arrival
         self.waiting: list[Stream] = []
         self._alive: dict[str, int] = {}  # request id -> choices that have not ended
+        self._deadlines = Deadlines()
         self._serial = count()
         self._pressed = False  # somebody starves: nobody else is let in
 
@@ -65,6 +67,7 @@ class Ledger:
         """A new stream; it waits until ``admit``."""
         stream.serial = next(self._serial)
         self._alive[stream.req.id] = 1
+        self._deadlines.add(stream.req)
         self.waiting.append(stream)
         self.meter.arrived(stream.req.id, now, stream.known, stream.req.slo)
         self.meter.count("prompt_tokens", stream.known)
@@ -122,6 +125,7 @@ class Ledger:
         self._alive[id] -= 1
         if self._alive[id] == 0:
             del self._alive[id]
+            self._deadlines.discard(id)
             self.meter.ended(id, now, reason)
 
     # ---- leaving early
@@ -140,6 +144,20 @@ class Ledger:
             for _ in gone:
                 self._end(id, now, reason)
         return gone
+
+    def end(self, id: str, now: float, why: Ended) -> list[Event]:
+        """End a request now because the engine wills it; the last events of its streams."""
+        gone = self.abort(id, now, why.finish)
+        return [Event(id, stream.index, why, True, now, stream.speaks) for stream in gone]
+
+    def overdue(self, now: float) -> list[Event]:
+        """End the requests whose promise for the whole has passed, running, waiting or parked; their last events."""
+        return [e for id in self._deadlines.passed(now) for e in self.end(id, now, Ended("deadline"))]
+
+    @property
+    def next_deadline(self) -> float:
+        """When ``overdue`` has something to do next, in seconds; infinite: not at all, as things are."""
+        return self._deadlines.next
 
     def relieve(self, starved: Sequence[Stream]) -> None:
         """Make room for the oldest starved stream by preempting the youngest that holds state, or itself if it is that.

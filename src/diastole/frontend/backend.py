@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,11 @@ class Backend:
     def ready(self) -> bool:
         """Whether an engine serves now."""
         return bool(self.services) and self._engine.client.alive
+
+    @property
+    def processes(self) -> Sequence[int]:
+        """Ids of processes that work for this one."""
+        return self._engine.client.processes
 
     @property
     def restarts(self) -> int:

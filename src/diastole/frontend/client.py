@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.frontend.link import Link
-from diastole.frontend.types import EngineLost
+from diastole.frontend.types import EngineLost, RequestEnded
 from diastole.types import UserError
 
 
@@ -57,11 +57,17 @@ class EngineClient:
     def alive(self) -> bool:
         return not self.lost and self._link.alive()
 
+    @property
+    def processes(self) -> Sequence[int]:
+        """Ids of the engine's own processes."""
+        return self._link.processes()
+
     async def stream(self, add: wire.Add) -> AsyncIterator[wire.Spoken]:
         """Run a request. Leaving the iterator early aborts it.
 
         Raises:
             UserError: the engine refuses it.
+            RequestEnded: the engine ended it.
             EngineLost: the engine died.
         """
         if self.lost:
@@ -89,6 +95,7 @@ class EngineClient:
 
         Raises:
             UserError: the engine refuses it.
+            RequestEnded: the engine ended it.
             EngineLost: the engine died.
         """
         if self.lost:
@@ -159,11 +166,9 @@ class EngineClient:
                 if (vector := self._vectors.get(reply.id)) is not None and not vector.done():
                     vector.set_result(reply.data)
             case wire.Refused():
-                error = UserError(reply.message, param=reply.param, code=reply.code)
-                if reply.id in self._streams:
-                    self._streams[reply.id].put_nowait(error)
-                elif (vector := self._vectors.get(reply.id)) is not None and not vector.done():
-                    vector.set_exception(error)
+                self._end(reply.id, UserError(reply.message, param=reply.param, code=reply.code))
+            case wire.Over():
+                self._end(reply.id, RequestEnded(reply.finish))
             case wire.Stats():
                 for answer in self._stats:
                     if not answer.done():
@@ -183,6 +188,13 @@ class EngineClient:
                 view = self._views.popleft()
                 if not view.done():
                     view.set_result(reply.view)
+
+    def _end(self, id: str, error: Exception) -> None:
+        """A request ends with an error."""
+        if id in self._streams:
+            self._streams[id].put_nowait(error)
+        elif (vector := self._vectors.get(id)) is not None and not vector.done():
+            vector.set_exception(error)
 
     def _end_reload(self, service: str, end: Callable[[asyncio.Future[wire.Card]], None]) -> None:
         answer = self._reloads.pop(service, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -13,10 +14,11 @@ import numpy as np
 
 from diastole.engine.engine import Engine
 from diastole.engine.service import Service
+from diastole.engine.trace import shown_id
 from diastole.frontend import wire
 from diastole.loops.ar import Tokens
 from diastole.loops.pooling import Pooled
-from diastole.types import SLO, Event, Request, UserError
+from diastole.types import SLO, Ended, Event, Request, UserError
 
 log = logging.getLogger("diastole.frontend")
 
@@ -77,18 +79,24 @@ class EngineHost:
 
     def _tell(self, events: Sequence[Event]) -> None:
         spoken = []
+        over: dict[str, Ended] = {}
         for event in events:
-            if isinstance(event.data, Pooled):
+            if isinstance(event.data, Ended):
+                over[event.id] = event.data
+            elif isinstance(event.data, Pooled):
                 self.send(wire.Vector(event.id, event.data.vector.tobytes()))
             else:
                 spoken.append(spoken_of(event))
         if spoken:
             self.send(wire.Heard(spoken))
+        for id, why in over.items():
+            self.send(wire.Over(id, why.finish))
 
     def _take(self, wait: bool) -> None:
-        """Do all commands that have come; ``wait`` for one if there is none."""
+        """Do all commands that have come; ``wait`` for one if there is none, until a deadline passes."""
+        seconds = self.engine.next_deadline - self.engine.clock.now() if wait else 0.0
         try:
-            command = self._inbox.get(block=wait)
+            command = self._inbox.get(block=wait, timeout=None if math.isinf(seconds) else max(seconds, 0.0))
             while True:
                 self._do(command)
                 command = self._inbox.get(block=False)
@@ -175,6 +183,9 @@ class EngineHost:
             self.engine.add(request)
         except UserError as e:
             self._refuse(request, e)
+        except Exception:  # a fault of ours, which must not cost the others their engine
+            log.exception("request %s could not be opened", shown_id(request.id))
+            self.send(wire.Over(request.id, "error"))
 
     def _refuse(self, request: Request, error: UserError) -> None:
         self.send(wire.Refused(request.id, error.message, error.param, error.code))

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -47,6 +47,10 @@ class Link(Protocol):
         ...
 
     def alive(self) -> bool: ...
+
+    def processes(self) -> Sequence[int]:
+        """Ids of processes of its own that the engine has."""
+        ...
 
     def ending(self) -> str:
         """How it ended, for a log."""
@@ -129,6 +133,9 @@ class Process:
     def alive(self) -> bool:
         return self._child is not None and self._child.poll() is None
 
+    def processes(self) -> Sequence[int]:
+        return [] if self._child is None else [self._child.pid]
+
     def ending(self) -> str:
         code = None if self._child is None else self._child.poll()
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
@@ -184,6 +191,9 @@ class Thread:
 
     def alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    def processes(self) -> Sequence[int]:
+        return []
 
     def ending(self) -> str:
         return "the engine's thread ended"

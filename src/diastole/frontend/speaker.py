@@ -89,3 +89,7 @@ class Speakers:
         generated = sum(c.tokens for c in self._choices) + len(spoken.ids)
         delta = speaker.hear(spoken, Usage(spoken.prompt, spoken.cached, generated))
         return delta, speaker.stopped
+
+    def cut(self, finish: str, usage: Usage) -> list[Delta]:
+        """The last deltas of the choices that have not ended, which are ended now."""
+        return [c.hear(Spoken("", c.index, [], None, finish, 0, 0), usage) for c in self._choices if not c.finished]

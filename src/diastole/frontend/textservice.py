@@ -15,7 +15,7 @@ from diastole.config import ServiceConfig
 from diastole.frontend import wire
 from diastole.frontend.speaker import Speakers
 from diastole.frontend.supervisor import Supervisor
-from diastole.frontend.types import Delta
+from diastole.frontend.types import Delta, RequestEnded, Usage
 from diastole.frontend.voice import Voice
 from diastole.params import PoolParams, SamplingParams
 from diastole.text import Tokenizer
@@ -114,6 +114,7 @@ class TextService:
 
         Raises:
             UserError: the engine refuses it.
+            RequestEnded: the engine failed on it.
             EngineLost: the engine died, or is being restarted.
         """
         ids = np.asarray(prompt, np.int32).tobytes()
@@ -121,14 +122,21 @@ class TextService:
         speakers = Speakers(self.tokenizer, params, self._repetition_stop)
         client = self._engine.client
         spoken = client.stream(add)
+        usage = Usage(len(prompt), 0, 0)
         try:
             async for said in spoken:
                 heard = speakers.hear(said)
                 if heard is None:
                     continue
                 delta, stopped = heard
+                usage = delta.usage
                 if stopped:
                     client.end_choice(request_id, delta.index, delta.finish or "stop")
+                yield delta
+        except RequestEnded as e:
+            if e.finish != "deadline":
+                raise
+            for delta in speakers.cut(e.finish, usage):
                 yield delta
         finally:
             await spoken.aclose()  # type: ignore[attr-defined]
@@ -136,7 +144,11 @@ class TextService:
     async def embed(
         self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
     ) -> Array:
-        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it."""
+        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it.
+
+        Raises:
+            RequestEnded: the engine ended it, by its deadline or because it failed on it.
+        """
         ids = np.asarray(prompt, np.int32).tobytes()
         return np.frombuffer(
             await self._engine.client.embed(wire.Embed(request_id, self.name, ids, params, slo)), np.float32

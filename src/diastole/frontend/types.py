@@ -10,6 +10,18 @@ class EngineLost(RuntimeError):
     """The engine died while it worked on a request, or is not there to take it."""
 
 
+class RequestEnded(RuntimeError):
+    """The engine ended a request by itself.
+
+    Args:
+        finish: "deadline": its promise for the whole had passed; "error": a step could not be run because of it.
+    """
+
+    def __init__(self, finish: str) -> None:
+        super().__init__(f"the engine ended the request: {finish}")
+        self.finish = finish
+
+
 class Likely(NamedTuple):
     """A token and its natural-log probability."""
 
@@ -37,8 +49,8 @@ class Usage(NamedTuple):
 class Delta:
     """One piece of one choice. ``finish`` is None until the choice's last piece.
 
-    ``finish``: "stop" (end token or stop string), "length" (max_tokens or context), "repetition" (a loop), "abort",
-    "error".
+    ``finish``: "stop" (end token or stop string), "length" (max_tokens or context), "repetition" (a loop),
+    "deadline" (the promise for the whole has passed), "abort", "error".
     """
 
     index: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -112,6 +112,13 @@ class Refused(msgspec.Struct, tag="refused"):
     code: str | None = None
 
 
+class Over(msgspec.Struct, tag="over"):
+    """The engine ended a request with all its choices: see ``types.Ended``."""
+
+    id: str
+    finish: Literal["deadline", "error"]
+
+
 class Spoken(msgspec.Struct, tag="spoken", array_like=True):
     """Tokens of one choice, with [id, logprob] alternatives where asked."""
 
@@ -168,4 +175,4 @@ class NotReloaded(msgspec.Struct, tag="not_reloaded"):
     code: str | None = None
 
 
-Reply = Ready | Failed | Refused | Heard | Vector | Stats | Traced | Pong | Reloaded | NotReloaded
+Reply = Ready | Failed | Refused | Over | Heard | Vector | Stats | Traced | Pong | Reloaded | NotReloaded

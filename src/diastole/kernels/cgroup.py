@@ -38,6 +38,17 @@ def memory_left(mounted: Path = MOUNTED, membership: Path = MEMBERSHIP) -> int |
     return min(left, default=None)
 
 
+def memory_limit(mounted: Path = MOUNTED, membership: Path = MEMBERSHIP) -> int | None:
+    """Bytes that may be taken in all; None without a limit."""
+    limits = [
+        limit
+        for version in (_V1, _V2)
+        for group in _groups("memory", mounted, membership)
+        if (limit := _number(group / version.limit)) is not None
+    ]
+    return min(limits, default=None)
+
+
 def processors(mounted: Path = MOUNTED, membership: Path = MEMBERSHIP) -> float | None:
     """Seconds of processor time per second; None without a limit."""
     shares = []

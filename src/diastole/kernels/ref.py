@@ -166,6 +166,7 @@ class TorchOps:
         hi: Array,
         scale: float,
         out: Array,
+        less: Array | None = None,
     ) -> None:
         keys = _wide(_keys(buf, q.shape[2])) if fmt == "keys" else _cache(buf)[:, :, 0]
         groups = keys.shape[1]
@@ -175,7 +176,10 @@ class TorchOps:
         for b, g in np.ndindex(len(tables), groups):
             for t in range(int(starts[b]), int(starts[b + 1])):
                 at = np.arange(low[t, g], high[t, g])
-                s = q[t, g * share : (g + 1) * share] @ keys[own[b, g][at // PAGE], g, at % PAGE].T * np.float32(scale)
+                heads = slice(g * share, (g + 1) * share)
+                s = q[t, heads] @ keys[own[b, g][at // PAGE], g, at % PAGE].T * np.float32(scale)
+                if less is not None:
+                    s -= less[t, heads, None]
                 out[t, g * per : (g + 1) * per, low[t, g] : high[t, g]] = s if per > 1 or share == 1 else s.max(0)
 
     def keys_write(self, buf: Array, rows: Array, k: Array) -> None:

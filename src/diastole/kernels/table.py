@@ -193,9 +193,11 @@ class Ops(Protocol):
         hi: Array,
         scale: float,
         out: Array,
+        less: Array | None = None,
     ) -> None:
         """Products of queries with the keys that ``attend`` would look at, times ``scale``, -inf for the rest: out
-        (T, H, N), or (T, Hkv, N) with the largest of those that share a key. fmt "keys": see ``keys_write``."""
+        (T, H, N), or (T, Hkv, N) with the largest of those that share a key. less (T, H): what is taken off each head's
+        before they are compared. fmt "keys": see ``keys_write``."""
         ...
 
     def keys_write(self, buf: Array, rows: Array, k: Array) -> None:

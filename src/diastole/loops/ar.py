@@ -8,6 +8,7 @@ phase and no decode phase, only ``known - done``. A stream that only reads (``lo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 
 from diastole.loops import pooling
 from diastole.params import PoolParams, SamplingParams
-from diastole.sample import Chosen, Sampler, choose_all
+from diastole.sample import Chosen, Sampler, SomeFailed, choose_all
 from diastole.slots import KVStore, Refresher
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import Key
@@ -79,6 +80,7 @@ class AutoRegressive:
     """
 
     unit = "token"
+    repeatable = True  # a forward pass writes rows beyond ``done`` only
 
     def __init__(
         self,
@@ -258,6 +260,7 @@ class AutoRegressive:
         speaking: list[Stream] = []
         rows: list[int] = []  # of output, one for each of them
         born: list[Stream] = []
+        failed: list[tuple[Stream, Exception]] = []
         wanted = 0
         for stream, n in batch.grants:
             self.absorbed(stream, n)
@@ -265,13 +268,22 @@ class AutoRegressive:
                 speaking.append(stream)
                 rows.append(wanted)
                 if stream.own.twins:
-                    twins = self._fork(stream)
-                    born += twins
-                    speaking += twins
-                    rows += [wanted] * len(twins)
+                    try:
+                        twins = self._fork(stream)
+                    except Exception as e:  # its guide's, say: nobody else is to blame
+                        failed.append((speaking.pop(), e))
+                        rows.pop()
+                    else:
+                        born += twins
+                        speaking += twins
+                        rows += [wanted] * len(twins)
                 wanted += 1
-        logits = output[rows] if born else output
-        chosen = choose_all([s.own.sampler for s in speaking], logits, [s.known for s in speaking])
+        logits = output[rows] if born or failed else output
+        try:
+            chosen = choose_all([s.own.sampler for s in speaking], logits, [s.known for s in speaking])
+        except SomeFailed as e:
+            failed += [(speaking[row], error) for row, error in e.errors.items()]
+            speaking, chosen = [speaking[row] for row in e.chosen], [*e.chosen.values()]
         events = [self._emit(s, c, now) for s, c in zip(speaking, chosen, strict=True)]
         if batch.tap is not None:
             for stream in pooling.absorb(batch.grants, batch.tap):
@@ -281,7 +293,7 @@ class AutoRegressive:
             for stream in speaking:
                 if not stream.finished:
                     self.reconsider(stream)
-        return Outcome(events, born)
+        return Outcome(events, born, failed)
 
     def absorbed(self, stream: Stream, n: int) -> None:
         """Take note that ``n`` more of a stream's tokens are in its state."""
@@ -307,13 +319,21 @@ class AutoRegressive:
         stream.known += 1
 
     def _fork(self, stream: Stream) -> list[Stream]:
-        """The other choices of a request whose prompt is now absorbed."""
-        twins = [self.twin(stream, index) for index in range(1, stream.own.twins + 1)]
+        """The other choices of a request whose prompt is now absorbed: all, or an error and none."""
+        twins: list[Stream] = []
+        try:
+            for index in range(1, stream.own.twins + 1):
+                twins.append(self.twin(stream, index))
+        except Exception:
+            for twin in twins:
+                self.close(twin)
+            raise
         stream.own.twins = 0
         return twins
 
     def twin(self, stream: Stream, index: int) -> Stream:
-        """A stream that has come as far as this one, whose pages it shares: choice ``index`` of the same request."""
+        """A stream that has come as far as this one: choice ``index`` of the same request. It shares the pages and has
+        its own copy of what techniques noted."""
         text: Text = stream.own
         own = Text(
             text.ids.copy(),
@@ -330,7 +350,8 @@ class AutoRegressive:
             forked = lease.pool.fork(lease)
             assert forked is not None  # pages are shared until they are written
             leases[name] = forked
-        return Stream(stream.req, index, stream.known, stream.done, leases, own, given=stream.given)
+        scratch = deepcopy(stream.scratch)
+        return Stream(stream.req, index, stream.known, stream.done, leases, own, scratch=scratch, given=stream.given)
 
     def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
         text: Text = stream.own

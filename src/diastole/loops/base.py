@@ -12,6 +12,7 @@ class Loop(Protocol):
     """How one kind of model decodes in time."""
 
     unit: str
+    repeatable: bool  # a batch whose forward pass failed may be prepared and run again: its streams' state is as before
 
     def check(self, request: Request) -> None:
         """Raises:

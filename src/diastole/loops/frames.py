@@ -54,6 +54,7 @@ class LiveFrames:
     """
 
     unit = "frame"
+    repeatable = False  # cells are changed in place
 
     def __init__(self, pool: CellPool, features: int, chunk: int, longest: int = 65_536) -> None:
         self.pool, self.features, self.chunk, self.longest = pool, features, chunk, longest

@@ -78,3 +78,31 @@ def _decoding(b: Batch, least: int) -> Decoding | None:
     starts = np.arange(len(which) + 1, dtype=np.int32)
     own = owner[which]
     return Decoding(which, own, b.tables[own], starts, b.lo[which], b.hi[which])
+
+
+# ---- choosing tokens by exact scores
+
+
+def weights(view: View, q: Array, rows: Decoding, sets: int, lse: Array | None) -> Array:
+    """For these rows the logarithm of the largest softmax weight that a key gets from any query head of a set:
+    (R, sets, n), sets = H or Hkv, -inf behind a row's own token. lse (T, H): what the softmax divides by; None: plain
+    scores."""
+    s = np.empty((len(rows.which), sets, int(rows.hi.max())), np.float32)
+    own = np.ascontiguousarray(q[rows.which])
+    less = None if lse is None else lse[rows.which]
+    fmt, scale = view.store.fmt, view.scale
+    view.ops.scores(own, view.pages, fmt, rows.tables, rows.starts, rows.lo, rows.hi, scale, s, less)
+    return s
+
+
+def largest(view: View, rows: Decoding, found: Array, budget: int, sink: int, recent: int) -> Tokens:
+    """The ``budget`` tokens of the largest weights found (R, sets, n), which are used up; the first ``sink`` and the
+    last ``recent`` are among them in any case."""
+    found[..., :sink] = np.inf
+    for i, hi in enumerate(rows.hi):
+        found[i, :, hi - recent : hi] = np.inf
+    r, sets, n = found.shape
+    counts = np.minimum(rows.hi, budget).repeat(sets).astype(np.int32)
+    places = np.empty((r * sets, budget), np.int32)
+    view.ops.tops(found.reshape(r * sets, n), counts, places, counts)
+    return Tokens(rows.which, rows.cache_rows(places.reshape(r, sets, budget)), counts.reshape(r, sets))

@@ -6,16 +6,18 @@ import asyncio
 import base64
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
 import numpy as np
 
+from diastole.frontend.types import RequestEnded
 from diastole.loops.pooling import unit
 from diastole.params import PoolParams
 from diastole.serve import bounds
 from diastole.serve.bounds import documented
-from diastole.serve.errors import ApiError, of_user_error
+from diastole.serve.errors import ApiError, ended_early, of_user_error
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.interface import TextService
@@ -118,6 +120,7 @@ class Reading:
         self.id, self.model, self.created = id, service.name, int(time.time())
         self.tokens = sum(map(len, prompts))
         self._service, self._prompts, self._slo = service, prompts, slo
+        self._began = time.monotonic()
         self._vectors: dict[int, Array] = {}
 
     def usage(self) -> UsageReply:
@@ -129,7 +132,8 @@ class Reading:
         """Vectors in the order of the prompts. Cancelling this aborts what still runs.
 
         Raises:
-            ApiError: the request must wait for its turn, or somebody cancelled it.
+            ApiError: the request must wait for its turn, the engine failed on it, its time was up, or somebody
+                cancelled it.
         """
         with terms.account.spend(self.tokens) as bill:
             async with terms.running.enter(self, terms.owner):
@@ -141,13 +145,22 @@ class Reading:
                     terms.notes["prompt_tokens"] = bill.used
         return [self._vectors[i] for i in range(len(self._prompts))]
 
+    def _rest(self) -> SLO | None:
+        """What is left of the promise: inputs that the engine is given later have less time for the whole."""
+        if self._slo is None or self._slo.total is None:
+            return self._slo
+        return replace(self._slo, total=max(self._slo.total - (time.monotonic() - self._began), 0.0))
+
     async def _run(self) -> None:
         left = iter(enumerate(self._prompts))
 
         async def work() -> None:
             for i, prompt in left:
                 id = f"{self.id}-{i}"
-                self._vectors[i] = await self._service.embed(prompt, POOLING, request_id=id, slo=self._slo)
+                try:
+                    self._vectors[i] = await self._service.embed(prompt, POOLING, request_id=id, slo=self._rest())
+                except RequestEnded as e:
+                    raise ended_early(e) from None
 
         workers = [asyncio.create_task(work()) for _ in range(min(AT_ONCE, len(self._prompts)))]
         try:

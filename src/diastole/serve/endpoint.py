@@ -41,6 +41,7 @@ class WorkEndpoint(Endpoint):
     STATUSES = (*Endpoint.STATUSES, 404, 413, 415, 429, 503)
 
     async def answer(self, exchange: Exchange) -> None:
+        self.face.memory.check()
         with self.face.gate.enter(), exchange.account.enter() as visit:
             exchange.ending = visit.end
             check_json_type(exchange.headers)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from diastole.frontend.types import RequestEnded
 from diastole.types import UserError
 
 TYPES: Mapping[int, str] = {
@@ -102,6 +103,19 @@ def of_user_error(error: UserError, names: Mapping[str, str] | None = None) -> A
         message, param = message.replace(param, names[param], 1), names[param]
     status = STATUSES.get(error.code or "", 400)
     return ApiError(status, message, param=param, code=error.code, retry_after=5 if status == 503 else None)
+
+
+def too_late() -> ApiError:
+    """The answer to a request whose time was up before there was anything to answer."""
+    message = "The time that this request gave itself for the whole (total_ms) was up before the first token."
+    return ApiError(504, message, code="deadline_exceeded")
+
+
+def ended_early(error: RequestEnded) -> ApiError:
+    """The answer to a request that the engine ended. What went wrong is in the engine's log and nowhere else."""
+    if error.finish == "deadline":
+        return too_late()
+    return ApiError(500, "Internal error in this request. The server goes on.", code="internal_error")
 
 
 class Gone(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING
 
 from diastole.clock import RealClock
@@ -16,6 +17,7 @@ from diastole.serve.forecast import Forecast
 from diastole.serve.gate import Gate
 from diastole.serve.interface import Backend, TextService
 from diastole.serve.keys import Keyring, Limits
+from diastole.serve.memory import MemoryWatch, own_memory, usual_limit
 from diastole.serve.metrics import Traffic
 from diastole.serve.quota import Quotas
 from diastole.serve.running import Running
@@ -38,6 +40,7 @@ class Face:
         self.backend, self.config, self.traffic, self.traces = backend, config, traffic, traces
         self._clock = RealClock()
         self.gate = Gate(config.max_queued)
+        self.memory = MemoryWatch(int(config.max_resident) or usual_limit(), self._held, traffic.limit)
         self.running = Running()
         self.bodies = Bodies(config.max_body_bytes)
         check_origins(config.cors_origins)
@@ -51,12 +54,17 @@ class Face:
         self.ceilings = Ceilings(config.max_tokens, config.max_seconds, config.max_joules, energy, traffic.limit)
         self._forecasts: dict[str, Forecast] = {}
 
+    def _held(self) -> int:
+        """Bytes that this server holds, with all that work for it."""
+        return sum(own_memory(pid) for pid in (os.getpid(), *self.backend.processes))
+
     def terms(self, exchange: Exchange, service: TextService, slo: SLO | None) -> Terms:
         """On what terms a request's generation runs. ``slo``: the promise that it asks for."""
         if service.name not in self._forecasts:
             self._forecasts[service.name] = Forecast(self._clock, self.traffic.limit)
         forecast = self._forecasts[service.name]
-        most = min(self.config.max_wait_seconds or math.inf, math.inf if slo is None else slo.first)
+        promised = math.inf if slo is None else min(slo.first, slo.total or math.inf)
+        most = min(self.config.max_wait_seconds or math.inf, promised)
         space = exchange.key.name if self.config.isolate_keys else None
         return Terms(
             exchange.account,

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from diastole.frontend.types import Delta, Usage
+from diastole.frontend.types import Delta, RequestEnded, Usage
 from diastole.params import SamplingParams
 from diastole.serve.ceilings import Watch
-from diastole.serve.errors import ApiError, Gone, of_user_error
+from diastole.serve.errors import ApiError, Gone, ended_early, of_user_error, too_late
 from diastole.serve.interface import TextService
 from diastole.serve.notes import Pace
 from diastole.serve.replies import Cached, UsageReply
@@ -78,7 +78,7 @@ class Generation:
 
         Raises:
             ApiError: the request must wait for its turn, the engine refused it, failed, or ended without finishing
-                every choice; or somebody cancelled the request.
+                every choice; its time was up before its first token; or somebody cancelled it.
         """
         self.terms.forecast.check([len(p) for p in self.prompts], self.terms.most_seconds)
         rest = "abort"  # what becomes of choices that have not ended
@@ -142,7 +142,11 @@ class Generation:
                 async for delta in followed:
                     if delta.finish in ("abort", "error"):
                         raise self._unfinished(delta.finish)
-                    forecast.served(place)
+                    late = delta.finish == "deadline" and delta.usage.generated == 0
+                    if late and not self.usage().completion_tokens:
+                        raise too_late()
+                    if not late:
+                        forecast.served(place)
                     at = which * n + delta.index
                     self._pace.heard(at, len(delta.ids))
                     if delta.finish is not None:
@@ -153,6 +157,8 @@ class Generation:
                     yield delta if which == 0 else replace(delta, index=at)
         except UserError as e:
             raise of_user_error(e, self.names) from None
+        except RequestEnded as e:
+            raise ended_early(e) from None
         finally:
             await _close(followed)
             await _close(stream)

@@ -110,6 +110,7 @@ class TextService(Protocol):
 
         Raises:
             UserError: the engine refuses it.
+            RequestEnded: the engine failed on it.
             EngineLost: the engine ended.
         """
         ...
@@ -117,7 +118,11 @@ class TextService(Protocol):
     async def embed(
         self, prompt: Sequence[int], params: PoolParams, *, request_id: str, slo: SLO | None = None
     ) -> Array:
-        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it."""
+        """The vector of a prompt: (width,) float32, of length 1. Cancelling this aborts it.
+
+        Raises:
+            RequestEnded: the engine ended it, by its deadline or because it failed on it.
+        """
         ...
 
 
@@ -147,6 +152,11 @@ class Backend(Protocol):
 
     def ready(self) -> bool:
         """Whether an engine serves now."""
+        ...
+
+    @property
+    def processes(self) -> Sequence[int]:
+        """Ids of processes that work for this one."""
         ...
 
     @property

@@ -139,7 +139,7 @@ async def _stream(
 
 def _reason(delta: Delta, listener: Listener) -> tuple[str, str | None]:
     """Why an answer ended, and the stop sequence that ended it."""
-    if delta.finish == "length":
+    if delta.finish in ("length", "deadline"):  # the API has no word for the second, and this one says: cut short
         return "max_tokens", None
     if delta.stop is not None:
         return "stop_sequence", delta.stop

@@ -68,9 +68,9 @@ SHARED = frozenset({
     "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "request_success",
     *(HISTOGRAMS.keys() - {"step_seconds"}),
 })  # fmt: skip
-FINISHES = ("stop", "length", "repetition", "abort", "error")
-LIMITS = ("requests", "tokens", "concurrent", "wait", "seconds", "joules")
-PROMISES = ("ttft", "tpot")
+FINISHES = ("stop", "length", "repetition", "deadline", "abort", "error")
+LIMITS = ("requests", "tokens", "concurrent", "wait", "memory", "seconds", "joules")
+PROMISES = ("ttft", "tpot", "total")
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")
 OTHER = "other"
 
@@ -152,7 +152,9 @@ class _Engine:
             help = "Requests that ended."
             yield self._by_word(prefix + "request_success", help, "finished_reason", "finished", FINISHES)
         if "slo_missed" in names:
-            help = "Promised times that ended requests had broken: to the first token, or per token after it."
+            help = (
+                "Promised times that ended requests had broken: to the first token, per token after it, for the whole."
+            )
             yield self._by_word(prefix + "slo_missed", help, "which", "missed", PROMISES)
         for name, help in HISTOGRAMS.items():
             if name in names:

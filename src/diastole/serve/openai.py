@@ -29,6 +29,7 @@ class SloWish(msgspec.Struct):
 
     ttft_ms: bounds.Milliseconds | None = None
     tpot_ms: bounds.Milliseconds | None = None
+    total_ms: bounds.Milliseconds | None = None
 
 
 class Common(msgspec.Struct, kw_only=True):

@@ -13,6 +13,7 @@ from diastole.serve.errors import ApiError
 from diastole.serve.replies import UsageReply
 
 Fields = dict[str, Any]  # of a JSON object
+INCOMPLETE = {"length": "max_output_tokens", "deadline": "deadline"}  # why an answer is, by finish
 
 
 class Answer:
@@ -33,8 +34,9 @@ class Answer:
 
     def completed(self, finish: str, usage: UsageReply) -> tuple[str, Fields]:
         """Its final status, "completed" or "incomplete", and the whole of it."""
-        status = "incomplete" if finish == "length" else "completed"
-        why = {"reason": "max_output_tokens"} if finish == "length" else None
+        reason = INCOMPLETE.get(finish)
+        status = "completed" if reason is None else "incomplete"
+        why = None if reason is None else {"reason": reason}
         return status, self._response(status, output=[self._item(status)], incomplete_details=why, usage=_usage(usage))
 
     def _response(self, status: str, **more: Any) -> Fields:

@@ -11,7 +11,7 @@ from typing import Any
 
 from diastole.serve.bounds import LONGEST_MS, MOST_PRIORITY
 from diastole.serve.endpoint import Endpoint, Handler
-from diastole.serve.slo import FIRST_HEADERS, GAP_HEADERS, PRIORITY_HEADER
+from diastole.serve.slo import FIRST_HEADERS, GAP_HEADERS, PRIORITY_HEADER, TOTAL_HEADERS
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -28,7 +28,7 @@ class Parameter:
 
 _TIME = {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_MS}
 _PRIORITY = {"type": "integer", "minimum": -MOST_PRIORITY, "maximum": MOST_PRIORITY}
-PROMISES = tuple(Parameter(name, "header", _TIME) for name in (*FIRST_HEADERS, *GAP_HEADERS))
+PROMISES = tuple(Parameter(name, "header", _TIME) for name in (*FIRST_HEADERS, *GAP_HEADERS, *TOTAL_HEADERS))
 WISHES = (*PROMISES, Parameter(PRIORITY_HEADER, "header", _PRIORITY))
 
 

@@ -60,7 +60,7 @@ def _document(open_: bool) -> bytes:
 
 
 # What every generation may be answered with, besides what any work may be.
-_REFUSED = (403, 499)
+_REFUSED = (403, 499, 504)
 _SINCE = Parameter("since", "query", {"type": "integer", "minimum": 0, "maximum": LARGEST})
 
 ROUTES: tuple[Route, ...] = (

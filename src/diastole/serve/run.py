@@ -58,7 +58,7 @@ class Server:
         face: Face = app.state.face
         self._socket = bind(config.host, config.port)
         self.port: int = self._socket.getsockname()[1]
-        self.gate, self._keyring = face.gate, face.keyring
+        self.gate, self._keyring, self._memory = face.gate, face.keyring, face.memory
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
         self._uvicorn = _Uvicorn(
@@ -100,7 +100,7 @@ class Server:
         http = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
         loading = asyncio.create_task(self.backend.start())
         stopping = asyncio.create_task(self._stopping.wait())
-        watching = asyncio.create_task(self._keyring.watch())
+        watching = [asyncio.create_task(self._keyring.watch()), asyncio.create_task(self._memory.watch())]
         try:
             await asyncio.wait([http, loading, stopping], return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -110,9 +110,9 @@ class Server:
             await self._drain()
         finally:
             self.gate.abort()
-            for task in (loading, stopping, watching):
+            for task in (loading, stopping, *watching):
                 task.cancel()
-            await asyncio.gather(loading, stopping, watching, return_exceptions=True)
+            await asyncio.gather(loading, stopping, *watching, return_exceptions=True)
             self._uvicorn.should_exit = True
             await http
             await asyncio.gather(self._end_backend(), asyncio.to_thread(self.traces.close))

@@ -16,12 +16,13 @@ PRIORITY_HEADER = "x-priority"
 # The gateway's names, then the older ones.
 FIRST_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 GAP_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
+TOTAL_HEADERS = ("x-slo-total-ms",)  # ours: the gateway has none
 
 
 def slo_of(wish: SloWish | None, headers: Mapping[str, str]) -> SLO | None:
     """The promise asked for; what the body says wins over headers. None: the service's own.
 
-    If only one of the two times is given, the other is ``SLO``'s default.
+    If some of the times are given, the others are ``SLO``'s defaults.
 
     Raises:
         ApiError: a time is no positive number of milliseconds.
@@ -29,10 +30,11 @@ def slo_of(wish: SloWish | None, headers: Mapping[str, str]) -> SLO | None:
     wish = wish or SloWish()
     first = _seconds("slo.ttft_ms", wish.ttft_ms) or _from_headers(FIRST_HEADERS, headers)
     gap = _seconds("slo.tpot_ms", wish.tpot_ms) or _from_headers(GAP_HEADERS, headers)
-    if first is None and gap is None:
+    total = _seconds("slo.total_ms", wish.total_ms) or _from_headers(TOTAL_HEADERS, headers)
+    if first is None and gap is None and total is None:
         return None
     usual = SLO()
-    return SLO(first or usual.first, gap or usual.gap)
+    return SLO(first or usual.first, gap or usual.gap, total)
 
 
 def priority_of(wish: int | None, headers: Mapping[str, str], service: TextService) -> int:

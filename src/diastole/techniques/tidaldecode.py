@@ -7,7 +7,8 @@ up to the next one attend to those. Prompts are absorbed densely; every ``correc
 are computed again as a prompt's would be. It needs nothing but a paged cache.
 
 Ours: the query heads that share a key choose together, by the largest weight that any of them gives (the reference
-knows no grouped queries); the first tokens and the latest are always in.
+knows no grouped queries); the first tokens and the latest are always in; by default more than two layers choose,
+because in a small model two lose too much (``diastole reproduce tidaldecode``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.nn.selection import Decoding, Tokens, decoding
+from diastole.nn.selection import Decoding, Tokens, decoding, largest, weights
 from diastole.slots import Facts, View
 from diastole.types import Array, Batch, KVFormat, Stream, UserError
 
@@ -30,7 +31,7 @@ class Params:
     """Knobs."""
 
     budget: int = 512  # tokens that a sparse layer attends to, sink and recent ones among them
-    layers: str = "2+13"  # that choose; those before the first are dense
+    layers: str = "auto"  # that choose, as in 2+13; those before the first are dense; auto: 2, and every fifth after it
     sink: int = 4  # first tokens, always attended to
     recent: int = 16  # latest tokens, always attended to
     share: str = (
@@ -80,28 +81,10 @@ class Tidal:
         """Choose for the layers that follow."""
         rows = self._rows(view.b)
         assert rows is not None
-        weights = self._weights(view, q, lse, rows)
-        counts = np.minimum(rows.hi, self.p.budget).repeat(self.sets).astype(np.int32)
-        places = np.empty((len(counts), self.p.budget), np.int32)
-        view.ops.tops(weights.reshape(len(counts), -1), counts, places, counts)
-        at = rows.cache_rows(places.reshape(len(rows.which), self.sets, -1))
-        view.b.notes[_NOTE] = Tokens(rows.which, at, counts.reshape(len(rows.which), self.sets))
-
-    def _weights(self, view: View, q: Array, lse: Array, rows: Decoding) -> Array:
-        """Logarithms of softmax weights (R, sets, n), infinite where a token must be in."""
-        r, heads = len(rows.which), q.shape[1]
-        s = np.empty((r, heads, int(rows.hi.max())), np.float32)
-        own = np.ascontiguousarray(q[rows.which])
-        view.ops.scores(own, view.pages, view.store.fmt, rows.tables, rows.starts, rows.lo, rows.hi, view.scale, s)
-        if self.p.share != "head":
-            s -= lse[rows.which][..., None]
-            s = s.reshape(r, self.sets, heads // self.sets, -1).max(2)
+        found = weights(view, q, rows, self.sets, lse)
         if self.p.share == "layer":
-            s = np.repeat(s.max(1, keepdims=True), self.sets, 1)
-        s[..., : self.p.sink] = np.inf
-        for i, hi in enumerate(rows.hi):
-            s[i, :, hi - self.p.recent : hi] = np.inf
-        return s
+            found = np.repeat(found.max(1, keepdims=True), self.sets, 1)
+        view.b.notes[_NOTE] = largest(view, rows, found, self.p.budget, self.p.sink, self.p.recent)
 
     def rows(self, stream: Stream) -> int:
         """How many of a stream's last rows are to be computed again: all of its own once there are enough of them."""
@@ -110,12 +93,14 @@ class Tidal:
 
 
 def _layers(text: str, layers: int) -> frozenset[int]:
+    if text == "auto":
+        return frozenset(range(2, layers, 5)) or frozenset({0})
     try:
         found = [int(part) for part in text.split("+")]
     except ValueError:
         found = []
     if not found or found != sorted(set(found)) or not 0 <= found[0] <= found[-1] < layers:
-        raise _wrong("layers", f"must be layers in order such as 2+13, each below {layers}, not {text!r:.40}")
+        raise _wrong("layers", f"must be auto, or layers in order such as 2+13, each below {layers}, not {text!r:.40}")
     return frozenset(found)
 
 

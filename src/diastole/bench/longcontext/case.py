@@ -11,6 +11,7 @@ after the ones before it, then greedy decoding says just that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -84,21 +85,22 @@ def observe(rig: Rig, case: Case) -> tuple[Case, list[Array]]:
     """Ask a rig everything: the case with open answers filled in by what it said, and for each question the logits
     (steps, V) float32 before each token of the answer. The rig needs room for one stream more than there are questions.
     """
-    with rig.stream(case.context) as trunk:
-        rig.absorb(trunk)
-        forks = [rig.fork(trunk) for _ in case.questions]
     said = [list(q.answer) for q in case.questions]
-    seen: list[list[Array]] = [[] for _ in forks]
-    for i in range(max(len(q.given) + q.steps for q in case.questions) - 1):
-        live = [j for j, q in enumerate(case.questions) if i < len(q.given) + q.steps - 1]
-        logits = rig.step({forks[j]: (*case.questions[j].given, *said[j])[i] for j in live})
-        for j, row in zip(live, logits, strict=True):
-            if i >= len(case.questions[j].given) - 1:
-                seen[j].append(row.copy())
-                if len(said[j]) < len(seen[j]):
-                    said[j].append(int(row.argmax()))
-    for fork in forks:
-        rig.close(fork)
+    seen: list[list[Array]] = [[] for _ in said]
+    with ExitStack() as held:
+        with rig.stream(case.context) as trunk:
+            rig.absorb(trunk)
+            forks = [rig.fork(trunk) for _ in said]
+            for fork in forks:
+                held.callback(rig.close, fork)
+        for i in range(max(len(q.given) + q.steps for q in case.questions) - 1):
+            live = [j for j, q in enumerate(case.questions) if i < len(q.given) + q.steps - 1]
+            logits = rig.step({forks[j]: (*case.questions[j].given, *said[j])[i] for j in live})
+            for j, row in zip(live, logits, strict=True):
+                if i >= len(case.questions[j].given) - 1:
+                    seen[j].append(row.copy())
+                    if len(said[j]) < len(seen[j]):
+                        said[j].append(int(row.argmax()))
     settled = tuple(replace(q, answer=tuple(s)) for q, s in zip(case.questions, said, strict=True))
     return replace(case, questions=settled), [np.stack(rows) for rows in seen]
 

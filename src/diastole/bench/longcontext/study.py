@@ -8,7 +8,7 @@ from math import exp
 from statistics import fmean
 
 from diastole.bench.longcontext.case import Case, Marks, judge, observe
-from diastole.bench.longcontext.tasks import TASKS, Task
+from diastole.bench.longcontext.tasks import ALL, TASKS, Task
 from diastole.bench.longtext import Corpus
 from diastole.bench.rig import Rig
 from diastole.types import Array, UserError
@@ -59,16 +59,16 @@ def by_label(marks: Sequence[Marks], name: str) -> dict[str, float]:
 
 
 def chosen(names: str) -> dict[str, Task]:
-    """Tasks from names with commas between; none: all.
+    """Tasks from names with commas between; none: all on real text.
 
     Raises:
         UserError: there is no such task.
     """
     wanted = [n.strip() for n in names.split(",") if n.strip()] or list(TASKS)
     for name in wanted:
-        if name not in TASKS:
-            raise UserError(f"unknown task {name!r}; there are {', '.join(TASKS)}", param="tasks")
-    return {n: TASKS[n] for n in wanted}
+        if name not in ALL:
+            raise UserError(f"unknown task {name!r}; there are {', '.join(ALL)}", param="tasks")
+    return {n: ALL[n] for n in wanted}
 
 
 def lengths(text: str) -> list[int]:

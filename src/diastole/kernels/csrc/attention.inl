@@ -352,8 +352,9 @@ void score_split(const Look& look, int g, int t, int split, float* s, ptrdiff_t 
     const int a = first - page * kPage, b = last - page * kPage, from = a > 0 ? a : 0, to = b < kPage ? b : kPage;
     alignas(64) float here[kPage];
     const uint8_t* at = look.page(split * (kSplit / kPage) + page, g);
-    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 4 : 1];
-    if constexpr (KIND == KV::bf16) at = formed(look.kind, at, to, dim, room);
+    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 2 : 1];
+    if constexpr (KIND == KV::bf16)
+      if (look.kind == KV::rows) at = form_keys(at, to, dim, room);
     const Halves<const uint8_t> open = open_page(KIND, at, dim);
     for (int i = 0; i < n; i++) {
       const Seat seat = {queries + i, &unused, from, to};

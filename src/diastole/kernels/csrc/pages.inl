@@ -127,12 +127,18 @@ inline void pair_values(const bf16* a, const bf16* b, int dim, uint8_t* out) {
 
 // Up to 64 tokens of KV::rows as a page of KV::bf16, key and value rows given one by one; the last one stands for those
 // that are missing.
-__attribute__((noinline)) void form_page(const bf16* const* keys, const bf16* const* values, int n, int dim, uint8_t* room) {
-  const Halves<uint8_t> to = open_page(KV::bf16, room, dim);
+__attribute__((noinline)) void form_keys(const bf16* const* keys, int n, int dim, uint8_t* room) {
   const bf16* row[kPage];
   const int whole = (n + 15) / 16 * 16;
   for (int t = 0; t < whole; t++) row[t] = keys[t < n ? t : n - 1];
-  for (int t = 0; t < whole; t += 16) block_keys(row + t, dim, to.k + static_cast<size_t>(t) * dim * 2);
+  for (int t = 0; t < whole; t += 16) block_keys(row + t, dim, room + static_cast<size_t>(t) * dim * 2);
+}
+
+__attribute__((noinline)) void form_page(const bf16* const* keys, const bf16* const* values, int n, int dim, uint8_t* room) {
+  const Halves<uint8_t> to = open_page(KV::bf16, room, dim);
+  form_keys(keys, n, dim, to.k);
+  const bf16* row[kPage];
+  const int whole = (n + 15) / 16 * 16;
   for (int t = 0; t < whole; t++) row[t] = values[t < n ? t : n - 1];
   for (int t = 0; t < whole; t += 2) pair_values(row[t], row[t + 1], dim, to.v + static_cast<size_t>(t) * dim * 2);
 }
@@ -146,6 +152,14 @@ inline const uint8_t* form_page(const uint8_t* page, int n, int dim, uint8_t* ro
     values[t] = reinterpret_cast<const bf16*>(from.v) + static_cast<size_t>(t) * dim;
   }
   form_page(keys, values, n, dim, room);
+  return room;
+}
+
+// The same without values.
+inline const uint8_t* form_keys(const uint8_t* page, int n, int dim, uint8_t* room) {
+  const bf16* keys[kPage];
+  for (int t = 0; t < n; t++) keys[t] = reinterpret_cast<const bf16*>(page) + static_cast<size_t>(t) * dim;
+  form_keys(keys, n, dim, room);
   return room;
 }
 

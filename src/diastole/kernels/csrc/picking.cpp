@@ -24,7 +24,7 @@ constexpr int kSample = 512;  // scores that the first guess of a threshold is m
 }  // namespace
 
 void scores(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t table_stride,
-            float* s, int heads, int n) {
+            const float* less, float* s, int heads, int n) {
   const Owner owner(streams);
   const int rows = static_cast<int>(owner.stream.size()), splits = ceil_div(n, kSplit), kv_heads = look.kv_heads;
   const int per = heads / kv_heads;  // rows of s for each of them
@@ -41,8 +41,11 @@ void scores(const Kernels& isa, const Look& look, const std::vector<Span>& strea
     for (int h = 0; h < per; h++) {
       float* to_row = s + (static_cast<size_t>(t) * heads + static_cast<size_t>(g * per + h)) * n;
       std::fill(to_row + from, to_row + to, -INFINITY);
-      for (int j = h; j < look.group; j += per)
-        for (int c = lo; c < hi; c++) to_row[c] = std::max(to_row[c], room[static_cast<size_t>(j) * kSplit + static_cast<size_t>(c - from)]);
+      for (int j = h; j < look.group; j += per) {
+        const float off = less == nullptr ? 0.f : less[static_cast<size_t>(t) * kv_heads * look.group + static_cast<size_t>(g * look.group + j)];
+        const float* found = room.data() + static_cast<ptrdiff_t>(j) * kSplit - from;
+        for (int c = lo; c < hi; c++) to_row[c] = std::max(to_row[c], found[c] - off);
+      }
     }
   }, work >= kAlone);
 }

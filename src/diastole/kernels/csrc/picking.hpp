@@ -5,9 +5,9 @@
 namespace diastole {
 
 // Scores of what rows see, -inf for the rest, to s (rows, heads of s, n): either every query head's, or the largest of
-// those that share a key/value head.
+// those that share a key/value head. less (rows, query heads): what is taken off each head's scores before, or null.
 void scores(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t table_stride,
-            float* s, int heads, int n);
+            const float* less, float* s, int heads, int n);
 
 // Places of the k largest of x (n,), in order of place; of equal ones the first. What is NaN or -inf is never chosen.
 // Returns how many there are, at most k.

@@ -28,7 +28,7 @@ void keys_write_(Cache buf, In<int64_t, 1> rows, In<float, 3> k) {
 }
 
 void scores_(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1> tables, In<int32_t, 1> starts, In<int32_t, -1> lo,
-             In<int32_t, -1> hi, float scale, InOut<float, 3> out) {
+             In<int32_t, -1> hi, float scale, InOut<float, 3> out, std::optional<In<float, 2>> less) {
   const size_t heads = q.shape(1), dim = q.shape(2), kv_heads = buf.shape(1);
   Look look;
   if (fmt == "keys") {
@@ -44,12 +44,16 @@ void scores_(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1> 
   }
   expect_whole(out, "out");
   expect(out.shape(0) == q.shape(0) && (out.shape(1) == heads || out.shape(1) == kv_heads), "out must be (rows, heads or kv heads, tokens)");
+  if (less) {
+    expect_whole(*less, "less");
+    expect(less->shape(0) == q.shape(0) && less->shape(1) == heads, "less must be (rows, heads)");
+  }
   const Seen seen = open_batch(q.shape(0), buf.shape(0), kv_heads, tables, starts, lo, hi);
   for (size_t i = 0; i < hi.size(); i++) expect(hi.data()[i] <= static_cast<int64_t>(out.shape(2)), "out has fewer tokens than a row sees");
   look.table_step = seen.table_step, look.row_step = seen.row_step, look.head_step = seen.head_step;
   look.lo = lo.data(), look.hi = hi.data();
   const Unlocked unlocked(seen.tokens * look.group * look.dim);
-  scores(isa(), look, seen.streams, tables.data(), seen.stride, out.data(), static_cast<int>(out.shape(1)), static_cast<int>(out.shape(2)));
+  scores(isa(), look, seen.streams, tables.data(), seen.stride, less ? less->data() : nullptr, out.data(), static_cast<int>(out.shape(1)), static_cast<int>(out.shape(2)));
 }
 
 void tops_(In<float, 2> x, In<int32_t, 1> k, InOut<int32_t, 2> places, InOut<int32_t, 1> counts) {
@@ -140,7 +144,8 @@ void page_scores_(In<float, 3> q, Cache index, In<int32_t, 2> tables, In<int32_t
 
 void bind_picking(nb::module_& m) {
   m.def("keys_write", keys_write_);
-  m.def("scores", scores_);
+  m.def("scores", scores_, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("tables"), nb::arg("starts"), nb::arg("lo"), nb::arg("hi"),
+        nb::arg("scale"), nb::arg("out"), nb::arg("less").none() = nb::none());
   m.def("tops", tops_);
   m.def("attend_tokens", attend_tokens_, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("which"), nb::arg("at"), nb::arg("counts"),
         nb::arg("scale"), nb::arg("out"), nb::arg("lse").none() = nb::none());

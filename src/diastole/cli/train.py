@@ -1,0 +1,51 @@
+"""``diastole train``: recipes of small checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Train a small checkpoint from its recipe.", no_args_is_help=True)
+
+
+@app.callback()
+def recipes() -> None:
+    """One command per recipe."""
+
+
+@app.command()
+def recall(
+    steps: Annotated[int, typer.Option(min=1, help="of training")] = 1_500,
+    out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path("recall"),
+    layers: Annotated[int, typer.Option(min=2, max=32, help="of the model; deeper ones learn later")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="of data and weights")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
+) -> None:
+    """A Llama that recalls pairs of a key and a value in up to 2,048 tokens, for the long-context suite."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from diastole.kernels.table import physical_cores
+    from diastole.recipes import recall as recipe
+
+    torch.set_num_threads(threads or physical_cores())
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        work = bar.add_task("", total=steps)
+
+        def tell(p: recipe.Progress) -> None:
+            said = f"{p.length} tokens, loss {p.loss:.3f}, right {p.accuracy:.0%}"
+            bar.update(work, completed=p.step, description=said)
+            if p.step % 50 == 0:
+                bar.console.print(f"step {p.step}: {said}", highlight=False)
+
+        plan = recipe.Plan(steps, seed, shape=replace(recipe.SHAPE, layers=layers))
+        figures = recipe.train(plan, out, tell)
+    shares = ", ".join(f"{share:.1%} at {n}" for n, share in figures["accuracy"].items())
+    print(
+        f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes; right answers: {shares}"
+    )

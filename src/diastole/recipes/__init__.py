@@ -1,0 +1,1 @@
+"""Recipes: small checkpoints that anyone can train again, ``diastole train NAME``."""
