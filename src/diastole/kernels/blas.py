@@ -1,5 +1,5 @@
-"""numpy's linear algebra on the caller's thread alone: its own pool of threads would fight with ours for the cores, and a
-product of microseconds then takes milliseconds."""
+"""numpy's linear algebra on the caller's thread alone: its own pool of threads would fight with ours for the cores, and
+a product of microseconds would then take milliseconds."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Shadows:
-    """One layer's state of ``state.shadow``: chunks of 8 tokens with keys of low rank. E is the rank, C the chunks that a
-    buffer holds for each head."""
+    """One layer's state of ``state.shadow``: chunks of 8 tokens with keys of low rank. E is the rank, C the chunks that
+    a buffer holds for each head."""
 
     marks: Array  # uint8 (sealed pages, Hkv, 8·D·2): bfloat16, the landmarks of a page's chunks
     a: Array  # uint8 (sealed pages, 64·E·2): float16

@@ -2,15 +2,15 @@
 
     full pages     bf16 token by token: prompts that are still read, what is not sealed of them, and all own output
     sealed pages   64 tokens of a prompt: A (64, rank) of its keys before rotation, in 16 bits, and for each key/value
-                   head 8 landmarks, each the mean of 8 rotated keys, in bf16: these stay near. Values, bf16: these may
-                   lie in a file.
-    records        of one prompt and layer: the basis B, A B being all heads' keys side by side; and for each head the
-                   chunks of 8 tokens that their landmark tells least about, as exact rows
-    buffers        of one stream and layer: rows that were rebuilt and fetched for the last token and may be wanted again
+                   head 8 landmarks, each the mean of 8 rotated keys, in bf16: these stay near. Values, bf16: these
+                   may lie in a file.
+    records        of one prompt: the basis B, A B being all heads' keys side by side; and for each head the chunks of
+                   8 tokens that their landmark tells least about, as exact rows
+    buffers        of one stream: rows that were rebuilt and fetched for the last token and may be wanted again
 
 Full pages, outliers and buffers are places of one array, so that one operator attends to all of them. Sealed pages and
-records are pages of pools of their own, whose leases a stream holds from the moment it is let in: a prompt that has been
-read always finds its room. Buffers are a cache: what is not there is rebuilt to the same bits.
+records are pages of pools of their own, whose leases a stream holds from the moment it is let in: a prompt that has
+been read always finds its room. Buffers are a cache: what is not there is rebuilt to the same bits.
 """
 
 from __future__ import annotations
