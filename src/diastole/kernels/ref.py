@@ -236,7 +236,7 @@ class TorchOps:
     def _rebuild(self, state: Shadows, g: int, table: Array, record: int, chunk: int, row: int) -> None:
         cache, dim = _cache(state.buf), state.basis.shape[2] // state.held.shape[1]
         page, inside = table[chunk // 8], slice(chunk % 8 * 8, chunk % 8 * 8 + 8)
-        a = state.a[page].view(np.float16).reshape(PAGE, -1)[inside].astype(np.float32)
+        a = state.a[page].view(np.int16).reshape(PAGE, -1)[inside].astype(np.float32)
         k = np.ascontiguousarray(a @ state.basis[record][:, g * dim : (g + 1) * dim])[:, None]
         self.rope(k, np.arange(chunk * 8, chunk * 8 + 8, dtype=np.int32), state.rope)
         at = slice(row % PAGE, row % PAGE + 8)

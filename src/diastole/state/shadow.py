@@ -1,8 +1,8 @@
 """ShadowKV's store: full pages while a prompt is read, then keys of low rank and values at a distance.
 
     full pages     bf16 token by token: prompts that are still read, what is not sealed of them, and all own output
-    sealed pages   64 tokens of a prompt: A (64, rank) of its keys before rotation, in 16 bits, and for each key/value
-                   head 8 landmarks, each the mean of 8 rotated keys, in bf16: these stay near. Values, bf16: these
+    sealed pages   64 tokens of a prompt: A (64, rank) of its keys before rotation, int16, and for each key/value head
+                   8 landmarks, each the mean of 8 rotated keys, in bf16: these stay near. Values, bf16: these
                    may lie in a file.
     records        of one prompt: the basis B, A B being all heads' keys side by side; and for each head the chunks of
                    8 tokens that their landmark tells least about, as exact rows
@@ -85,7 +85,7 @@ class ShadowKV:
 
     Attributes:
         buffers: each layer's full pages, then pages of buffers, then of outliers.
-        a, marks, values: each layer's sealed pages: float16 (pages, 64, rank), uint8 (pages, Hkv, 8·D·2) of bf16,
+        a, marks, values: each layer's sealed pages: int16 (pages, 64, rank), uint8 (pages, Hkv, 8·D·2) of bf16,
             (pages, Hkv, 64, D) as full pages have them.
         basis, outliers: each layer's records: float32 (records, rank, Hkv·D); int32 chunks (records, Hkv, outliers).
         held: each layer's buffers: int32 chunks (buffers, Hkv, budget/8); -1: none.
@@ -124,7 +124,7 @@ class ShadowKV:
 
         self.buffers = arrays(np.uint8, total, g, size)
         self.cells = [b.view(number).reshape(total, g, 2, PAGE, d) for b in self.buffers]
-        self.a = arrays(np.float16, sealed, PAGE, shape.rank)
+        self.a = arrays(np.int16, sealed, PAGE, shape.rank)
         self.marks = arrays(np.uint8, sealed, g, PAGE // CHUNK * d * 2)
         self.values = [cold(shape.tier, number, (sealed, g, PAGE, d), ops) for _ in layers]
         self.basis = arrays(np.float32, self.records, shape.rank, g * d)
@@ -259,9 +259,8 @@ class ShadowKV:
         (record,) = stream.leases[RECORD].places
         _, vectors = np.linalg.eigh(gram.astype(np.float32))
         basis = np.ascontiguousarray(vectors[:, ::-1][:, : self.shape.rank])
-        self.basis[layer][record] = basis.T
         g, d = self._spec.kv_heads, self._spec.head_dim
-        likeness = []
+        likeness, factors = [], []
         for piece in _pieces(0, len(table) * PAGE):
             k = self._keys(layer, table, piece)
             chunks = k.reshape(-1, CHUNK, g, d)
@@ -270,9 +269,11 @@ class ShadowKV:
             at = places[piece.start // PAGE : piece.stop // PAGE]
             rounded = _bf16(marks.reshape(len(at), PAGE // CHUNK, g, d).transpose(0, 2, 1, 3))
             self.marks[layer][at] = rounded.view(np.uint8).reshape(len(at), g, -1)
-            limit = float(np.finfo(np.float16).max)
-            a = np.clip(self._unrotated(k, piece) @ basis, -limit, limit)
-            self.a[layer][at] = a.reshape(len(at), PAGE, -1)
+            factors.append(self._unrotated(k, piece) @ basis)
+        a = np.concatenate(factors)
+        scale = np.maximum(np.abs(a).max(0), np.finfo(np.float32).tiny) / 32767
+        self.a[layer][places] = np.rint(a / scale).reshape(len(places), PAGE, -1)
+        self.basis[layer][record] = basis.T * scale[:, None]
         self.values[layer][places] = self.cells[layer][table, :, 1]
         worst = np.argsort(np.concatenate(likeness), axis=0, kind="stable")[: self.shape.outliers].T
         self.outliers[layer][record] = np.sort(worst, axis=1)
@@ -292,8 +293,9 @@ class ShadowKV:
         return self.read(layer, table[at // PAGE].astype(np.int64) * PAGE + at % PAGE)[0]
 
     def _unrotated(self, k: Array, piece: slice) -> Array:
-        """(n, Hkv·D): in float32 little is lost by it, beside the rounding of what is stored."""
-        x = k.copy()
+        """(n, Hkv·D): in float32 little is lost by it, beside the rounding of what is stored. What is not finite, which
+        spoils a stream's answer anyway, must not stop the factorisation: it counts as nothing."""
+        x = np.nan_to_num(k, nan=0, posinf=0, neginf=0)
         self._ops.rope(x, np.arange(piece.start, piece.stop, dtype=np.int32), self._inverse)
         return x.reshape(len(x), -1)
 

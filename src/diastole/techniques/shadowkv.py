@@ -2,17 +2,17 @@
 
 Sun, Chang, Bao, Zheng, Zheng, Liu, Dong, Chi, Chen: "ShadowKV: KV Cache in Shadows for High-Throughput Long-Context
 LLM Inference", ICML 2025, arXiv 2410.21465. When a prompt has been read, its keys before rotation are factorised and
-its values moved to the cold tier; of every chunk of 8 tokens a landmark stays, the mean of its rotated keys, and the chunks
-that their landmark tells least about stay exact. A decoding token looks at all landmarks, chooses ``sparse_budget``
-tokens of chunks for each key/value head, rebuilds their keys and fetches their values, and attends to them, to the
-exact chunks and to all that came after the prompt. It needs a paged cache and one rotary table.
+its values moved to the cold tier; of every chunk of 8 tokens a landmark stays, the mean of its rotated keys, and the
+chunks that their landmark tells least about stay exact. A decoding token looks at all landmarks, chooses
+``sparse_budget`` tokens of chunks for each key/value head, rebuilds their keys and fetches their values, and attends to
+them, to the exact chunks and to all that came after the prompt. It needs a paged cache and one rotary table.
 
 Ours: keys are un-rotated from the stored rows in float32, and X^T X is added up while the prompt is read, so any
-chunks give the same factors. Whole pages of 64 tokens are sealed, so up to 63 more tokens stay exact than
-``local_chunks`` says. The prefix cache keeps full pages of prompts as long as nobody needs their room; the factors
-belong to one prompt and are shared by its choices alone. A prompt that the budget would cover anyway is attended to
-densely, and while a prompt is read it is kept in full: that is the peak of its memory. What a stream says itself is
-never sealed.
+chunks give the same factors. A is kept in whole numbers of 16 bits, each column with its scale, which is more exact
+than float16. Whole pages of 64 tokens are sealed, so up to 63 more tokens stay exact than ``local_chunks`` says. The
+prefix cache keeps full pages of prompts as long as nobody needs their room; the factors belong to one prompt and are
+shared by its choices alone. A prompt that the budget would cover anyway is attended to densely, and while a prompt is
+read it is kept in full: that is the peak of its memory. What a stream says itself is never sealed.
 """
 
 from __future__ import annotations

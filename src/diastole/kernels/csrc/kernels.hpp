@@ -135,8 +135,8 @@ struct Kernels {
   int (*at_least)(const float* x, int n, float least, int32_t* places);
   void (*tops)(const float* x, int n, float* out);
   int (*contenders)(const float* w, int n, uint64_t key, float reach, int32_t* places);
-  // Keys of eight tokens from a (8, rank) of float16 and a basis, and a sum of exponentials: see shadow.inl.
-  void (*rebuild)(const uint16_t* a, int rank, const float* basis, ptrdiff_t stride, int dim, const float* table, int rotated, uint16_t* out);
+  // Keys of eight tokens from a (8, rank) and a basis, and a sum of exponentials: see shadow.inl.
+  void (*rebuild)(const int16_t* a, int rank, const float* basis, ptrdiff_t stride, int dim, const float* table, int rotated, uint16_t* out);
   float (*exp_sum)(const float* x, int n, float top);
   // Does nothing but the multiply-add of a weight kind for so many rounds; returns how many it did.
   double (*peak)(Weight kind, int64_t rounds);

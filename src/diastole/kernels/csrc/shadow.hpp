@@ -9,7 +9,8 @@ constexpr int kChunksOfPage = kPage / kChunk;
 
 // One layer's state; see kernels/table.py, Shadows.
 struct Shadows {
-  const uint16_t *marks, *a;  // (sealed pages, kv heads, 8, dim) bf16; (sealed pages, 64, rank) f16
+  const uint16_t* marks;      // (sealed pages, kv heads, 8, dim) bf16
+  const int16_t* a;           // (sealed pages, 64, rank)
   const uint8_t* values;      // (sealed pages, kv heads, 64, dim) bf16
   const float *basis, *rope;  // (records, rank, kv heads * dim); (positions, rotated)
   const int32_t* outliers;    // (records, kv heads, outlying)

@@ -18,17 +18,10 @@ inline void columns(const float* w, int rank, const float* basis, ptrdiff_t stri
     for (int i = 0; i < N; i++) store(out + t * dim + 16 * i, acc[t][i]);
 }
 
-// Eight tokens' keys: a (8, rank) of float16 times a basis, each rotated by its own row of the table, as bf16 (8, dim).
-void rebuild(const uint16_t* a, int rank, const float* basis, ptrdiff_t stride, int dim, const float* table, int rotated, uint16_t* out) {
+// Eight tokens' keys: a (8, rank) times a basis, each rotated by its own row of the table, as bf16 (8, dim).
+void rebuild(const int16_t* a, int rank, const float* basis, ptrdiff_t stride, int dim, const float* table, int rotated, uint16_t* out) {
   alignas(64) float w[8 * kMaxRank], k[8 * kMaxDim];
-  const int n = 8 * rank;
-  int i = 0;
-  for (; i + 16 <= n; i += 16) store(w + i, load_f16(a + i));
-  if (i < n) {
-    alignas(64) f16 rest[16] = {};
-    std::memcpy(rest, a + i, static_cast<size_t>(n - i) * 2);
-    store(w + i, load_f16(rest));
-  }
+  for (int i = 0; i < 8 * rank; i++) w[i] = static_cast<float>(a[i]);
   int c = 0;
   for (; c + 32 <= dim; c += 32) columns<2>(w, rank, basis + c, stride, dim, k + c);
   if (c < dim) columns<1>(w, rank, basis + c, stride, dim, k + c);

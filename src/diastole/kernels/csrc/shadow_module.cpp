@@ -31,7 +31,7 @@ void recall_(In<float, 3> q, float scale, In<int32_t, 1> which, In<int32_t, 2> t
   expect(tables.shape(0) == r && pages.size() == r && records.size() == r && buffers.size() == r, "tables, pages, records and buffers must have one entry per row");
   expect(marks.shape(1) == heads && marks.shape(2) == kChunksOfPage * dim * 2, "marks must be (sealed pages, kv heads, 8 landmarks of bfloat16)");
   expect(rank > 0 && rank <= kMaxRank && basis.shape(2) == heads * dim, "basis must be (records, rank up to 1024, kv heads * dim)");
-  expect(a.shape(0) == sealed && a.shape(1) == kPage * rank * 2, "a must be (sealed pages, 64 rows of the rank in float16)");
+  expect(a.shape(0) == sealed && a.shape(1) == kPage * rank * 2, "a must be (sealed pages, 64 rows of the rank in int16)");
   expect(values.shape(0) == sealed && values.shape(1) == heads && values.shape(2) == kPage * dim * 2, "values must be (sealed pages, kv heads, 64 rows of bfloat16)");
   expect(reinterpret_cast<uintptr_t>(marks.data()) % 2 == 0 && reinterpret_cast<uintptr_t>(a.data()) % 2 == 0, "marks and a must be aligned to 2 bytes");
   expect(outliers.shape(0) == basis.shape(0) && outliers.shape(1) == heads, "outliers must be (records, kv heads, chunks)");
@@ -62,7 +62,7 @@ void recall_(In<float, 3> q, float scale, In<int32_t, 1> which, In<int32_t, 2> t
     work += static_cast<double>(n) * kChunksOfPage * static_cast<double>(q.shape(1) * dim);
   }
   Shadows state;
-  state.marks = reinterpret_cast<const uint16_t*>(marks.data()), state.a = reinterpret_cast<const uint16_t*>(a.data());
+  state.marks = reinterpret_cast<const uint16_t*>(marks.data()), state.a = reinterpret_cast<const int16_t*>(a.data());
   state.values = values.data(), state.basis = basis.data(), state.rope = rope.data(), state.outliers = outliers.data();
   state.pages = buf.data(), state.held = held.data(), state.page_bytes = look.page_bytes;
   state.dim = look.dim, state.kv_heads = look.kv_heads, state.group = look.group, state.rank = static_cast<int>(rank);
