@@ -16,7 +16,7 @@ FLOORS = {
     "4": ("engine",),
     "models": ("models",),
     "techniques": ("techniques",),
-    "6": ("frontend", "serve", "cli", "assets", "bench", "reproduce", "recipes", "llm.py"),
+    "6": ("frontend", "serve", "cli", "assets", "bench", "calibrate", "reproduce", "recipes", "llm.py"),
 }
 BUDGET = 10_000  # floors 0 to 5 together
 LONGEST = 400  # lines of one file

@@ -53,9 +53,9 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
 
     def snapshot(self) -> dict[str, Any]:
         return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.sum}
@@ -147,6 +147,7 @@ class Meter:
     def emitted(self, ids: Sequence[str], now: float) -> None:
         """These requests gave one output each; one that is named twice gave two."""
         lives, gaps = self._lives, self.histograms["inter_token_latency_seconds"]
+        gap, same = 0.0, 0  # streams that spoke in the same step before share a gap: it is observed once for all
         for id in ids:
             life = lives.get(id)
             if life is None:
@@ -156,9 +157,13 @@ class Meter:
                 self.histograms["time_to_first_token_seconds"].observe(now - life.arrived)
             elif now > life.last:
                 life.gaps += 1
-                gaps.observe(now - life.last)
+                if now - life.last != gap:
+                    gaps.observe(gap, same)
+                    gap, same = now - life.last, 0
+                same += 1
             life.last = now
             life.outputs += 1
+        gaps.observe(gap, same)
         self.counters["generation_tokens"] += len(ids)
 
     def first_output(self, id: str) -> float | None:

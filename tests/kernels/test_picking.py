@@ -230,3 +230,86 @@ def test_wrong_arguments_are_named() -> None:
         ops.attend(q, cache.buf, "rows", tables, starts, lo, hi, 0.1, out)
     with pytest.raises(ValueError, match="tables"):
         ops.attend(q, cache.buf, "rows", tables + 10**6, starts, lo, hi - 1, 0.1, out)
+
+
+@each_isa()
+@pytest.mark.parametrize("count", [4, 16, 24])
+def test_some_channels_of_keys(isa: str, count: int) -> None:
+    """Written and read again as if the others were not there."""
+    rng = np.random.default_rng(10)
+    ops, width = native(isa), -(-count // 16) * 16
+    cache = Cache(ops, "bf16", [300], 3, 64)
+    channels = np.stack([rng.permutation(64)[:count] for _ in range(3)]).astype(np.int32)
+    some, whole = (ops.alloc(len(cache.buf) * 3 * width * 128).reshape(len(cache.buf), 3, -1) for _ in range(2))
+    wide = np.zeros((300, 3, width), np.float32)
+    wide[..., :count] = np.take_along_axis(cache.k[0], channels[None], 2)
+    ops.keys_write(some, cache.rows(0, 0, 300), cache.k[0], channels)
+    ops.keys_write(whole, cache.rows(0, 0, 300), wide)
+    np.testing.assert_array_equal(some, whole)
+
+
+@each_isa()
+@pytest.mark.parametrize(("heads", "dim", "count"), [(9, 64, 16), (3, 64, 6), (6, 80, 32)])
+def test_tokens_chosen_by_some_channels(isa: str, heads: int, dim: int, count: int) -> None:
+    """The same as the twin where scores are exact: small whole numbers."""
+    rng = np.random.default_rng(count)
+    width = -(-count // 16) * 16
+    lo, hi = ranges(4, (0, 1300), (7, 800), (0, 90), (3, 20))
+    which, most = np.array([4, 0, 2, 5], np.int32), np.array([300, 64, 90, 9], np.int32)
+    q = rng.integers(-3, 4, (6, heads, dim)).astype(np.float32)
+    found = []
+    for ops in (native(isa), REF):
+        cache = Cache(ops, "bf16", [1300, 90], 3, dim)
+        keys = np.random.default_rng(1).integers(-3, 4, (1300, 3, dim)).astype(np.float32)
+        channels = np.stack([np.random.default_rng(g).permutation(dim)[:count] for g in range(3)]).astype(np.int32)
+        buf = ops.alloc(len(cache.buf) * 3 * width * 128).reshape(len(cache.buf), 3, -1)
+        ops.keys_write(buf, cache.rows(0, 0, 1300), keys, channels)
+        ops.keys_write(buf, cache.rows(1, 0, 90), keys[:90], channels)
+        tables = np.ascontiguousarray(cache.tables[[0, 0, 1, 0]])
+        at, counts = np.full((4, 3, 310), 7, np.int64), np.empty((4, 3), np.int32)
+        ops.choose(q, buf, channels, which, tables, lo, hi, most, 4, 8, at, counts)
+        found.append((at, counts))
+        alone = at[1:2].copy()
+        ops.choose(q, buf, channels, which[1:2], tables[1:2], lo[1:2], hi[1:2], most[1:2], 4, 8, alone, counts[1:2])
+        np.testing.assert_array_equal(alone, at[1:2])
+        first = cache.rows(0, 7, 11)
+        assert all(set(first) | set(cache.rows(0, 792, 800)) <= set(at[1, g, :64]) for g in range(3))
+    for fast, slow in zip(*found, strict=True):
+        np.testing.assert_array_equal(fast, slow)
+    assert found[0][1].tolist() == [[300] * 3, [64] * 3, [90] * 3, [9] * 3]
+
+
+def test_wrong_choices_are_named() -> None:
+    ops = native()
+    q, buf = normal(np.random.default_rng(11), 2, 9, 64), ops.alloc(4 * 3 * 16 * 128).reshape(4, 3, -1)
+    one, table = np.zeros(1, np.int32), np.zeros((1, 2), np.int32)
+    usual = {
+        "q": q,
+        "buf": buf,
+        "channels": np.zeros((3, 4), np.int32),
+        "which": one,
+        "tables": table,
+        "lo": one,
+        "hi": one + 100,
+        "most": one + 8,
+        "sink": 1,
+        "recent": 1,
+        "at": np.zeros((1, 3, 8), np.int64),
+        "counts": np.zeros((1, 3), np.int32),
+    }
+    ops.choose(*usual.values())
+    for name, value in (
+        ("channels", usual["channels"] + 64),
+        ("channels", np.zeros((3, 17), np.int32)),
+        ("which", one + 2),
+        ("tables", table + 4),
+        ("lo", one - 1),
+        ("lo", one + 101),
+        ("hi", one + 129),
+        ("most", one + 9),
+        ("at", np.zeros((1, 2, 8), np.int64)),
+        ("recent", -1),
+        ("buf", np.zeros((4, 3, 1000), np.uint8)),
+    ):
+        with pytest.raises(ValueError, match=name):
+            ops.choose(*{**usual, name: value}.values())

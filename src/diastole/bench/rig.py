@@ -17,6 +17,7 @@ import numpy as np
 
 from diastole.assets import resolve
 from diastole.config import Bytes, Config, EngineConfig, ServiceConfig
+from diastole.engine.engine import Engine
 from diastole.engine.executor import Inline
 from diastole.frontend.assembly import build_engine
 from diastole.frontend.voice import tokenizer_of
@@ -79,8 +80,24 @@ class Rig:
             kernels=kernels,
         )
         engine = replace(EngineConfig(), threads=threads, memory=Bytes(memory))
-        self._engine, _, self.kernels = build_engine(Config(engine=engine, service={"rig": service}))
-        (self.service,) = self._engine.services
+        built, _, kernels = build_engine(Config(engine=engine, service={"rig": service}))
+        self._take(built, model, kernels)
+
+    @classmethod
+    def around(cls, engine: Engine, model: str = "", kernels: str = "") -> Rig:
+        """A rig on an engine of one service that exists already, which it closes at its end.
+
+        Args:
+            model: where the tokenizer is found, if it is asked for.
+            kernels: name of the operators.
+        """
+        rig = cls.__new__(cls)
+        rig._take(engine, model, kernels)
+        return rig
+
+    def _take(self, engine: Engine, model: str, kernels: str) -> None:
+        self._engine, self.kernels = engine, kernels
+        (self.service,) = engine.services
         loop = self.service.loop
         if not isinstance(loop, AutoRegressive):
             raise UserError("a rig drives language models only", param="model")
@@ -161,6 +178,17 @@ class Rig:
 
     # ---- driving it
 
+    @contextmanager
+    def watched(self, *probes: Probe) -> Iterator[None]:
+        """While inside, these look on too."""
+        before = self.service.state
+        inside: Inside = before["inside"]
+        self.service.state = {**before, "inside": replace(inside, probes=(*inside.probes, *probes))}
+        try:
+            yield
+        finally:
+            self.service.state = before
+
     def absorb(self, stream: Stream, chunk: int = CHUNK) -> Array:
         """Absorb what a stream knows, ``chunk`` tokens at a time: logits (V,) after the last one."""
         return self._absorb(stream, chunk, False)[-1]
@@ -208,25 +236,19 @@ class Rig:
             self.loop.absorbed(stream, n)
         return logits
 
-    @contextmanager
-    def watched(self, probe: Probe) -> Iterator[None]:
-        """While inside, this probe looks on too."""
-        before = self.service.state
-        inside: Inside = before["inside"]
-        self.service.state = {**before, "inside": replace(inside, probes=(*inside.probes, probe))}
-        try:
-            yield
-        finally:
-            self.service.state = before
-
     # ---- what it costs
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model."""
+        if not isinstance(self.service.model, Decoder):
+            raise UserError("only decoders are studied", param="model")
+        return self.service.model
 
     @property
     def spec(self) -> PagedSpec:
         """Layers, key/value heads and their size."""
-        if not isinstance(self.service.model, Decoder):
-            raise UserError("only decoders are studied", param="model")
-        return self.service.model.state_specs()["kv"]
+        return self.decoder.state_specs()["kv"]
 
     @property
     def bytes_per_token(self) -> float:

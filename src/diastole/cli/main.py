@@ -25,6 +25,7 @@ def register() -> None:
     """Give ``app`` its commands."""
     from diastole.cli import (
         bench,
+        calibrate,
         chat,
         check,
         generate,
@@ -41,6 +42,7 @@ def register() -> None:
 
     examples = {
         "serve": "[bold]diastole serve[/]  ·  diastole serve model.gguf --port 9000  ·  diastole serve engine.toml",
+        "calibrate": "[bold]diastole calibrate double-sparsity model.gguf[/] --texts notes.txt",
         "pull": "[bold]diastole pull smollm2-135m[/]",
         "chat": "[bold]diastole chat[/]  ·  diastole chat --url http://localhost:8000",
         "generate": '[bold]diastole generate "The heart"[/] --max-tokens 40 --temperature 0',
@@ -53,6 +55,7 @@ def register() -> None:
         ("serve", serve.serve),
         ("chat", chat.chat),
         ("generate", generate.generate),
+        ("calibrate", calibrate.calibrate),
         ("pull", pull.pull),
         ("list", listing.list_),
         ("top", top.top),

@@ -45,7 +45,7 @@ class LeastSlack:
         ready: list[tuple[float, int, Sequence[Ask]]], services: Sequence[Candidate], now: float
     ) -> tuple[float, int, Sequence[Ask]]:
         first = ready[0]
-        if first[0] >= now:
+        if first[0] >= now or len(ready) == 1:
             return first
         smallest = min(services[first[1]].cost.predict([Grant(a.stream, a.lo)]) for a in first[2])
         for other in ready[1:]:

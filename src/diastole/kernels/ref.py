@@ -182,9 +182,37 @@ class TorchOps:
                     s -= less[t, heads, None]
                 out[t, g * per : (g + 1) * per, low[t, g] : high[t, g]] = s if per > 1 or share == 1 else s.max(0)
 
-    def keys_write(self, buf: Array, rows: Array, k: Array) -> None:
-        rounded = _tensor(k).bfloat16().float().numpy()
-        _keys(buf, k.shape[2])[rows // PAGE, :, rows % PAGE] = rounded.view(np.uint32) >> 16
+    def keys_write(self, buf: Array, rows: Array, k: Array, channels: Array | None = None) -> None:
+        dim = buf.shape[2] // (2 * PAGE)
+        rounded = _tensor(k if channels is None else _some(k, channels, dim)).bfloat16().float().numpy()
+        _keys(buf, dim)[rows // PAGE, :, rows % PAGE] = rounded.view(np.uint32) >> 16
+
+    def choose(
+        self,
+        q: Array,
+        buf: Array,
+        channels: Array,
+        which: Array,
+        tables: Array,
+        lo: Array,
+        hi: Array,
+        most: Array,
+        sink: int,
+        recent: int,
+        at: Array,
+        counts: Array,
+    ) -> None:
+        groups, dim = buf.shape[1], buf.shape[2] // (2 * PAGE)
+        own = _some(q[which], channels.repeat(q.shape[1] // groups, 0), dim)
+        s = np.empty((len(which), groups, max(int(hi.max(initial=0)), 1)), np.float32)
+        self.scores(own, buf, "keys", tables, np.arange(len(which) + 1, dtype=np.int32), lo, hi, 1.0, s)
+        at[...] = 0
+        for i, g in np.ndindex(len(which), groups):
+            s[i, g, lo[i] : min(lo[i] + sink, hi[i])] = s[i, g, max(lo[i], hi[i] - recent) : hi[i]] = np.inf
+            places = np.empty((1, at.shape[2]), np.int32)
+            self.tops(s[i, g : g + 1], most[i : i + 1], places, counts[i, g : g + 1])
+            found = places[0, : counts[i, g]]
+            at[i, g, : len(found)] = tables[i, found // PAGE].astype(np.int64) * PAGE + found % PAGE
 
     def page_scores(self, q: Array, index: Array, tables: Array, starts: Array, n: Array, out: Array) -> None:
         _, heads, e = q.shape
@@ -252,6 +280,13 @@ def _by_head(x: Array, groups: int, axes: int) -> Array:
 def _keys(buf: Array, dim: int) -> Array:
     """Pages of keys alone: bits of bfloat16 (pages, Hkv, 64, dim)."""
     return buf.view(np.uint16).reshape(len(buf), buf.shape[1], PAGE, dim)
+
+
+def _some(x: Array, channels: Array, dim: int) -> Array:
+    """Of x (T, H, D) the channels (H, C) of each head, then zeros: (T, H, dim)."""
+    some = np.zeros((*x.shape[:2], dim), np.float32)
+    some[..., : channels.shape[1]] = np.take_along_axis(x, channels[None].astype(np.int64), 2)
+    return some
 
 
 def _wide(bits: Array) -> Array:

@@ -200,9 +200,33 @@ class Ops(Protocol):
         before they are compared. fmt "keys": see ``keys_write``."""
         ...
 
-    def keys_write(self, buf: Array, rows: Array, k: Array) -> None:
+    def keys_write(self, buf: Array, rows: Array, k: Array, channels: Array | None = None) -> None:
         """Store k (T, Hkv, R), R a multiple of 16, as bfloat16 at rows (T,) of a buffer of keys alone: (pages, Hkv,
-        128·R) uint8."""
+        128·R) uint8. channels (Hkv, C) int32, C ≤ R: of k (T, Hkv, D) only these of each head, then zeros."""
+        ...
+
+    def choose(
+        self,
+        q: Array,
+        buf: Array,
+        channels: Array,
+        which: Array,
+        tables: Array,
+        lo: Array,
+        hi: Array,
+        most: Array,
+        sink: int,
+        recent: int,
+        at: Array,
+        counts: Array,
+    ) -> None:
+        """For rows ``which`` (R,) of q (T, H, D) the tokens whose keys' ``channels`` give the largest product with any
+        of the query heads that share them, as ``attend_tokens`` takes them.
+
+        buf: what ``keys_write`` stored with the same channels. Row i sees tokens lo[i] <= j < hi[i] on the pages
+        tables[i] (R, P) and gets most[i] of them, in order: at (R, Hkv, K) int64, counts (R, Hkv) int32. The first
+        ``sink`` and the latest ``recent`` that it sees come before all others.
+        """
         ...
 
     def page_scores(self, q: Array, index: Array, tables: Array, starts: Array, n: Array, out: Array) -> None:
@@ -254,6 +278,7 @@ class Native:
         self.attend_tokens = module.attend_tokens
         self.scores = module.scores
         self.keys_write = module.keys_write
+        self.choose = module.choose
         self.page_scores = module.page_scores
         self.tops = module.tops
 

@@ -339,28 +339,40 @@ void merge(Partial& whole, const Partial& part, int dim) {
 
 // ---- scores alone, for who chooses what is attended to
 
+// Rows that see the same tokens of a page: s (n, stride), from the page's token 0 on.
+template <KV KIND, int R>
+void score_all(const Halves<const uint8_t>& page, int dim, Ahead next, const Seat* seats, int n, float* s, ptrdiff_t stride) {
+  const int lo = seats->lo, hi = seats->hi;
+  for (; n >= R; n -= R, seats += R, s += R * stride) {
+    alignas(64) float here[R * kPage];
+    scores<KIND, R>(page, dim, lo / 16, (hi + 15) / 16, next, seats, here);
+    for (int r = 0; r < R; r++) std::memcpy(s + r * stride + lo, here + r * kPage + lo, sizeof(float) * static_cast<size_t>(hi - lo));
+    next.way = 0;  // the first rows have fetched it
+  }
+  if constexpr (R > 1)
+    if (n > 0) score_all<KIND, R - 1>(page, dim, next, seats, n, s, stride);
+}
+
 template <KV KIND>
 void score_split(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride) {
   Query queries[kTile];
-  Partial unused;
+  Seat seats[kTile];
   const int dim = look.dim, n = look.group;
   for (int i = 0; i < n; i++)
     open_query(KIND, look.q + t * look.q_stride + static_cast<ptrdiff_t>(g * n + i) * dim, look.scale, dim, queries[i]);
   const int lo = look.from(t, g) - split * kSplit, hi = look.to(t, g) - split * kSplit;
   const int first = lo > 0 ? lo : 0, last = hi < kSplit ? hi : kSplit;
+  const auto place = [&](int page) { return look.page(split * (kSplit / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
     const int a = first - page * kPage, b = last - page * kPage, from = a > 0 ? a : 0, to = b < kPage ? b : kPage;
-    alignas(64) float here[kPage];
-    const uint8_t* at = look.page(split * (kSplit / kPage) + page, g);
+    const uint8_t* at = place(page);
+    Ahead next{0, kPage};
+    if (look.kind == KIND && (page + 1) * kPage < last) next.way = place(page + 1) - at;
     alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 2 : 1];
     if constexpr (KIND == KV::bf16)
       if (look.kind == KV::rows) at = form_keys(at, to, dim, room);
-    const Halves<const uint8_t> open = open_page(KIND, at, dim);
-    for (int i = 0; i < n; i++) {
-      const Seat seat = {queries + i, &unused, from, to};
-      scores<KIND, 1>(open, dim, from / 16, (to + 15) / 16, Ahead{0, 0}, &seat, here);
-      std::memcpy(s + i * stride + page * kPage + from, here + from, sizeof(float) * static_cast<size_t>(to - from));
-    }
+    for (int i = 0; i < n; i++) seats[i] = {queries + i, nullptr, from, to};
+    score_all<KIND, kQueries>(open_page(KIND, at, dim), dim, next, seats, n, s + page * kPage, stride);
   }
 }
 

@@ -20,7 +20,6 @@ namespace {
 
 extern const Kernels ISA_TABLE;
 const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, score, gather, dots, merge,
-                           most, weigh, at_least, tops, contenders,
-                           rebuild, exp_sum, peak, sweep};
+                           most, weigh, at_least, tops, raise, contenders, rebuild, exp_sum, peak, sweep};
 
 }  // namespace diastole

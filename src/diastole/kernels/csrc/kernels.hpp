@@ -134,6 +134,7 @@ struct Kernels {
   double (*weigh)(const float* x, int n, float t, float top, float* w);
   int (*at_least)(const float* x, int n, float least, int32_t* places);
   void (*tops)(const float* x, int n, float* out);
+  void (*raise)(const float* x, int n, float off, float* to);
   int (*contenders)(const float* w, int n, uint64_t key, float reach, int32_t* places);
   // Keys of eight tokens from a (8, rank) and a basis, and a sum of exponentials: see shadow.inl.
   void (*rebuild)(const int16_t* a, int rank, const float* basis, ptrdiff_t stride, int dim, const float* table, int rotated, uint16_t* out);

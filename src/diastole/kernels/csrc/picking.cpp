@@ -41,10 +41,10 @@ void scores(const Kernels& isa, const Look& look, const std::vector<Span>& strea
     for (int h = 0; h < per; h++) {
       float* to_row = s + (static_cast<size_t>(t) * heads + static_cast<size_t>(g * per + h)) * n;
       std::fill(to_row + from, to_row + to, -INFINITY);
+      if (lo >= hi) continue;
       for (int j = h; j < look.group; j += per) {
         const float off = less == nullptr ? 0.f : less[static_cast<size_t>(t) * kv_heads * look.group + static_cast<size_t>(g * look.group + j)];
-        const float* found = room.data() + static_cast<ptrdiff_t>(j) * kSplit - from;
-        for (int c = lo; c < hi; c++) to_row[c] = std::max(to_row[c], found[c] - off);
+        isa.raise(room.data() + static_cast<size_t>(j) * kSplit + static_cast<size_t>(lo - from), hi - lo, off, to_row + lo);
       }
     }
   }, work >= kAlone);
@@ -84,6 +84,58 @@ int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places
     if (x[at] > last || (x[at] == last && equal-- > 0)) places[count++] = at;
   }
   return count;
+}
+
+void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts) {
+  static thread_local std::vector<float> own, kept;
+  const int heads = look.kv_heads * look.group, dim = look.dim;
+  own.assign(static_cast<size_t>(choice.r) * heads * dim, 0.f);
+  int n = 0;
+  double work = 0;
+  for (int i = 0; i < choice.r; i++) {
+    n = std::max(n, choice.hi[i]);
+    work += static_cast<double>(choice.hi[i] - choice.lo[i]) * heads * dim;
+    for (int h = 0; h < heads; h++) {
+      const float* q = look.q + choice.which[i] * look.q_stride + static_cast<ptrdiff_t>(h) * head_dim;
+      const int32_t* channels = choice.channels + static_cast<ptrdiff_t>(h / look.group) * choice.count;
+      float* to = own.data() + (static_cast<size_t>(i) * heads + static_cast<size_t>(h)) * dim;
+      for (int c = 0; c < choice.count; c++) to[c] = q[channels[c]];
+    }
+  }
+  const int splits = ceil_div(n, kSplit);
+  kept.resize(static_cast<size_t>(choice.r) * look.kv_heads * n);
+  float* const s = kept.data();
+  Look by = look;
+  by.q = own.data(), by.q_stride = static_cast<ptrdiff_t>(heads) * dim;
+  by.lo = choice.lo, by.hi = choice.hi, by.row_step = 1, by.head_step = 0, by.table_step = 0;
+  Pool::get().each(choice.r * look.kv_heads * splits, [&](int task) {
+    alignas(64) float room[kTile * kSplit];
+    const int split = task % splits, g = task / splits % look.kv_heads, t = task / splits / look.kv_heads;
+    const int from = split * kSplit, lo = std::max(from, by.lo[t]), hi = std::min(from + kSplit, by.hi[t]);
+    if (lo >= hi) return;
+    Look mine = by;
+    mine.table = choice.tables + static_cast<ptrdiff_t>(t) * choice.width;
+    isa.score(mine, g, t, split, room, kSplit);
+    float* to = s + (static_cast<size_t>(t) * look.kv_heads + static_cast<size_t>(g)) * n;
+    std::copy(room + (lo - from), room + (hi - from), to + lo);
+    for (int h = 1; h < look.group; h++) isa.raise(room + h * kSplit + (lo - from), hi - lo, 0.f, to + lo);
+  }, work >= kAlone);
+  Pool::get().each(choice.r * look.kv_heads, [&](int i) {
+    static thread_local std::vector<int32_t> places;
+    const int t = i / look.kv_heads, lo = choice.lo[t], hi = choice.hi[t];
+    float* row = s + static_cast<size_t>(i) * n;
+    std::fill(row + lo, row + std::min(hi, lo + choice.sink), INFINITY);
+    std::fill(row + std::max(lo, hi - choice.recent), row + hi, INFINITY);
+    places.resize(static_cast<size_t>(wide));
+    counts[i] = top_places(isa, row + lo, hi - lo, std::min(choice.most[t], hi - lo), places.data());
+    const int32_t* table = choice.tables + static_cast<ptrdiff_t>(t) * choice.width;
+    int64_t* to = at + static_cast<ptrdiff_t>(i) * wide;
+    for (int j = 0; j < counts[i]; j++) {
+      const int token = lo + places[static_cast<size_t>(j)];
+      to[j] = static_cast<int64_t>(table[token / kPage]) * kPage + token % kPage;
+    }
+    std::fill(to + counts[i], to + wide, 0);
+  }, work >= kAlone);
 }
 
 void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, float* out, float* lse) {

@@ -13,6 +13,20 @@ void scores(const Kernels& isa, const Look& look, const std::vector<Span>& strea
 // Returns how many there are, at most k.
 int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places);
 
+// Tokens chosen by some channels of their keys, which a buffer of keys alone holds: its dimension is `look.dim`, and what
+// is beyond `channels` of it is zero.
+struct Choice {
+  const int32_t* which;          // (r,): a row of q
+  const int32_t* tables;         // (r, width)
+  const int32_t *lo, *hi, *most;  // (r,): what a row sees, and how many tokens it gets
+  const int32_t* channels;       // (kv heads, count)
+  int r, width, count;
+  int sink, recent;  // so many of the first and of the latest are always among them
+};
+// To at (r, kv heads, wide): page * 64 + slot of those with the largest product with any query head of their group, in
+// order; counts (r, kv heads) how many. look.q: rows of whole query heads, each of head_dim.
+void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts);
+
 // What some rows attend to, by sets: one for all query heads that share it.
 struct Chosen {
   const int32_t* which;  // (r,): a row of q

@@ -7,24 +7,86 @@
 namespace diastole {
 namespace {
 
-void keys_write_(Cache buf, In<int64_t, 1> rows, In<float, 3> k) {
+// Channels of each head: every one of them a dimension of it, and no more than a buffer of keys has room for.
+void expect_channels(const In<int32_t, 2>& channels, size_t heads, size_t head_dim, size_t dim) {
+  expect_whole(channels, "channels");
+  expect(channels.shape(0) == heads && channels.shape(1) <= dim, "channels must be (kv heads, at most the buffer's dimension)");
+  for (size_t i = 0; i < channels.size(); i++)
+    expect(channels.data()[i] >= 0 && channels.data()[i] < static_cast<int64_t>(head_dim), "channels: one is outside a head");
+}
+
+// The dimension of a buffer of keys alone.
+size_t expect_keys(const Cache& buf) {
+  expect_whole(buf, "buf");
+  const size_t dim = buf.shape(2) / (kPage * 2);
+  expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim && buf.shape(2) == dim * kPage * 2, "buf: its pages have not the size of keys alone");
+  return dim;
+}
+
+void keys_write_(Cache buf, In<int64_t, 1> rows, In<float, 3> k, std::optional<In<int32_t, 2>> channels) {
   expect_rows(k, "k");
   expect_whole(rows, "rows");
-  expect_whole(buf, "buf");
-  const size_t heads = k.shape(1), dim = k.shape(2);
-  expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim, "k: the last axis must be a multiple of 16 up to 256");
+  const size_t heads = k.shape(1), own = k.shape(2), dim = expect_keys(buf);
+  if (channels) expect_channels(*channels, heads, own, dim);
+  expect(channels || own == dim, "buf: its pages have not the size of such keys");
   expect(k.shape(0) == rows.size() && heads == buf.shape(1), "k must be (rows, kv heads, dim)");
-  expect(buf.shape(2) == dim * kPage * 2, "buf: its pages have not the size of such keys");
   const int64_t limit = static_cast<int64_t>(buf.shape(0)) * kPage;
   for (size_t i = 0; i < rows.size(); i++) expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
   const Kernels& kernels = isa();
   const Unlocked unlocked(static_cast<double>(k.size()));
+  alignas(64) float some[kMaxDim] = {};
   for (size_t t = 0; t < rows.size(); t++)
     for (size_t h = 0; h < heads; h++) {
       const int64_t row = rows.data()[t];
+      const float* key = k.data() + static_cast<ptrdiff_t>(t) * k.stride(0) + static_cast<ptrdiff_t>(h * own);
+      if (channels) {
+        const size_t count = channels->shape(1);
+        for (size_t c = 0; c < count; c++) some[c] = key[channels->data()[h * count + c]];
+        key = some;
+      }
       kernels.key_write(buf.data() + (static_cast<size_t>(row / kPage) * heads + h) * buf.shape(2), static_cast<int>(row % kPage),
-                        static_cast<int>(dim), k.data() + static_cast<ptrdiff_t>(t) * k.stride(0) + static_cast<ptrdiff_t>(h * dim));
+                        static_cast<int>(dim), key);
     }
+}
+
+void choose_(In<float, 3> q, Cache buf, In<int32_t, 2> channels, In<int32_t, 1> which, In<int32_t, 2> tables, In<int32_t, 1> lo,
+             In<int32_t, 1> hi, In<int32_t, 1> most, int sink, int recent, InOut<int64_t, 3> at, InOut<int32_t, 2> counts) {
+  expect_rows(q, "q");
+  expect_whole(which, "which");
+  expect_whole(tables, "tables");
+  expect_whole(lo, "lo");
+  expect_whole(hi, "hi");
+  expect_whole(most, "most");
+  expect_whole(at, "at");
+  expect_whole(counts, "counts");
+  const size_t r = which.size(), heads = q.shape(1), own = q.shape(2), kv_heads = buf.shape(1), dim = expect_keys(buf), width = tables.shape(1);
+  expect(kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kTile, "q: heads must be a multiple of the key/value heads, at most 48 times");
+  expect_channels(channels, kv_heads, own, dim);
+  expect(tables.shape(0) == r && lo.size() == r && hi.size() == r && most.size() == r, "tables, lo, hi and most must have one entry for each of which");
+  expect(at.shape(0) == r && at.shape(1) == kv_heads && counts.shape(0) == r && counts.shape(1) == kv_heads, "at and counts must be (rows, kv heads, ...)");
+  expect(sink >= 0 && recent >= 0, "sink and recent must not be negative");
+  double tokens = 0;
+  for (size_t i = 0; i < r; i++) {
+    const int from = lo.data()[i], to = hi.data()[i];
+    expect(which.data()[i] >= 0 && which.data()[i] < static_cast<int64_t>(q.shape(0)), "which: a row is outside q");
+    expect(from >= 0 && from <= to, "lo must be between 0 and hi");
+    expect(to <= static_cast<int64_t>(width) * kPage, "hi: a row looks beyond its stream's pages");
+    expect(most.data()[i] >= 0 && most.data()[i] <= static_cast<int64_t>(at.shape(2)), "most must be between 0 and the width of at");
+    for (int p = from / kPage; p * kPage < to; p++) {
+      const int32_t id = tables.data()[i * width + static_cast<size_t>(p)];
+      expect(id >= 0 && id < static_cast<int64_t>(buf.shape(0)), "tables: a page id is out of range");
+    }
+    tokens += to - from;
+  }
+  if (r == 0) return;
+  Look look{};
+  look.q = q.data(), look.q_stride = q.stride(0), look.pages = buf.data(), look.kind = KV::bf16, look.scale = 1.f;
+  look.dim = static_cast<int>(dim), look.kv_heads = static_cast<int>(kv_heads), look.group = static_cast<int>(heads / kv_heads);
+  look.page_bytes = buf.shape(2);
+  const Choice choice{which.data(), tables.data(), lo.data(), hi.data(), most.data(), channels.data(), static_cast<int>(r),
+                      static_cast<int>(width), static_cast<int>(channels.shape(1)), sink, recent};
+  const Unlocked unlocked(tokens * static_cast<double>(heads * dim));
+  choose(isa(), look, static_cast<int>(own), choice, static_cast<int>(at.shape(2)), at.data(), counts.data());
 }
 
 void scores_(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1> tables, In<int32_t, 1> starts, In<int32_t, -1> lo,
@@ -143,7 +205,8 @@ void page_scores_(In<float, 3> q, Cache index, In<int32_t, 2> tables, In<int32_t
 }  // namespace
 
 void bind_picking(nb::module_& m) {
-  m.def("keys_write", keys_write_);
+  m.def("keys_write", keys_write_, nb::arg("buf"), nb::arg("rows"), nb::arg("k"), nb::arg("channels").none() = nb::none());
+  m.def("choose", choose_);
   m.def("scores", scores_, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("tables"), nb::arg("starts"), nb::arg("lo"), nb::arg("hi"),
         nb::arg("scale"), nb::arg("out"), nb::arg("less").none() = nb::none());
   m.def("tops", tops_);

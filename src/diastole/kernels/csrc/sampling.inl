@@ -40,15 +40,17 @@ double weigh(const float* x, int n, float t, float top, float* w) {
   return total;
 }
 
-// Places of what is at least `least`, in order; returns how many.
+// Places of what is at least `least`, in order; returns how many. There must be room for n.
 int at_least(const float* x, int n, float least, int32_t* places) {
   int count = 0, i = 0;
   for (; i + 64 <= n; i += 64) {
     Ints under = splat(0);
     for (int j = i; j < i + 64; j += 16) under = under + less(load(x + j), splat(least));
     if (sum(under) == -64) continue;  // the usual case: none
-    for (int j = i; j < i + 64; j++)
-      if (x[j] >= least) places[count++] = j;
+    for (int j = i; j < i + 64; j++) {  // without a branch, which nobody could foretell
+      places[count] = j;
+      count += x[j] >= least;
+    }
   }
   for (; i < n; i++)
     if (x[i] >= least) places[count++] = i;
@@ -58,6 +60,13 @@ int at_least(const float* x, int n, float least, int32_t* places) {
 // The largest of each sixteen, n / 16 of them.
 void tops(const float* x, int n, float* out) {
   for (int i = 0; i + 16 <= n; i += 16) *out++ = largest(load(x + i));
+}
+
+// What is larger in x - off takes the place of what is in `to`.
+void raise(const float* x, int n, float off, float* to) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) store(to + i, max(load(x + i) - off, load(to + i)));
+  for (; i < n; i++) to[i] = x[i] - off > to[i] ? x[i] - off : to[i];
 }
 
 // Places whose score plus noise may be the largest, in order. w: weights as above; reach: e^(top - mark), where mark is a
