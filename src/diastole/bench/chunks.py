@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from diastole.bench.rig import Rig
+from diastole.bench.watching import inside
 from diastole.nn.inside import Inside
 from diastole.nn.selection import Tokens, decoding
 from diastole.slots import View
@@ -148,14 +148,3 @@ def choosing(rig: Rig, rule: Rule, n: int, budget: int) -> Iterator[None]:
     """While inside, a rig of form "rows" without techniques attends by this rule."""
     with inside(rig, Inside(select=Choosing(rule, n, budget))):
         yield
-
-
-@contextmanager
-def inside(rig: Rig, acts: Inside) -> Iterator[None]:
-    """While inside, this acts within the layers of a rig."""
-    before = rig.service
-    rig.service = replace(before, state={**before.state, "inside": acts})
-    try:
-        yield
-    finally:
-        rig.service = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 
 from diastole.assets import resolve
-from diastole.bench import chunks
+from diastole.bench import chunks, watching
 from diastole.bench.longtext import Corpus
 from diastole.bench.quality import log_softmax
 from diastole.bench.rig import Rig
 from diastole.kernels.blas import one_thread
-from diastole.nn.arena import Arena
 from diastole.nn.inside import Inside, softmax
 from diastole.reproduce.must import at_least, at_most, less_than, more_than
 from diastole.reproduce.study import Study
 from diastole.slots import View
 from diastole.state.pages import PAGE
 from diastole.state.shadow import CHUNK
-from diastole.types import Array, Batch, Stream
+from diastole.types import Array, Stream
 from diastole.weights import open_checkpoint
 
 PAPER = "ShadowKV: low-rank keys before rotation, values at a distance, chunks chosen by landmarks"
@@ -152,26 +151,13 @@ def _unrotated(rig: Rig, k: Array) -> Array:
     return x
 
 
-@dataclass(slots=True)
-class Watch:
-    """Slot ``probe``: keeps every layer's view, queries and result of the last step."""
-
-    seen: dict[int, tuple[View, Array, Array]] = field(default_factory=dict)
-
-    def need(self, layer: int, b: Batch) -> bool:
-        return len(b.pos) == 1
-
-    def see(self, view: View, q: Array, out: Array, lse: Array) -> None:
-        self.seen[view.layer] = view, q.copy(), out.copy()
-
-
 def recall(study: Study, dense: Rig, text: Text, ids: Sequence[int]) -> None:
     """Study 2: how much of the mass that the best chunks have is found by landmarks, with more or fewer outliers."""
     outliers = (0, text.outliers, 2 * text.outliers)
     found: dict[int, list[float]] = {o: [] for o in outliers}
-    watch, marks = Watch(), chunks.Landmarks()
+    watch, marks = watching.Watch(), chunks.Landmarks()
     n, total = text.sealed, text.total // CHUNK
-    with dense.stream(ids[: text.prompt]) as stream, chunks.inside(dense, Inside(probes=(watch,))):
+    with dense.stream(ids[: text.prompt]) as stream, watching.inside(dense, Inside(probes=(watch,))):
         dense.absorb(stream)
         keys = [_rows(dense, stream, layer, n)[0] for layer in range(LAYERS)]
         worst = [_least_alike(k) for k in keys]
@@ -212,11 +198,11 @@ def identity(study: Study, dense: Rig, ids: Sequence[int]) -> None:
     """All of the rank and all of the budget: attention of every layer beside exact attention over the same rows."""
     budget = (len(ids) - LOCAL - 8) // PAGE * PAGE
     prompt = budget + LOCAL + 8
-    watch, worst = Watch(), [0.0, 0.0, 0.0]
+    watch, worst = watching.Watch(), [0.0, 0.0, 0.0]
     use = f"shadowkv:rank=192,sparse_budget={budget},outlier_chunks=0"
     with Rig(use=(use,), context=len(ids) + 8) as rig, rig.stream(ids[:prompt]) as stream:
         acts: Inside = rig.service.state["inside"]
-        with dense.stream(ids[:prompt]) as twin, chunks.inside(rig, Inside(acts.select, None, (watch,))):
+        with dense.stream(ids[:prompt]) as twin, watching.inside(rig, Inside(acts.select, None, (watch,))):
             dense.absorb(twin)
             rig.absorb(stream)
             rig.step({stream: ids[prompt]})
@@ -323,30 +309,6 @@ def quality(study: Study, dense: Rig, text: Text, ids: list[int], sizes: Sizes) 
 # ---- what it costs in bytes and seconds
 
 
-class Recorded:
-    """A decode step's attention in all layers, as it came, to be computed again."""
-
-    def __init__(self, rig: Rig) -> None:
-        self._acts: Inside = rig.service.state["inside"]
-        self._calls: list[tuple[View, Array]] = []
-        self._arena = Arena()
-
-    @property
-    def idle(self) -> bool:
-        return False
-
-    def attend(self, view: View, q: Array, out: Array, arena: Arena) -> None:
-        self._calls.append((view, q.copy()))
-        self._acts.attend(view, q, out, arena)
-
-    def again(self) -> None:
-        """Everything between a layer's rotation and its last projection, but for the writing of the new row."""
-        for view, q in self._calls:
-            if view.layer == 0:
-                view.b.notes.clear()
-            self._acts.attend(view, q, np.empty_like(q), self._arena)
-
-
 def cost(study: Study, ids: list[int], rounds: int) -> None:
     """Bytes that stay near, bytes that move, and seconds, at the default knobs."""
     prompt, rest = ids[:LONG], ids[LONG:]
@@ -365,8 +327,8 @@ def cost(study: Study, ids: list[int], rounds: int) -> None:
             for token in rest[:8]:  # what buffers are filled with at first is not counted
                 own.step({its: token})
             counted.chosen = counted.missed = 0
-            replays[which] = Recorded(own)
-            with chunks.inside(own, replays[which]):  # type: ignore[arg-type]
+            replays[which] = watching.Recorded(own)
+            with watching.inside(own, replays[which]):  # type: ignore[arg-type]
                 for token in rest[8:-1]:
                     own.step({its: token})
         steps = len(rest) - 9
