@@ -58,13 +58,15 @@ def speaking(of: Service, tokens: list[int], most: int = 40, n: int = 1) -> tupl
 
 def test_all_of_rank_and_budget_is_nearly_dense() -> None:
     """Every chunk is rebuilt: what differs is the rounding of A, and of keys that it moves over a step of bfloat16."""
-    of = owed.service("shadowkv:rank=64,sparse_budget=640,outlier_chunks=0")
-    tokens = owed.prompt(640 + 32 + 9)
-    _, stream, store = speaking(of, tokens)
-    assert store.is_sealed(stream)
-    got, want = (owed.alone(s, tokens) for s in (of, owed.service(kv="rows")))
-    assert [t for t, _ in got] == [t for t, _ in want]
-    np.testing.assert_allclose([p for _, p in got], [p for _, p in want], atol=0.02)
+    of, plain = owed.service("shadowkv:rank=64,sparse_budget=640,outlier_chunks=0"), owed.service(kv="rows")
+    for seed in range(3):
+        tokens = owed.prompt(640 + 32 + 9, seed)
+        life, stream, store = speaking(of, tokens)
+        assert store.is_sealed(stream)
+        life.finish()
+        got, want = (owed.alone(s, tokens, 2)[1] for s in (of, plain))
+        assert got[0] == want[0]
+        assert abs(got[1] - want[1]) < 0.01
 
 
 def test_rank_and_outliers_bring_it_nearer() -> None:
@@ -145,8 +147,8 @@ def test_without_a_compiler() -> None:
     """The twins of the operators run the whole of it."""
     from diastole.bench.pairs import Workbench
 
-    trial = Workbench("torch").trial("shadowkv")
-    assert str(trial) == "shadowkv: yes"
+    trial = Workbench("torch").trial(f"{USE},stretch=1")
+    assert (trial.answer, trial.why) == ("yes", "")
 
 
 # In a process of its own: nothing else grows meanwhile.

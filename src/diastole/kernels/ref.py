@@ -235,9 +235,7 @@ class TorchOps:
             best = np.sort(order[row[order] > -np.inf])
             places[i, : len(best)], counts[i] = best, len(best)
 
-    def recall(
-        self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, counts: Array, missed: Array
-    ) -> None:
+    def recall(self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, missed: Array) -> None:
         groups, chunks = state.held.shape[1:]
         share, dim = q.shape[1] // groups, q.shape[2]
         for i, g in np.ndindex(len(rows.which), groups):
@@ -257,9 +255,8 @@ class TorchOps:
             for c, j in zip(new, free, strict=False):
                 slots[c], held[j] = j, c
                 self._rebuild(state, g, table, int(record), c, first + j * 8)
-            to = at[i, g, counts[i, g] : counts[i, g] + 8 * len(chosen)]
-            to[:] = [first + slots[int(c)] * 8 + t for c in chosen for t in range(8)]
-            counts[i, g] += 8 * len(chosen)
+            at[i, g, : 8 * chunks] = at[i, g, 8 * chunks]
+            at[i, g, : 8 * len(chosen)] = [first + slots[int(c)] * 8 + t for c in chosen for t in range(8)]
 
     def _rebuild(self, state: Shadows, g: int, table: Array, record: int, chunk: int, row: int) -> None:
         cache, dim = _cache(state.buf), state.basis.shape[2] // state.held.shape[1]

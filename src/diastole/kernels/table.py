@@ -240,16 +240,15 @@ class Ops(Protocol):
         -inf or NaN: places (N, K) int32, padded with -1, and how many, counts (N,) int32."""
         ...
 
-    def recall(
-        self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, counts: Array, missed: Array
-    ) -> None:
+    def recall(self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, missed: Array) -> None:
         """Choose each row's chunks and bring them into its buffer.
 
         For q (T, H, D), row stride: softmax over the landmarks of all chunks but the outliers, per query head; the
         largest weight of the heads that share a key; the C chunks where it is largest. Those that the buffer does not
         hold yet, missed (R, Hkv) of them, are rebuilt (A B, rotated to their places, bfloat16) and their values copied.
-        The tokens of all that are chosen, as rows of ``buf`` in the stream's order, are appended to at (R, Hkv, K)
-        int64, of which counts (R, Hkv) are there before and after.
+        The tokens of all that are chosen, as rows of ``buf`` in the stream's order, are written to the first 8 C of at
+        (R, Hkv, K) int64. Behind these there is at least one that the row attends to anyway; where scores are no
+        numbers and choose too few, it stands for the rest.
         """
         ...
 
@@ -285,13 +284,11 @@ class Native:
     def fuse(self) -> Any | None:
         return self._n.Fused
 
-    def recall(
-        self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, counts: Array, missed: Array
-    ) -> None:
+    def recall(self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, missed: Array) -> None:
         s, r = state, rows
         self._n.recall(
             q, scale, r.which, r.tables, r.pages, r.records, r.buffers, s.marks, s.a, s.values, s.basis, s.outliers,
-            s.rope, s.buf, s.held, s.first, at, counts, missed,
+            s.rope, s.buf, s.held, s.first, at, missed,
         )  # fmt: skip
 
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:

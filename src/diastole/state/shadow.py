@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diastole.kernels.blas import one_thread
+from diastole.kernels.table import Shadows
 from diastole.slots import Companion
 from diastole.state.arena import Arena
 from diastole.state.cold import cold
@@ -59,6 +60,11 @@ class Shape:
     stretch: int
     tier: str
     rope: Array
+
+    @property
+    def chunks(self) -> int:
+        """What a buffer holds for each head."""
+        return self.budget // CHUNK
 
     @property
     def buffer_pages(self) -> int:
@@ -129,9 +135,10 @@ class ShadowKV:
         self.values = [cold(shape.tier, number, (sealed, g, PAGE, d), ops) for _ in layers]
         self.basis = arrays(np.float32, self.records, shape.rank, g * d)
         self.outliers = arrays(np.int32, self.records, g, shape.outliers)
-        self.held = [np.full((self.records, g, shape.budget // CHUNK), -1, np.int32) for _ in layers]
+        self.held = [np.full((self.records, g, shape.chunks), -1, np.int32) for _ in layers]
         exact = [b[self.first_outlier :].reshape(self.records, shape.outlier_pages, g, size) for b in self.buffers]
         self.layout = f"shadow-{shape.rank}-{shape.outliers}-{shape.local}-{spec.layers}x{g}x{d}"
+        self.shadows = [self._shadows(layer) for layer in layers]
         self._near = Arena("", [*self.a, *self.marks])
         self._sealed = Arena(f"{self.layout}-sealed", [*self.a, *self.marks, *self.values])
         self._record = Arena(f"{self.layout}-record", [*self.basis, *self.outliers, *exact])
@@ -145,6 +152,21 @@ class ShadowKV:
         self._inverse = inverse
         near = shape.stretch * (self._sealed if shape.tier == "ram" else self._near).page_bytes
         self.bytes_per_token = (self._full.page_bytes + near + self.stream_bytes / shape.least) / PAGE
+
+    def _shadows(self, layer: int) -> Shadows:
+        """A layer as the operators see it."""
+        a, values = self.a[layer], self.values[layer]
+        return Shadows(
+            marks=self.marks[layer],
+            a=a.view(np.uint8).reshape(len(a), -1),
+            values=values.view(np.uint8).reshape(*values.shape[:2], -1),
+            basis=self.basis[layer],
+            outliers=self.outliers[layer],
+            rope=self.shape.rope,
+            buf=self.buffers[layer],
+            held=self.held[layer],
+            first=self.first_buffer,
+        )
 
     @property
     def stream_bytes(self) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.kernels.table import Shadowed, Shadows
+from diastole.kernels.table import Shadowed
 from diastole.slots import Facts, View
 from diastole.state.cold import TIERS
 from diastole.state.pages import PAGE
@@ -53,30 +53,8 @@ class Wave:
     """Rows of a batch whose streams are sealed, of each stream one, and what they attend to in every layer."""
 
     rows: Shadowed
-    at: Array  # (R, Hkv, K) int64: first what stays exact
-    fixed: Array  # (R, Hkv) int32: so many tokens of it
-
-
-@dataclass(frozen=True, slots=True)
-class Recall:
-    """Sealed rows attend to what is exact and what is recalled, the others to everything."""
-
-    by: Shadow
-    waves: list[Wave]
-
-    def attend(self, view: View, q: Array, out: Array, lse: Array | None) -> None:
-        b, store = view.b, self.by.store
-        sealed = np.concatenate([w.rows.which for w in self.waves])
-        if len(sealed) < len(q):
-            hi = b.hi.copy()
-            hi[sealed] = 0  # these see nothing here
-            store.attend(view.layer, q, b.tables, b.starts, view.lo, hi, view.scale, out, lse)
-        state = self.by.state(view.layer)
-        for wave in self.waves:
-            counts, missed = wave.fixed.copy(), np.empty_like(wave.fixed)
-            view.ops.recall(q, state, wave.rows, view.scale, wave.at, counts, missed)
-            view.ops.attend_tokens(q, state.buf, store.rows, wave.rows.which, wave.at, counts, view.scale, out, lse)
-            self.by.counted.add(counts - wave.fixed, missed)
+    at: Array  # (R, Hkv, K) int64: room for what is recalled, then what stays exact
+    counts: Array  # (R, Hkv) int32: tokens of both
 
 
 @dataclass(slots=True)
@@ -86,9 +64,28 @@ class Counted:
     chosen: int = 0  # chunks
     missed: int = 0  # of them not in the buffer, so rebuilt and fetched
 
-    def add(self, tokens: Array, missed: Array) -> None:
-        self.chosen += int(tokens.sum()) // CHUNK
-        self.missed += int(missed.sum())
+
+class Recall:
+    """Sealed rows attend to what is exact and what is recalled, the others to everything."""
+
+    def __init__(self, b: Batch, store: ShadowKV, waves: list[Wave], counted: Counted) -> None:
+        self._store, self._waves, self._counted = store, waves, counted
+        sealed = np.concatenate([w.rows.which for w in waves])
+        self._others = len(sealed) < len(b.hi)
+        self._hi = b.hi.copy()
+        self._hi[sealed] = 0  # these see nothing of full pages
+
+    def attend(self, view: View, q: Array, out: Array, lse: Array | None) -> None:
+        b, store = view.b, self._store
+        if self._others:
+            store.attend(view.layer, q, b.tables, b.starts, view.lo, self._hi, view.scale, out, lse)
+        state = store.shadows[view.layer]
+        for wave in self._waves:
+            missed, at = np.empty_like(wave.counts), wave.at
+            view.ops.recall(q, state, wave.rows, view.scale, at, missed)
+            view.ops.attend_tokens(q, state.buf, store.rows, wave.rows.which, at, wave.counts, view.scale, out, lse)
+            self._counted.chosen += missed.size * store.shape.chunks
+            self._counted.missed += int(missed.sum())
 
 
 class Shadow:
@@ -107,24 +104,10 @@ class Shadow:
         """None where no row's stream is sealed."""
         b = view.b
         if _NOTE not in b.notes:
-            b.notes[_NOTE] = self._waves(b)
-        waves: list[Wave] = b.notes[_NOTE]
-        return Recall(self, waves) if waves else None
-
-    def state(self, layer: int) -> Shadows:
-        """One layer's, as the operators see it."""
-        s = self.store
-        return Shadows(
-            s.marks[layer],
-            s.a[layer].view(np.uint8).reshape(len(s.a[layer]), -1),
-            s.values[layer].view(np.uint8).reshape(*s.values[layer].shape[:2], -1),
-            s.basis[layer],
-            s.outliers[layer],
-            s.shape.rope,
-            s.buffers[layer],
-            s.held[layer],
-            s.first_buffer,
-        )
+            waves = self._waves(b)
+            b.notes[_NOTE] = Recall(b, self.store, waves, self.counted) if waves else None
+        found: Recall | None = b.notes[_NOTE]
+        return found
 
     def _waves(self, b: Batch) -> list[Wave]:
         """A stream has one buffer: its rows come one after the other, and no more streams at a time than buffers."""
@@ -149,20 +132,20 @@ class Shadow:
         places = [s.leases[SEALED].places for s in streams]
         records = [s.leases[RECORD].places[0] for s in streams]
         tables = np.zeros((len(rows), max(map(len, places))), np.int32)
-        outlying = shape.outliers * CHUNK
+        outlying, recalled = shape.outliers * CHUNK, shape.budget
         own = [np.arange(len(p) * PAGE, b.hi[row]) for p, row in zip(places, rows, strict=True)]
-        most = outlying + max(map(len, own)) + shape.budget
+        most = recalled + outlying + max(map(len, own))
         at = np.zeros((len(rows), store.held[0].shape[1], most), np.int64)
-        fixed = np.empty(at.shape[:2], np.int32)
+        counts = np.empty(at.shape[:2], np.int32)
         for i, (table, record, after) in enumerate(zip(places, records, own, strict=True)):
             tables[i, : len(table)] = table
             first = store.first_outlier + record * shape.outlier_pages
-            at[i, :, :outlying] = np.arange(first * PAGE, first * PAGE + outlying)
+            at[i, :, recalled : recalled + outlying] = np.arange(first * PAGE, first * PAGE + outlying)
             pages = b.tables[owner[i], after // PAGE].astype(np.int64)
-            at[i, :, outlying : outlying + len(after)] = pages * PAGE + after % PAGE
-            fixed[i] = outlying + len(after)
+            counts[i] = recalled + outlying + len(after)
+            at[i, :, recalled + outlying : counts[i, 0]] = pages * PAGE + after % PAGE
         pages, buffers = (np.array(x, np.int32) for x in (list(map(len, places)), list(map(store.buffer, streams))))
-        return Wave(Shadowed(np.array(rows, np.int32), tables, pages, np.array(records, np.int32), buffers), at, fixed)
+        return Wave(Shadowed(np.array(rows, np.int32), tables, pages, np.array(records, np.int32), buffers), at, counts)
 
 
 def _wrong(knob: str, what: str) -> UserError:

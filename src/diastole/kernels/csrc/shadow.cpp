@@ -89,7 +89,7 @@ void fetch(const Kernels& isa, const Shadows& state, const Shadowed& rows, const
 }  // namespace
 
 void recall(const Kernels& isa, const Shadows& state, const Shadowed& rows, const float* q, ptrdiff_t q_stride, float scale,
-            int64_t* at, int room, int32_t* counts, int32_t* missed) {
+            int64_t* at, int room, int32_t* missed) {
   const int tasks = rows.r * state.kv_heads, size = state.chunks;
   static thread_local std::vector<int32_t> kept;
   static thread_local std::vector<Miss> misses;
@@ -106,11 +106,12 @@ void recall(const Kernels& isa, const Shadows& state, const Shadowed& rows, cons
     const int count = top_places(isa, best.data(), n, size, chosen);
     int32_t* held = state.held + (static_cast<ptrdiff_t>(rows.buffers[i]) * state.kv_heads + g) * size;
     missed[task] = place(held, size, chosen, count, chosen + size, chosen + 2 * size);
-    int64_t* to = at + static_cast<ptrdiff_t>(task) * room + counts[task];
+    int64_t* to = at + static_cast<ptrdiff_t>(task) * room;
+    const int64_t own = to[size * kChunk];
     const int64_t first = static_cast<int64_t>(state.first + rows.buffers[i] * ceil_div(size, kChunksOfPage)) * kPage;
     for (int c = 0; c < count; c++)
       for (int t = 0; t < kChunk; t++) *to++ = first + chosen[size + c] * kChunk + t;
-    counts[task] += count * kChunk;
+    std::fill_n(to, (size - count) * kChunk, own);  // scores that are no numbers choose nothing: nobody else's rows either
   }, work >= kAlone);
   misses.clear();
   for (int task = 0; task < tasks; task++) {

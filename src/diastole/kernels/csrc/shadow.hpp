@@ -26,7 +26,8 @@ struct Shadowed {
   int r, width;
 };
 
+// at (r, kv heads, room): the chosen chunks' tokens, before what is there from place 8 * chunks on.
 void recall(const Kernels& isa, const Shadows& state, const Shadowed& rows, const float* q, ptrdiff_t q_stride, float scale,
-            int64_t* at, int room, int32_t* counts, int32_t* missed);
+            int64_t* at, int room, int32_t* missed);
 
 }  // namespace diastole

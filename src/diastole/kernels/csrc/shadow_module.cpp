@@ -8,8 +8,7 @@ namespace {
 
 void recall_(In<float, 3> q, float scale, In<int32_t, 1> which, In<int32_t, 2> tables, In<int32_t, 1> pages, In<int32_t, 1> records,
              In<int32_t, 1> buffers, Cache marks, In<uint8_t, 2> a, In<uint8_t, 3> values, In<float, 3> basis, In<int32_t, 3> outliers,
-             In<float, 2> rope, Cache buf, InOut<int32_t, 3> held, int first, InOut<int64_t, 3> at, InOut<int32_t, 2> counts,
-             InOut<int32_t, 2> missed) {
+             In<float, 2> rope, Cache buf, InOut<int32_t, 3> held, int first, InOut<int64_t, 3> at, InOut<int32_t, 2> missed) {
   const Look look = open_look(q, buf, KV::rows, scale);
   expect_whole(which, "which");
   expect_whole(tables, "tables");
@@ -24,7 +23,6 @@ void recall_(In<float, 3> q, float scale, In<int32_t, 1> which, In<int32_t, 2> t
   expect_whole(rope, "rope");
   expect_whole(held, "held");
   expect_whole(at, "at");
-  expect_whole(counts, "counts");
   expect_whole(missed, "missed");
   const size_t r = which.size(), dim = q.shape(2), heads = buf.shape(1), sealed = marks.shape(0), rank = basis.shape(1), chunks = held.shape(2);
   expect(dim % 32 == 0, "q: the last axis must be a multiple of 32");
@@ -39,8 +37,8 @@ void recall_(In<float, 3> q, float scale, In<int32_t, 1> which, In<int32_t, 2> t
   expect(chunks > 0 && held.shape(1) == heads, "held must be (buffers, kv heads, chunks)");
   const size_t per = (chunks + kChunksOfPage - 1) / kChunksOfPage;
   expect(first >= 0 && static_cast<size_t>(first) + held.shape(0) * per <= buf.shape(0), "first: the buffers lie outside the pages");
-  expect(at.shape(0) == r && at.shape(1) == heads && counts.shape(0) == r && counts.shape(1) == heads && missed.shape(0) == r && missed.shape(1) == heads,
-         "at, counts and missed must be (rows, kv heads)");
+  expect(at.shape(0) == r && at.shape(1) == heads && missed.shape(0) == r && missed.shape(1) == heads, "at and missed must be (rows, kv heads)");
+  expect(at.shape(2) > chunks * kChunk, "at: it has no room for the chunks and one token more");
   std::vector<bool> taken(held.shape(0));
   double work = 0;
   for (size_t i = 0; i < r; i++) {
@@ -55,10 +53,6 @@ void recall_(In<float, 3> q, float scale, In<int32_t, 1> which, In<int32_t, 2> t
       const int32_t page = tables.data()[i * tables.shape(1) + static_cast<size_t>(p)];
       expect(page >= 0 && page < static_cast<int>(sealed), "tables: a page id is out of range");
     }
-    for (size_t g = 0; g < heads; g++) {
-      const int have = counts.data()[i * heads + g];
-      expect(have >= 0 && static_cast<size_t>(have) + chunks * kChunk <= at.shape(2), "at: it has no room for the chunks beside what counts says is there");
-    }
     work += static_cast<double>(n) * kChunksOfPage * static_cast<double>(q.shape(1) * dim);
   }
   Shadows state;
@@ -70,7 +64,7 @@ void recall_(In<float, 3> q, float scale, In<int32_t, 1> which, In<int32_t, 2> t
   state.first = first;
   const Shadowed rows{which.data(), tables.data(), pages.data(), records.data(), buffers.data(), static_cast<int>(r), static_cast<int>(tables.shape(1))};
   const Unlocked unlocked(work);
-  recall(isa(), state, rows, q.data(), q.stride(0), scale, at.data(), static_cast<int>(at.shape(2)), counts.data(), missed.data());
+  recall(isa(), state, rows, q.data(), q.stride(0), scale, at.data(), static_cast<int>(at.shape(2)), missed.data());
 }
 
 }  // namespace
