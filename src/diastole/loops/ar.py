@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diastole.loops import pooling
+from diastole.loops.prompts import check_prompt
 from diastole.params import PoolParams, SamplingParams
 from diastole.sample import Chosen, Sampler, SomeFailed, choose_all
 from diastole.slots import KVStore, Refresher
@@ -76,7 +77,7 @@ class AutoRegressive:
         stepwise: what a stream has said is absorbed token by token and shared with nobody, because something acts
             inside the layers that gives it other rows than a prompt would have.
         refresh: which of a stream's last rows are computed again; None: none ever.
-        store: of the rows; it is told when they are final. None: they stay as they are.
+        kv: what keeps the rows; it is told when they are final. None: they stay as they are.
     """
 
     unit = "token"
@@ -93,11 +94,10 @@ class AutoRegressive:
         grammars: Grammars | None = None,
         stepwise: bool = False,
         refresh: Refresher | None = None,
-        store: KVStore | None = None,
+        kv: KVStore | None = None,
     ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
-        self.width, self.grammars, self.stepwise, self.refresh = width, grammars, stepwise, refresh
-        self.store = store
+        self.width, self.grammars, self.stepwise, self.refresh, self.kv = width, grammars, stepwise, refresh, kv
 
     # ---- a stream's life
 
@@ -145,7 +145,7 @@ class AutoRegressive:
 
     def admit(self, stream: Stream) -> bool:
         own: Text | pooling.Reading = stream.own
-        beside = {} if self.store is None else self.store.settle(stream)
+        beside = {} if self.kv is None else self.kv.settle(stream)
         if beside is None:
             return False
         lease = self.pool.lease(own.prefix(self._like_a_prompt(stream, stream.known)))
@@ -300,8 +300,8 @@ class AutoRegressive:
         done = stream.done = stream.done + n
         if stream.speaks and done % PAGE < n:  # a page is complete
             self.pool.publish(stream.leases["kv"], stream.own.key, self._like_a_prompt(stream, done))
-        if self.store is not None:
-            self.store.seal(stream, done)
+        if self.kv is not None:
+            self.kv.seal(stream, done)
 
     def reconsider(self, stream: Stream) -> None:
         """Let some of a stream's last rows be computed again, if the policy for that wants it: as a prompt's are."""
@@ -370,55 +370,3 @@ class AutoRegressive:
             self.close(stream)
         data = Tokens((chosen,), finish, text.prompt, text.cached)
         return Event(stream.req.id, stream.index, data, finish is not None, now)
-
-
-def check_prompt(
-    prompt: Sequence[int], params: SamplingParams | PoolParams, vocab: int, context: int, room: int
-) -> None:
-    """Whether a request can be served at all. ``room``: tokens that the pool holds.
-
-    Raises:
-        UserError: it cannot; ``param`` names the field.
-    """
-    if not isinstance(params, SamplingParams | PoolParams):
-        raise UserError("params of a language model request must be SamplingParams or PoolParams", param="params")
-    if len(prompt) == 0:
-        raise UserError("the prompt is empty: give at least one token", param="prompt", code="empty_prompt")
-    most = min(context, room)
-    if isinstance(params, PoolParams):  # before the ids are looked at, of which there may be a million
-        pooling.check_length(len(prompt), most)
-    else:
-        _check_length(len(prompt), params, most)
-    ids = np.asarray(prompt)
-    if ids.dtype.kind != "i" or ids.ndim != 1:
-        raise UserError("the prompt must be a list of integer token ids", param="prompt", code="invalid_type")
-    if ids.min() < 0 or ids.max() >= vocab:
-        wrong = int(ids.min() if ids.min() < 0 else ids.max())
-        raise UserError(
-            f"token id {wrong} is outside the vocabulary: ids run from 0 to {vocab - 1}",
-            param="prompt",
-            code="invalid_token_id",
-        )
-    if isinstance(params, PoolParams):
-        return
-    for name in ("logit_bias", "stop_token_ids"):
-        for token in getattr(params, name):
-            if token >= vocab:
-                message = f"{name}: token id {token} is outside the vocabulary of {vocab}"
-                raise UserError(message, param=name, code="invalid_token_id")
-
-
-def _check_length(prompt: int, params: SamplingParams, room: int) -> None:
-    if prompt >= room:
-        raise UserError(
-            f"the prompt has {prompt} tokens; with a context of {room}, at most {room - 1} leave room for an answer",
-            param="prompt",
-            code="context_length_exceeded",
-        )
-    if params.max_tokens is not None and prompt + params.max_tokens > room:
-        raise UserError(
-            f"the prompt has {prompt} tokens and max_tokens is {params.max_tokens}, together more than the context of "
-            f"{room}; ask for at most {room - prompt} tokens",
-            param="max_tokens",
-            code="context_length_exceeded",
-        )

@@ -138,7 +138,7 @@ class PagePool:
 
     def publish(self, lease: Lease, key: Key, upto: int) -> None:
         """Offer the pages whose units are all below ``upto`` (final rows) to the prefix cache."""
-        if self.prefix is None or lease.published >= upto // PAGE:
+        if self.prefix is None or lease.published >= upto // PAGE or lease.places[lease.published] == GONE:
             return
         for i in range(lease.published, upto // PAGE):
             page = lease.places[i]
