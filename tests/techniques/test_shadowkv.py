@@ -7,8 +7,12 @@ import sys
 
 import pytest
 
+from diastole.bench.tiny import Remembered, TinyLlama
+from diastole.config import ServiceConfig
+from diastole.engine.assemble import assemble
 from diastole.engine.service import Service
-from diastole.kernels.table import compiled
+from diastole.kernels.table import compiled, load
+from diastole.nn.linear import Loader
 from diastole.state.pages import GONE
 from diastole.state.shadow import RECORD, SEALED, ShadowKV
 from diastole.types import Stream, UserError
@@ -145,10 +149,15 @@ def test_values_in_a_file() -> None:
 
 def test_without_a_compiler() -> None:
     """The twins of the operators run the whole of it."""
-    from diastole.bench.pairs import Workbench
-
-    trial = Workbench("torch").trial(f"{USE},stretch=1")
-    assert (trial.answer, trial.why) == ("yes", "")
+    settings = ServiceConfig(model="tiny", use=(f"{USE},stretch=1",), context=512, max_streams=1)
+    tiny = TinyLlama(num_hidden_layers=2)
+    of = assemble("tiny", Loader(load(1, "torch"), tiny, "auto", Remembered()), settings, frozenset(), 64 << 20, 0)
+    life, stream, store = speaking(of, owed.prompt(200), 5)
+    assert store.is_sealed(stream)
+    life.finish()
+    life.check(idle=True)
+    assert len(life.said["it"]) == 5
+    assert of.state["inside"].select.counted.chosen == 4 * 2 * 2 * 8
 
 
 # In a process of its own: nothing else grows meanwhile.
