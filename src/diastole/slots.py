@@ -63,7 +63,7 @@ class Companion(Protocol):
     layout: str  # a short name that changes with the meaning of its bytes
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> Sequence[Array]:
-        """Its arrays, one per layer, with an axis of ``pages`` first."""
+        """Its arrays, one for each layer that it keeps something of, with an axis of ``pages`` first."""
         ...
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
@@ -228,6 +228,15 @@ class Evictor(Protocol):
 
     def keep(self, scores: Array) -> Array:
         """scores (Hkv, n) -> positions (Hkv, k) int32, ascending, padded with -1."""
+        ...
+
+
+class Ingest(Protocol):
+    """Slot ``ingest``: in what pieces streams take in what they are given."""
+
+    @property
+    def block(self) -> int:
+        """Whole blocks of so many units, counted from a stream's start; what is left over at its end is one piece."""
         ...
 
 

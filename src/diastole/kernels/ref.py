@@ -9,13 +9,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from diastole.kernels.ref_lines import LineTwins
 from diastole.kernels.table import Format, Packed, Rounding, Shadowed, Shadows
 from diastole.types import Array
 
 PAGE = 64
 
 
-class TorchOps:
+class TorchOps(LineTwins):
     """See ``table.Ops`` for shapes. Weights are kept dequantised, pages as float32 rows."""
 
     name = "torch"
@@ -132,6 +133,40 @@ class TorchOps:
             if lse is not None:
                 lse[span, heads] = total
 
+    def attend_by(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+        lse: Array | None,
+        schedule: str,
+        split: int,
+        workers: int,
+        parts: int = 1,
+        spent: Array | None = None,
+    ) -> None:
+        """One worker does all of it, split after split."""
+        most, total = np.full(q.shape[:2], -np.inf, np.float32), np.empty(q.shape[:2], np.float32)
+        part, whole = np.empty_like(out), np.zeros_like(out)
+        splits = range(0, int(hi.max(initial=0)), split)
+        for s in splits:
+            self.attend(q, buf, fmt, tables, starts, np.maximum(lo, s), np.minimum(hi, s + split), scale, part, total)
+            both = np.logaddexp(most, total)
+            a, b = (_share(x, both) for x in (most, total))
+            whole, most = a * whole + b * part, both
+        out[...] = whole
+        if lse is not None:
+            lse[...] = most
+        if spent is not None:
+            spent[...] = 0
+            spent[0, 2] = len(splits) * buf.shape[1]
+
     def attend_tokens(
         self,
         q: Array,
@@ -228,6 +263,34 @@ class TorchOps:
                     found.reshape(groups, -1) if whole else found.max(-1)
                 )
 
+    def pick_pages(
+        self,
+        q: Array,
+        index: Array,
+        per: int,
+        tables: Array,
+        blocks: Array,
+        heads: Array,
+        first: int,
+        recent: int,
+        places: Array,
+        runs: Array,
+        pages: Array,
+    ) -> None:
+        dim, step = q.shape[2], 32 // per
+        groups, k = places.shape[1:]
+        bounds = _wide(index.view(np.uint16)).reshape(len(index), groups, -1, per, step).swapaxes(2, 3)
+        most, least = np.split(bounds.reshape(len(index), groups, per, 2 * dim), 2, -1)
+        for i, g in np.ndindex(len(q), groups):
+            if not heads[g]:
+                continue
+            own, last = q[i].reshape(groups, -1, 1, 1, dim)[g], int(blocks[i])
+            page = tables[i, : last + 1]
+            s = np.maximum(own * most[page, g], own * least[page, g]).sum(-1).max((0, 2))
+            s[:first] = s[last + 1 - recent :] = np.inf
+            places[i, g] = np.sort(np.argsort(-s, kind="stable")[:k])
+            pages[runs[i], g, :k] = page[places[i, g]]
+
     def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:
         places[...] = -1
         for i, row in enumerate(x):
@@ -298,6 +361,12 @@ def _softmax(q: Array, k: Array, v: Array, seen: Array, scale: float) -> tuple[A
     total = scores.logsumexp(-1) if k.shape[0] else torch.full(scores.shape[:2], -torch.inf)
     weights = torch.nan_to_num((scores - total[..., None]).exp())
     return torch.einsum("thn,nd->thd", weights, _tensor(v)).numpy(), total.numpy()
+
+
+def _share(part: Array, whole: Array) -> Array:
+    """Of a softmax's sum of exponentials, by logarithms; 0 of nothing: (T, H, 1)."""
+    seen = np.isfinite(part)
+    return np.exp(np.where(seen, part, 0) - np.where(seen, whole, np.inf))[..., None]
 
 
 def _tensor(a: Array) -> torch.Tensor:

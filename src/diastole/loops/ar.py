@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diastole.loops import pooling
-from diastole.loops.prompts import check_prompt
+from diastole.loops.prompt import check_prompt
 from diastole.params import PoolParams, SamplingParams
 from diastole.sample import Chosen, Sampler, SomeFailed, choose_all
 from diastole.slots import KVStore, Refresher
@@ -77,6 +77,8 @@ class AutoRegressive:
         stepwise: what a stream has said is absorbed token by token and shared with nobody, because something acts
             inside the layers that gives it other rows than a prompt would have.
         refresh: which of a stream's last rows are computed again; None: none ever.
+        block: what a stream was given is absorbed in whole blocks of so many, counted from its start, and shared in
+            such, because what acts inside the layers looks at a block as a whole; what is left over is one piece.
         kv: what keeps the rows; it is told when they are final. None: they stay as they are.
     """
 
@@ -94,10 +96,12 @@ class AutoRegressive:
         grammars: Grammars | None = None,
         stepwise: bool = False,
         refresh: Refresher | None = None,
+        block: int = 1,
         kv: KVStore | None = None,
     ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
-        self.width, self.grammars, self.stepwise, self.refresh, self.kv = width, grammars, stepwise, refresh, kv
+        self.width, self.grammars, self.stepwise, self.refresh = width, grammars, stepwise, refresh
+        self.block, self.kv = block, kv
 
     # ---- a stream's life
 
@@ -148,7 +152,11 @@ class AutoRegressive:
         beside = {} if self.kv is None else self.kv.settle(stream)
         if beside is None:
             return False
-        lease = self.pool.lease(own.prefix(self._like_a_prompt(stream, stream.known)))
+        lease = self.pool.lease(own.prefix(self._findable(stream)))
+        if inside := lease.units % self.block:
+            units = lease.units - inside
+            lease.close()
+            lease = self.pool.lease(own.prefix(units + 1))
         stream.leases = {"kv": lease, **beside}
         if not self.pool.fits(lease, stream.known):
             self.close(stream)
@@ -159,7 +167,15 @@ class AutoRegressive:
 
     def _like_a_prompt(self, stream: Stream, units: int) -> int:
         """How many of the first ``units`` have the rows that any prompt would have."""
+        if self.block > 1:
+            return min(units, stream.given) // self.block * self.block
         return min(units, stream.given) if self.stepwise else units
+
+    def _findable(self, stream: Stream) -> int:
+        """How many of a stream's units a cached beginning is looked for with; it is shorter by one at least."""
+        if self.block > 1:
+            return self._like_a_prompt(stream, stream.given - 1) + 1
+        return self._like_a_prompt(stream, stream.known)
 
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         raise UserError("a language model takes its whole prompt at once; open a new request instead", param="feed")
@@ -177,8 +193,18 @@ class AutoRegressive:
     def ask(self, stream: Stream) -> Ask:
         left = stream.known - stream.done
         if left > 1 and self.stepwise:
-            return Ask(stream, 1, max(stream.given - stream.done, 1), stream.due, False)
-        return Ask(stream, 1, left, stream.due, left == 1)
+            return Ask(stream, self._whole(stream, 1), max(stream.given - stream.done, 1), stream.due, False)
+        return Ask(stream, self._whole(stream, 1), left, stream.due, left == 1)
+
+    def _whole(self, stream: Stream, n: int) -> int:
+        """As many of the next ``n`` units as end with a block; the first block's where there is none."""
+        end, given = stream.done + n, stream.given
+        if self.block == 1 or end >= given:
+            return n
+        whole = end // self.block * self.block
+        if whole <= stream.done:
+            whole = min((stream.done // self.block + 1) * self.block, given)
+        return whole - stream.done
 
     def forecast(self, stream: Stream) -> None:
         return None  # a text stream always asks
@@ -189,8 +215,8 @@ class AutoRegressive:
         grow = self.pool.grow
         for grant in grants:
             stream, n = grant
-            if n > stream.left:
-                n = stream.left
+            if n > 1 or self.block > 1:
+                n = self._whole(stream, min(n, stream.left))
                 grant = Grant(stream, n)
             if grow(stream.leases["kv"], stream.done + n):
                 kept.append(grant)

@@ -23,6 +23,10 @@ struct Dtype<float> {
   static constexpr const char *name = "float32", *codes = "f";
 };
 template <>
+struct Dtype<double> {
+  static constexpr const char *name = "float64", *codes = "d";
+};
+template <>
 struct Dtype<uint8_t> {
   static constexpr const char *name = "uint8", *codes = "B";
 };

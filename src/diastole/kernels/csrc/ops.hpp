@@ -3,9 +3,11 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "schedule.hpp"
 
 namespace diastole {
 
+constexpr size_t kRoom = (size_t{32} << 20) / sizeof(Partial);  // rows of partial results that attention keeps at most
 constexpr double kAlone = 40e3;  // multiply-adds below which waking others costs more than it brings
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -39,6 +41,13 @@ void embed(const Kernels& isa, const Matrix& w, const int32_t* ids, int t, float
 // out (t, heads, dim); lse (t, heads) or null. table: (streams, table_stride).
 void attend(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables,
             ptrdiff_t table_stride, float* out, float* lse);
+// The same by a schedule of the caller's choice. spent: what each worker did, or null.
+struct Spent {
+  double seconds, merging;  // all of its time, and that of merging
+  double splits;
+};
+void attend(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables,
+            ptrdiff_t table_stride, const Schedule& how, float* out, float* lse, Spent* spent);
 
 // False: a value does not fit its format.
 bool pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out);

@@ -169,7 +169,7 @@ void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, f
     own.lo = &lo, own.hi = &hi, own.row_step = 0, own.head_step = 0;
     uint8_t* copy = room.get(kSplit / kPage * look.page_bytes);
     isa.gather(look, set * look.kv_heads / chosen.sets, at, hi, copy);
-    own.pages = copy;
+    own.pages = copy, own.split_tokens = kSplit;
     if (own.kind == KV::rows) own.kind = KV::bf16;
     isa.attend(own, 0, 0, 1, 0, parts + task.at);
   }, work >= kAlone);

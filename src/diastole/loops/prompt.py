@@ -1,4 +1,4 @@
-"""Whether a prompt can be served at all."""
+"""What a prompt must be for a language model to take it."""
 
 from __future__ import annotations
 
