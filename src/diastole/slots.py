@@ -6,7 +6,7 @@ written when its second user comes; until then the name is reserved here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -15,6 +15,7 @@ from diastole.types import Array, Ask, Batch, Grant, KVFormat, PagedSpec, Stream
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
+    from diastole.state.lease import Lease, Pool
 
 SLOTS: dict[str, Literal["single", "chain"]] = {
     "kv": "single",
@@ -52,6 +53,7 @@ class Facts:
     fingerprint: str = ""  # of the model's file
     source: Path | None = None  # that file, or the directory of its files
     ops: Ops | None = None
+    rope: Array | None = None  # the table (see nn.rope) that all layers rotate by; None: there is no such one
 
 
 class Companion(Protocol):
@@ -146,7 +148,17 @@ class KVStore(Protocol):
 
     @property
     def passive(self) -> bool:
-        """Whether rows stay as they are written: then ``seal``, ``span``, ``words`` and ``shareable`` are not asked."""
+        """Whether rows stay as they are written: then ``settle``, ``seal``, ``span``, ``words`` and ``shareable`` are
+        not asked."""
+        ...
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        """Where it keeps rows in other forms than its own pages, by name; after ``alloc``."""
+        ...
+
+    def settle(self, stream: Stream) -> Mapping[str, Lease] | None:
+        """What a stream that is let in will need of these, by their names; None: there is no room yet."""
         ...
 
     @property

@@ -84,7 +84,8 @@ def assemble(
         None if kv.passive else kv,
     )
     cost, meter = FittedCost(), Meter()
-    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
+    pools = {"kv": pool, **kv.pools}
+    ledger = Ledger(loop, pools, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}
     return Service(name, model, loop, state, stack.compose, cost, ledger, meter)
 

@@ -39,6 +39,33 @@ class Packed:
         return int(self.data.nbytes)
 
 
+@dataclass(frozen=True, slots=True)
+class Shadows:
+    """One layer's state of ``state.shadow``: chunks of 8 tokens with keys of low rank. E is the rank, C the chunks that
+    a buffer holds for each head."""
+
+    marks: Array  # uint8 (sealed pages, Hkv, 8·D·2): bfloat16, the landmarks of a page's chunks
+    a: Array  # uint8 (sealed pages, 64·E·2): int16, the scales of whose columns are in the basis
+    values: Array  # uint8 (sealed pages, Hkv, bytes): 64 values as pages of form "rows" have them
+    basis: Array  # (records, E, Hkv·D)
+    outliers: Array  # int32 (records, Hkv, O): chunks that are never chosen
+    rope: Array  # (positions, rotated dimensions)
+    buf: Array  # pages of form "rows": chunk c of buffer b is at 8 c tokens from page first + b · ceil(C / 8)
+    held: Array  # int32 (buffers, Hkv, C): the chunk of the stream that is there, or -1; buffers lie from ``first`` on
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shadowed:
+    """Rows of a batch whose streams have sealed pages; no two of them use one buffer."""
+
+    which: Array  # (R,) int32: rows of q
+    tables: Array  # (R, P) int32: sealed pages
+    pages: Array  # (R,) int32: how many
+    records: Array  # (R,) int32
+    buffers: Array  # (R,) int32
+
+
 class Ops(Protocol):
     """What runs a model. T rows, H heads of dimension D, Hkv key/value heads, pages of 64 tokens."""
 
@@ -269,6 +296,18 @@ class Ops(Protocol):
         -inf or NaN: places (N, K) int32, padded with -1, and how many, counts (N,) int32."""
         ...
 
+    def recall(self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, missed: Array) -> None:
+        """Choose each row's chunks and bring them into its buffer.
+
+        For q (T, H, D), row stride: softmax over the landmarks of all chunks but the outliers, per query head; the
+        largest weight of the heads that share a key; the C chunks where it is largest. Those that the buffer does not
+        hold yet, missed (R, Hkv) of them, are rebuilt (A B, rotated to their places, bfloat16) and their values copied.
+        The tokens of all that are chosen, as rows of ``buf`` in the stream's order, are written to the first 8 C of at
+        (R, Hkv, K) int64. Behind these there is at least one that the row attends to anyway; where scores are no
+        numbers and choose too few, it stands for the rest.
+        """
+        ...
+
     # ---- for who looks before attending
 
     def masses(
@@ -409,6 +448,13 @@ class Native:
 
     def fuse(self) -> Any | None:
         return self._n.Fused
+
+    def recall(self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, missed: Array) -> None:
+        s, r = state, rows
+        self._n.recall(
+            q, scale, r.which, r.tables, r.pages, r.records, r.buffers, s.marks, s.a, s.values, s.basis, s.outliers,
+            s.rope, s.buf, s.held, s.first, at, missed,
+        )  # fmt: skip
 
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
         return Packed("q4", q.shape[0], q.shape[1], self._n.pack_q4(q, d, m))

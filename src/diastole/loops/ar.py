@@ -144,14 +144,17 @@ class AutoRegressive:
 
     def admit(self, stream: Stream) -> bool:
         own: Text | pooling.Reading = stream.own
+        beside = {} if self.kv is None else self.kv.settle(stream)
+        if beside is None:
+            return False
         lease = self.pool.lease(self._key(stream, self._findable(stream)))
         whole = self._shareable(stream, lease.units) if lease.units else 0
         if lease.units > whole:
             self.pool.shorten(lease, whole)
+        stream.leases = {"kv": lease, **beside}
         if not self.pool.fits(lease, stream.known):
-            lease.close()
+            self.close(stream)
             return False
-        stream.leases["kv"] = lease
         stream.done = lease.units
         own.cached = min(max(own.cached, lease.units), own.prompt)
         return True
@@ -386,11 +389,13 @@ class AutoRegressive:
             text.space,
             text.cached,
         )
-        lease = self.pool.fork(stream.leases["kv"])
+        leases = {}
+        for name, lease in stream.leases.items():
+            forked = lease.pool.fork(lease)
+            assert forked is not None  # pages are shared until they are written
+            leases[name] = forked
         scratch = deepcopy(stream.scratch)
-        return Stream(
-            stream.req, index, stream.known, stream.done, {"kv": lease}, own, scratch=scratch, given=stream.given
-        )
+        return Stream(stream.req, index, stream.known, stream.done, leases, own, scratch=scratch, given=stream.given)
 
     def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
         text: Text = stream.own

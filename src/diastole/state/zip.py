@@ -16,13 +16,14 @@ import numpy as np
 
 from diastole.slots import Companion
 from diastole.state.pages import PAGE
+from diastole.state.passive import Passive
 from diastole.types import Array, PagedSpec, UserError
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
 
 
-class ZipKV:
+class ZipKV(Passive):
     """A store, and the rooms of its pages.
 
     Args:

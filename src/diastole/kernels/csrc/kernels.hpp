@@ -20,6 +20,7 @@ constexpr int kGroup = 32;   // weights that share a scale
 constexpr int kFine = 16;    // activations that share a scale: half a group, which halves their rounding error
 constexpr int kTile = 48;    // most query rows (tokens x heads of a group) that walk the pages together
 constexpr int kMaxDim = 256;
+constexpr int kMaxRank = 1024;  // columns that keys of low rank have
 constexpr int kBlock4 = 320, kBlock8 = 512;  // bytes of a block of 16 rows x 32 columns
 constexpr float kUnseen = -1e30f;            // the score of nothing
 
@@ -158,6 +159,9 @@ struct Kernels {
   void (*tops)(const float* x, int n, float* out);
   void (*raise)(const float* x, int n, float off, float* to);
   int (*contenders)(const float* w, int n, uint64_t key, float reach, int32_t* places);
+  // Keys of eight tokens from a (8, rank) and a basis, and a sum of exponentials: see shadow.inl.
+  void (*rebuild)(const int16_t* a, int rank, const float* basis, ptrdiff_t stride, int dim, const float* table, int rotated, uint16_t* out);
+  float (*exp_sum)(const float* x, int n, float top);
   // Does nothing but the multiply-add of a weight kind for so many rounds; returns how many it did.
   double (*peak)(Weight kind, int64_t rounds);
   // Reads memory and adds its words up.
