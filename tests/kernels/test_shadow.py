@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diastole.kernels.table import Ops, Shadowed, Shadows
+from diastole.kernels.shadows import Shadowed, Shadows
+from diastole.kernels.table import Ops
 from diastole.nn.rope import rope_table
 from diastole.types import Array
 from kernels.cases import PAGE, REF, bf16, each_isa, native, normal, same_bits

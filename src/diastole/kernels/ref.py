@@ -11,7 +11,9 @@ import torch
 
 from diastole.kernels import codes
 from diastole.kernels.ref_lines import LineTwins
-from diastole.kernels.table import Format, Packed, Rounding, Shadowed, Shadows
+from diastole.kernels.ref_shadow import recall
+from diastole.kernels.shadows import Shadowed, Shadows
+from diastole.kernels.table import Format, Packed, Rounding
 from diastole.types import Array
 
 PAGE = 64
@@ -343,37 +345,7 @@ class TorchOps(LineTwins):
             places[i, : len(best)], counts[i] = best, len(best)
 
     def recall(self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, missed: Array) -> None:
-        groups, chunks = state.held.shape[1:]
-        share, dim = q.shape[1] // groups, q.shape[2]
-        for i, g in np.ndindex(len(rows.which), groups):
-            table, record, buffer = rows.tables[i, : rows.pages[i]], rows.records[i], rows.buffers[i]
-            marks = _wide(state.marks[table, g].view(np.uint16)).reshape(-1, dim)
-            s = q[rows.which[i], g * share : (g + 1) * share] @ marks.T * np.float32(scale)
-            s[:, state.outliers[record, g]] = -np.inf
-            weights = s - torch.from_numpy(s).logsumexp(1, keepdim=True).numpy()
-            places, found = np.empty((1, chunks), np.int32), np.empty(1, np.int32)
-            self.tops(weights.max(0, keepdims=True), np.array([chunks], np.int32), places, found)
-            chosen, held = places[0, : found[0]], state.held[buffer, g]
-            slots = {int(c): j for j, c in enumerate(held) if c in chosen}
-            free = [j for j, c in enumerate(held) if c not in chosen]
-            new = [int(c) for c in chosen if c not in slots]
-            missed[i, g] = len(new)
-            first = (state.first + int(buffer) * -(-chunks // 8)) * PAGE
-            for c, j in zip(new, free, strict=False):
-                slots[c], held[j] = j, c
-                self._rebuild(state, g, table, int(record), c, first + j * 8)
-            at[i, g, : 8 * chunks] = at[i, g, 8 * chunks]
-            at[i, g, : 8 * len(chosen)] = [first + slots[int(c)] * 8 + t for c in chosen for t in range(8)]
-
-    def _rebuild(self, state: Shadows, g: int, table: Array, record: int, chunk: int, row: int) -> None:
-        cache, dim = _cache(state.buf), state.basis.shape[2] // state.held.shape[1]
-        page, inside = table[chunk // 8], slice(chunk % 8 * 8, chunk % 8 * 8 + 8)
-        a = state.a[page].view(np.int16).reshape(PAGE, -1)[inside].astype(np.float32)
-        k = np.ascontiguousarray(a @ state.basis[record][:, g * dim : (g + 1) * dim])[:, None]
-        self.rope(k, np.arange(chunk * 8, chunk * 8 + 8, dtype=np.int32), state.rope)
-        at = slice(row % PAGE, row % PAGE + 8)
-        cache[row // PAGE, g, 0, at] = _stored(_tensor(k[:, 0]), "rows").numpy()
-        cache[row // PAGE, g, 1, at] = state.values[page, g].view(np.float32).reshape(PAGE, dim)[inside]
+        recall(self, q, state, rows, scale, at, missed)
 
 
 _both = zip  # a parameter of some methods has its name

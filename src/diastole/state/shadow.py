@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diastole.kernels.blas import one_thread
-from diastole.kernels.table import Shadows
+from diastole.kernels.shadows import Shadows
 from diastole.slots import Companion
 from diastole.state.arena import Arena
 from diastole.state.cold import cold

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.kernels.table import Shadowed
+from diastole.kernels.shadows import Shadowed
 from diastole.slots import Facts, View
 from diastole.state.cold import TIERS
 from diastole.state.pages import PAGE
