@@ -20,7 +20,7 @@ TASKS = (
     Task("decode-1", 1, 64, steps=96),
     Task("decode-8", 8, 128, steps=16),
     Task("decode-32", 32, 128, steps=8),
-    Task("decode-8k", 1, 7900, steps=4),
+    Task("decode-8k", 1, 7900, steps=16),
     Task("decode-1-neighbour", 1, 64, steps=48, neighbour=True),
 )
 PEERS = ("llama.cpp", "transformers")

@@ -31,8 +31,8 @@ class Task:
 
     @property
     def context(self) -> int:
-        """Tokens that a stream may come to hold, with room for the turns of a long comparison."""
-        return self.prompt + 64 * max(self.steps, 1)
+        """Tokens that a stream may come to hold, with room for sixteen turns."""
+        return self.prompt + 16 * max(self.steps, 4)
 
     @property
     def tokens(self) -> int:
