@@ -220,6 +220,15 @@ class Evictor(Protocol):
         ...
 
 
+class Ingest(Protocol):
+    """Slot ``ingest``: in what pieces streams take in what they are given."""
+
+    @property
+    def block(self) -> int:
+        """Whole blocks of so many units, counted from a stream's start; what is left over at its end is one piece."""
+        ...
+
+
 class CostModel(Protocol):
     """Predicted seconds of a step: the one currency of all scheduling."""
 

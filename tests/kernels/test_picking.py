@@ -191,6 +191,38 @@ def test_page_scores(isa: str, per: int, whole: bool) -> None:
 
 
 @each_isa()
+@pytest.mark.parametrize("per", [1, 2, 4, 16])
+@pytest.mark.parametrize(("heads", "dim"), [(9, 64), (3, 80), (24, 32)])
+def test_pages_by_bounds(isa: str, per: int, heads: int, dim: int) -> None:
+    """The same pages as the twin; and of keys that the bounds are of, none has a larger score than its page's bound."""
+    rng = np.random.default_rng(10)
+    keys = bf16(normal(rng, 90, 3, per, 64 // per, dim))
+    rows = np.concatenate([keys.max(3), keys.min(3)], -1)  # (pages, heads, per, 2·D)
+    step = 32 // per
+    bits = (rows.reshape(90, 3, per, -1, step).swapaxes(2, 3).copy().view(np.uint32) >> 16).astype(np.uint16)
+    index = bits.reshape(90, 3, -1).view(np.uint8)
+    q = normal(rng, 3, heads, dim)
+    tables = np.stack([rng.permutation(90)[:80] for _ in range(3)]).astype(np.int32)
+    blocks, ask = np.array([79, 12, 40], np.int32), np.array([1, 0, 1], np.int32)
+    fast, slow = (np.full((3, 3, 9), -7, np.int32) for _ in range(2))
+    runs = np.array([2, 0, 3], np.int32)
+    ids, slow_ids = (np.full((4, 3, 12), -7, np.int32) for _ in range(2))
+    native(isa).pick_pages(q, index, per, tables, blocks, ask, 1, 2, fast, runs, ids)
+    REF.pick_pages(q, index, per, tables, blocks, ask, 1, 2, slow, runs, slow_ids)
+    np.testing.assert_array_equal(fast, slow)
+    np.testing.assert_array_equal(ids, slow_ids)
+    np.testing.assert_array_equal(ids[3, 2, :9], tables[2, fast[2, 2]])
+    assert (fast[:, 1] == -7).all()
+    group = heads // 3
+    own = q[0, :group]  # of head 0
+    exact = np.einsum("hd,prtd->hprt", own, keys[:, 0]).max((0, 2, 3))[tables[0]]
+    most, least = rows[:, 0, :, :dim], rows[:, 0, :, dim:]
+    bound = np.maximum(own[:, None, None] * most, own[:, None, None] * least).sum(-1).max((0, 2))[tables[0]]
+    assert (bound >= exact - 1e-4).all()
+    assert set(fast[0, 0]) == {0, 78, 79, *(1 + np.argsort(-bound[1:78])[:6])}
+
+
+@each_isa()
 @pytest.mark.parametrize("n", [1, 17, 500, 8000])
 @pytest.mark.parametrize("k", [1, 16, 300, 8000])
 def test_the_largest(isa: str, n: int, k: int) -> None:

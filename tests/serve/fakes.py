@@ -19,7 +19,7 @@ import numpy as np
 from diastole.config import ServerConfig
 from diastole.engine.trace import ServiceView, StreamView, Trace, View
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
-from diastole.loops.ar import check_prompt
+from diastole.loops.prompt import check_prompt
 from diastole.metrics import Meter
 from diastole.params import PoolParams, SamplingParams
 from diastole.serve.run import Server, serve

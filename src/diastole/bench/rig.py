@@ -189,15 +189,20 @@ class Rig:
         """The same: logits (n, V) float32 after each token. Large: 200 KB a token with the embedded model."""
         return self._absorb(stream, chunk, True)
 
+    def piece(self, stream: Stream, chunk: int = CHUNK) -> Array:
+        """Absorb one chunk of what a stream knows: logits (V,) after its last token, if that was the stream's too, else
+        none (0, V)."""
+        logits = self._run(self._prepare([Grant(stream, min(chunk, stream.left))]))
+        return logits[-1] if len(logits) else logits
+
     def _absorb(self, stream: Stream, chunk: int, all_positions: bool) -> Array:
         if not stream.left:
             raise ValueError("the stream has absorbed all that it knows: give it a token with step()")
         parts = []
         while stream.left:
-            n = min(chunk, stream.left)
-            batch = self._prepare([Grant(stream, n)])
+            batch = self._prepare([Grant(stream, min(chunk, stream.left))])
             if all_positions:
-                batch = replace(batch, want=np.arange(n, dtype=np.int32))
+                batch = replace(batch, want=np.arange(len(batch.pos), dtype=np.int32))
             parts.append(self._run(batch))
         return np.concatenate(parts)
 

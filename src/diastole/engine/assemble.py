@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from diastole.kernels.table import Ops
     from diastole.text.tokenizer import Tokenizer
 
-READS = frozenset({"kv", "select", "kernel", "probe", "refresh", "evict", "compose"})  # slots of a language model
+READS = frozenset(
+    {"kv", "select", "kernel", "probe", "refresh", "evict", "ingest", "compose"}
+)  # slots of a language model
 
 
 def assemble(
@@ -62,12 +65,13 @@ def assemble(
     spec: PagedSpec = model.state_specs()["kv"]
     pages = _pages(ops, kv, spec, model.context, config.max_streams, memory)
     kv.alloc(spec, pages, ops)
-    pool = PagePool(pages, kv, PrefixCache(PAGE) if config.prefix_cache else None)
+    block = math.lcm(*(policy.block for policy in stack.ingest))
+    pool = PagePool(pages, kv, PrefixCache(PAGE, block) if config.prefix_cache else None)
     fingerprint = f"{checkpoint.fingerprint}/{kv.layout}/{stack.fingerprint}"
     grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
     stepwise = stack.select is not None and not stack.select.exact
     loop = AutoRegressive(
-        pool, model.context, model.vocab, eos, fingerprint, model.width, grammars, stepwise, stack.refresh
+        pool, model.context, model.vocab, eos, fingerprint, model.width, grammars, stepwise, stack.refresh, block
     )
     cost, meter = FittedCost(), Meter()
     ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)

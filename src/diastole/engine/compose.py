@@ -17,7 +17,8 @@ class Mixed:
     """Emitting streams, then chunks in order of their deadlines.
 
     Args:
-        cap: most units in one step; streams that emit are cut only by the seconds, the least urgent first.
+        cap: most units in one step; streams that emit are cut only by the seconds, the least urgent first, and what
+            runs in pieces is cut between these.
     """
 
     def __init__(self, cap: int) -> None:
@@ -27,7 +28,9 @@ class Mixed:
         grants = _in_time([a for a in asks if a.emits], seconds, cost)
         used = sum(g.n for g in grants)
         for ask in sorted((a for a in asks if not a.emits), key=lambda a: (a.due, a.stream.serial)):
-            room = min(ask.hi, self.cap - used)
+            if grants and used >= self.cap:
+                break
+            room = min(ask.hi, max(self.cap - used, ask.lo))  # exceeded once, by a piece
             n = fit(grants, ask, room, seconds, cost)
             if n < ask.lo and grants:
                 break

@@ -92,7 +92,7 @@ class TextService:
         Raises:
             UserError: the prompt is empty or too long, or an id is outside the vocabulary.
         """
-        from diastole.loops.ar import check_prompt
+        from diastole.loops.prompt import check_prompt
 
         check_prompt(prompt, params, self.vocab, self.context, self.card.room)
 

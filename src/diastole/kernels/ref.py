@@ -9,13 +9,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from diastole.kernels.ref_lines import LineTwins
 from diastole.kernels.table import Format, Packed, Rounding
 from diastole.types import Array
 
 PAGE = 64
 
 
-class TorchOps:
+class TorchOps(LineTwins):
     """See ``table.Ops`` for shapes. Weights are kept dequantised, pages as float32 rows."""
 
     name = "torch"
@@ -261,6 +262,34 @@ class TorchOps:
                 out[i, :, : n[i] * (found.shape[2] if whole else 1)] = (
                     found.reshape(groups, -1) if whole else found.max(-1)
                 )
+
+    def pick_pages(
+        self,
+        q: Array,
+        index: Array,
+        per: int,
+        tables: Array,
+        blocks: Array,
+        heads: Array,
+        first: int,
+        recent: int,
+        places: Array,
+        runs: Array,
+        pages: Array,
+    ) -> None:
+        dim, step = q.shape[2], 32 // per
+        groups, k = places.shape[1:]
+        bounds = _wide(index.view(np.uint16)).reshape(len(index), groups, -1, per, step).swapaxes(2, 3)
+        most, least = np.split(bounds.reshape(len(index), groups, per, 2 * dim), 2, -1)
+        for i, g in np.ndindex(len(q), groups):
+            if not heads[g]:
+                continue
+            own, last = q[i].reshape(groups, -1, 1, 1, dim)[g], int(blocks[i])
+            page = tables[i, : last + 1]
+            s = np.maximum(own * most[page, g], own * least[page, g]).sum(-1).max((0, 2))
+            s[:first] = s[last + 1 - recent :] = np.inf
+            places[i, g] = np.sort(np.argsort(-s, kind="stable")[:k])
+            pages[runs[i], g, :k] = page[places[i, g]]
 
     def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:
         places[...] = -1

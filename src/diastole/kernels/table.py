@@ -240,9 +240,99 @@ class Ops(Protocol):
         stream's table; out (T, Hkv, P) the largest of a page's, or (T, Hkv, P·per); -inf for the rest."""
         ...
 
+    def pick_pages(
+        self,
+        q: Array,
+        index: Array,
+        per: int,
+        tables: Array,
+        blocks: Array,
+        heads: Array,
+        first: int,
+        recent: int,
+        places: Array,
+        runs: Array,
+        pages: Array,
+    ) -> None:
+        """Pages that heads choose by bounds of their scores: for q (R, H, D), D a multiple of 16, and the heads of
+        ``heads`` (Hkv,) int32 that are not 0, places (R, Hkv, K) int32 in row i's table, tables (R, P) int32, of whose
+        pages it has those up to place blocks[i] >= K: the ``first``, the ``recent``, the last among them, and of the
+        others those with the largest bound that any query head of a group has for any of a page's ``per`` runs of
+        tokens. Their ids go to the beginning of pages[runs[i]]: runs (R,) int32, pages (V, Hkv, K or more) int32.
+
+        index (pages, Hkv, 4·D·per) uint8: of each run the largest key by channel and then the smallest, 2·D numbers of
+        bfloat16, in the order [2·D·per/32][per][32/per]: pieces of all runs side by side."""
+        ...
+
     def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:
         """Places of the k[i] largest of each row of x (N, n) in order of place, of equal ones the first, never those of
         -inf or NaN: places (N, K) int32, padded with -1, and how many, counts (N,) int32."""
+        ...
+
+    # ---- for who looks before attending
+
+    def masses(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        out: Array,
+    ) -> None:
+        """Softmax weights that ``attend`` would give each token, summed over the rows of a stream and the heads that
+        share a key: out (B, Hkv, N). tables (B, P); lo, hi (T,)."""
+        ...
+
+    def choose_lines(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        lo: Array,
+        hi: Array,
+        scale: float,
+        share: float,
+        first: Array,
+        sink: int,
+        bands: Array,
+        columns: Array,
+        counts: Array,
+        covered: Array,
+    ) -> None:
+        """For B blocks of rows, each with its stream's table (B, P), and every query head: the lines that hold
+        ``share`` of the softmax weights of q (T, H, D), which are some of the block's rows.
+
+        A line is a column, one token before the block's first position ``first`` (B,) int32, or a band, the pages at
+        one distance from the page that a row lies on. The line with most weight per token comes first; what lies on
+        chosen ones is not counted again. Band 0 and the first ``sink`` columns are always in, and all columns of a page
+        of which half are in. bands (B, H, M) uint8: 1
+        where chosen, by distance; columns (B, H, K) int32 in order, the first counts (B, H) int32 of them; covered
+        (B, H): the share that lies on them.
+        """
+        ...
+
+    def attend_lines(
+        self,
+        q: Array,
+        buf: Array,
+        fmt: str,
+        tables: Array,
+        starts: Array,
+        hi: Array,
+        scale: float,
+        bands: Array,
+        columns: Array,
+        counts: Array,
+        out: Array,
+        lse: Array | None = None,
+    ) -> None:
+        """Each row attends to its block's lines as ``choose_lines`` gives them; hi (T,) rises by one within a block."""
         ...
 
 
@@ -273,7 +363,11 @@ class Native:
         self.keys_write = module.keys_write
         self.choose = module.choose
         self.page_scores = module.page_scores
+        self.pick_pages = module.pick_pages
         self.tops = module.tops
+        self.masses = module.masses
+        self.choose_lines = module.choose_lines
+        self.attend_lines = module.attend_lines
 
     def fuse(self) -> Any | None:
         return self._n.Fused

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diastole.loops import pooling
+from diastole.loops.prompt import check_prompt
 from diastole.params import PoolParams, SamplingParams
 from diastole.sample import Chosen, Sampler, SomeFailed, choose_all
 from diastole.slots import Refresher
@@ -76,6 +77,8 @@ class AutoRegressive:
         stepwise: what a stream has said is absorbed token by token and shared with nobody, because something acts
             inside the layers that gives it other rows than a prompt would have.
         refresh: which of a stream's last rows are computed again; None: none ever.
+        block: what a stream was given is absorbed in whole blocks of so many, counted from its start, and shared in
+            such, because what acts inside the layers looks at a block as a whole; what is left over is one piece.
     """
 
     unit = "token"
@@ -92,9 +95,11 @@ class AutoRegressive:
         grammars: Grammars | None = None,
         stepwise: bool = False,
         refresh: Refresher | None = None,
+        block: int = 1,
     ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
         self.width, self.grammars, self.stepwise, self.refresh = width, grammars, stepwise, refresh
+        self.block = block
 
     # ---- a stream's life
 
@@ -142,7 +147,11 @@ class AutoRegressive:
 
     def admit(self, stream: Stream) -> bool:
         own: Text | pooling.Reading = stream.own
-        lease = self.pool.lease(own.prefix(self._like_a_prompt(stream, stream.known)))
+        lease = self.pool.lease(own.prefix(self._findable(stream)))
+        if inside := lease.units % self.block:
+            units = lease.units - inside
+            lease.close()
+            lease = self.pool.lease(own.prefix(units + 1))
         if not self.pool.fits(lease, stream.known):
             lease.close()
             return False
@@ -153,7 +162,15 @@ class AutoRegressive:
 
     def _like_a_prompt(self, stream: Stream, units: int) -> int:
         """How many of the first ``units`` have the rows that any prompt would have."""
+        if self.block > 1:
+            return min(units, stream.given) // self.block * self.block
         return min(units, stream.given) if self.stepwise else units
+
+    def _findable(self, stream: Stream) -> int:
+        """How many of a stream's units a cached beginning is looked for with; it is shorter by one at least."""
+        if self.block > 1:
+            return self._like_a_prompt(stream, stream.given - 1) + 1
+        return self._like_a_prompt(stream, stream.known)
 
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         raise UserError("a language model takes its whole prompt at once; open a new request instead", param="feed")
@@ -171,8 +188,18 @@ class AutoRegressive:
     def ask(self, stream: Stream) -> Ask:
         left = stream.known - stream.done
         if left > 1 and self.stepwise:
-            return Ask(stream, 1, max(stream.given - stream.done, 1), stream.due, False)
-        return Ask(stream, 1, left, stream.due, left == 1)
+            return Ask(stream, self._whole(stream, 1), max(stream.given - stream.done, 1), stream.due, False)
+        return Ask(stream, self._whole(stream, 1), left, stream.due, left == 1)
+
+    def _whole(self, stream: Stream, n: int) -> int:
+        """As many of the next ``n`` units as end with a block; the first block's where there is none."""
+        end, given = stream.done + n, stream.given
+        if self.block == 1 or end >= given:
+            return n
+        whole = end // self.block * self.block
+        if whole <= stream.done:
+            whole = min((stream.done // self.block + 1) * self.block, given)
+        return whole - stream.done
 
     def forecast(self, stream: Stream) -> None:
         return None  # a text stream always asks
@@ -183,8 +210,8 @@ class AutoRegressive:
         grow = self.pool.grow
         for grant in grants:
             stream, n = grant
-            if n > stream.left:
-                n = stream.left
+            if n > 1 or self.block > 1:
+                n = self._whole(stream, min(n, stream.left))
                 grant = Grant(stream, n)
             if grow(stream.leases["kv"], stream.done + n):
                 kept.append(grant)
@@ -360,55 +387,3 @@ class AutoRegressive:
             self.close(stream)
         data = Tokens((chosen,), finish, text.prompt, text.cached)
         return Event(stream.req.id, stream.index, data, finish is not None, now)
-
-
-def check_prompt(
-    prompt: Sequence[int], params: SamplingParams | PoolParams, vocab: int, context: int, room: int
-) -> None:
-    """Whether a request can be served at all. ``room``: tokens that the pool holds.
-
-    Raises:
-        UserError: it cannot; ``param`` names the field.
-    """
-    if not isinstance(params, SamplingParams | PoolParams):
-        raise UserError("params of a language model request must be SamplingParams or PoolParams", param="params")
-    if len(prompt) == 0:
-        raise UserError("the prompt is empty: give at least one token", param="prompt", code="empty_prompt")
-    most = min(context, room)
-    if isinstance(params, PoolParams):  # before the ids are looked at, of which there may be a million
-        pooling.check_length(len(prompt), most)
-    else:
-        _check_length(len(prompt), params, most)
-    ids = np.asarray(prompt)
-    if ids.dtype.kind != "i" or ids.ndim != 1:
-        raise UserError("the prompt must be a list of integer token ids", param="prompt", code="invalid_type")
-    if ids.min() < 0 or ids.max() >= vocab:
-        wrong = int(ids.min() if ids.min() < 0 else ids.max())
-        raise UserError(
-            f"token id {wrong} is outside the vocabulary: ids run from 0 to {vocab - 1}",
-            param="prompt",
-            code="invalid_token_id",
-        )
-    if isinstance(params, PoolParams):
-        return
-    for name in ("logit_bias", "stop_token_ids"):
-        for token in getattr(params, name):
-            if token >= vocab:
-                message = f"{name}: token id {token} is outside the vocabulary of {vocab}"
-                raise UserError(message, param=name, code="invalid_token_id")
-
-
-def _check_length(prompt: int, params: SamplingParams, room: int) -> None:
-    if prompt >= room:
-        raise UserError(
-            f"the prompt has {prompt} tokens; with a context of {room}, at most {room - 1} leave room for an answer",
-            param="prompt",
-            code="context_length_exceeded",
-        )
-    if params.max_tokens is not None and prompt + params.max_tokens > room:
-        raise UserError(
-            f"the prompt has {prompt} tokens and max_tokens is {params.max_tokens}, together more than the context of "
-            f"{room}; ask for at most {room - prompt} tokens",
-            param="max_tokens",
-            code="context_length_exceeded",
-        )

@@ -39,6 +39,11 @@ class Tokens:
             hi = b.hi.copy()
             hi[self.which] = 0  # these see nothing here
             view.ops.attend(q, view.pages, fmt, b.tables, b.starts, view.lo, hi, view.scale, out, lse)
+        self.pick(view, q, out, lse)
+
+    def pick(self, view: View, q: Array, out: Array, lse: Array | None) -> None:
+        """``attend`` for those rows alone; the others stay as they are."""
+        fmt = view.store.fmt
         view.ops.attend_tokens(q, view.pages, fmt, self.which, self.at, self.counts, view.scale, out, lse)
 
 

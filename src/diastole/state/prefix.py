@@ -54,10 +54,13 @@ class PrefixCache:
 
     Args:
         page: tokens per page.
+        block: a page's rows depend on all tokens of the block of whole pages that it lies in: then an edge is that
+            block, and a hit may still end within one. Up to a page: they depend on no later token.
     """
 
-    def __init__(self, page: int) -> None:
+    def __init__(self, page: int, block: int = 1) -> None:
         self.page = page
+        self._block = max(page, block)
         self.idle = 0  # cached pages that nobody else holds; kept by the pool
         self._roots: dict[str, Node] = {}
         self._by_page: dict[int, Node] = {}
@@ -82,8 +85,9 @@ class PrefixCache:
         size = self.page
         tokens = key.tokens[: len(key.tokens) - 1]
         pages: list[int] = []
-        while (at := len(pages) * size) + size <= len(tokens):
-            child = node.children.get(tokens[at : at + size].tobytes())
+        while (len(pages) + 1) * size <= len(tokens):
+            edge = self._edge(tokens, len(pages))
+            child = node.children.get(edge.tobytes()) if len(edge) == self._block else None
             if child is None:
                 break
             node = child
@@ -97,11 +101,16 @@ class PrefixCache:
             units += shared
         return Hit(pages, units, whole, node if whole else None)
 
+    def _edge(self, tokens: Array, index: int) -> Array:
+        """The tokens that page ``index`` is known by, fewer at the end."""
+        first = index * self.page // self._block * self._block
+        return tokens[first : first + self._block]
+
     def insert(self, node: Node | None, key: Key, index: int, page: int) -> tuple[Node, int]:
         """Add page ``index`` of the key below ``node``. Returns its node and the page kept there, which is another than
         ``page`` if these tokens were cached already."""
         parent = node if node is not None else self._roots.setdefault(key.space, Node(b"", -1, None))
-        edge = key.tokens[index * self.page : (index + 1) * self.page].tobytes()
+        edge = self._edge(key.tokens, index).tobytes()
         child = parent.children.get(edge)
         if child is None:
             child = Node(edge, page, parent)
@@ -160,6 +169,8 @@ class PrefixCache:
 
     def _partial(self, node: Node, tokens: Array) -> tuple[Node | None, int]:
         best, longest = None, 0
+        if self._block > self.page:
+            return best, longest
         for child in node.heads.get(tokens[:MIN_PARTIAL].tobytes(), ()):
             other = np.frombuffer(child.tokens, np.int32)[: len(tokens)]
             differ = np.flatnonzero(other != tokens[: len(other)])

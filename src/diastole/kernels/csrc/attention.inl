@@ -271,6 +271,15 @@ void visit_all(const Halves<const uint8_t>& page, int dim, Ahead next, const Sea
     if (n > 0) visit_all<KIND, R - 1>(page, dim, next, seats, n);
 }
 
+// The scores of what a row does not see of a split.
+inline void hide(float* s, int lo, int hi) {
+  const int from = lo > 0 ? lo : 0, to = hi < kSplit ? hi : kSplit;
+  for (int c = 0; c < kSplit; c++) {
+    if (c == from && from < to) c = to;
+    if (c < kSplit) s[c] = kUnseen;
+  }
+}
+
 #if defined(__AMX_TILE__)
 #include "attention_amx.inl"
 #endif
@@ -382,5 +391,62 @@ void score(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride
     case KV::bf16:
     case KV::rows: return score_split<KV::bf16>(look, g, t, split, s, stride);
     case KV::int8: return score_split<KV::int8>(look, g, t, split, s, stride);
+  }
+}
+
+// ---- scores of many rows, which share the pages that they look at
+
+template <KV KIND, int R>
+void score_all(const Halves<const uint8_t>& page, int dim, int first, int last, const Seat* seats, int n, float* s) {
+  for (; n >= R; n -= R, seats += R, s += R * kPage) scores<KIND, R>(page, dim, first, last, Ahead{0, 0}, seats, s);
+  if constexpr (R > 1)
+    if (n > 0) score_all<KIND, R - 1>(page, dim, first, last, seats, n, s);
+}
+
+template <KV KIND>
+void score_walk(const Look& look, int g, int t0, int t1, int split, float* s, ptrdiff_t stride) {
+  Query queries[kTile];
+  int lo[kTile], hi[kTile], first = kSplit, last = 0;
+  const int dim = look.dim, n = (t1 - t0) * look.group;
+  for (int i = 0; i < n; i++) {
+    const int t = t0 + i / look.group, h = g * look.group + i % look.group;
+    open_query(KIND, look.q + t * look.q_stride + static_cast<ptrdiff_t>(h) * dim, look.scale, dim, queries[i]);
+    lo[i] = look.from(t, g) - split * kSplit;
+    hi[i] = look.to(t, g) - split * kSplit;
+    hide(s + i * stride, lo[i], hi[i]);
+    if (lo[i] >= hi[i]) continue;
+    first = lo[i] < first ? lo[i] : first;
+    last = hi[i] > last ? hi[i] : last;
+  }
+  if (first < 0) first = 0;
+  if (last > kSplit) last = kSplit;
+  for (int page = first / kPage; page * kPage < last; page++) {
+    alignas(64) float here[kTile * kPage];
+    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 4 : 1];
+    Seat seats[kTile];
+    int row[kTile], seated = 0;
+    for (int i = 0; i < n; i++) {
+      const int a = lo[i] - page * kPage, b = hi[i] - page * kPage;
+      const Seat seat = {queries + i, nullptr, a > 0 ? a : 0, b < kPage ? b : kPage};
+      if (seat.lo < seat.hi) row[seated] = i, seats[seated++] = seat;
+    }
+    const int from = first - page * kPage, to = last - page * kPage < kPage ? last - page * kPage : kPage;
+    const uint8_t* at = look.page(split * (kSplit / kPage) + page, g);
+    if constexpr (KIND == KV::bf16) at = formed(look.kind, at, to, dim, room);
+    score_all<KIND, kQueries>(open_page(KIND, at, dim), dim, from > 0 ? from / 16 : 0, (to + 15) / 16, seats, seated, here);
+    for (int i = 0; i < seated; i++)
+      std::memcpy(s + row[i] * stride + page * kPage + seats[i].lo, here + i * kPage + seats[i].lo, sizeof(float) * static_cast<size_t>(seats[i].hi - seats[i].lo));
+  }
+}
+
+void score_rows(const Look& look, int g, int t0, int t1, int split, float* s, ptrdiff_t stride) {
+#if defined(__AMX_TILE__)
+  if ((look.kind == KV::bf16 || look.kind == KV::rows) && fits_tiles(look.dim)) return score_walk_tiles(look, g, t0, t1, split, s, stride);
+#endif
+  switch (look.kind) {
+    case KV::f32: return score_walk<KV::f32>(look, g, t0, t1, split, s, stride);
+    case KV::bf16:
+    case KV::rows: return score_walk<KV::bf16>(look, g, t0, t1, split, s, stride);
+    case KV::int8: return score_walk<KV::int8>(look, g, t0, t1, split, s, stride);
   }
 }

@@ -251,3 +251,45 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
     for (int d = 0; d < dim; d += 16) store(partials[i].out + d, load(own.out + r * dim + d));
   }
 }
+
+// Scores alone of up to kTile rows: see attention.inl.
+void score_walk_tiles(const Look& look, int g, int t0, int t1, int split, float* s, ptrdiff_t stride) {
+  Sixteen all[kTile / kTileRows];
+  const int dim = look.dim, n = (t1 - t0) * look.group, groups = (n + kTileRows - 1) / kTileRows;
+  TileShape shape;
+  const int high = n < kTileRows ? n : kTileRows;
+  shape.set(high, kTileBytes, 0, 1, 2, 3, 4);
+  shape.set(kTileRows, kTileBytes, 6);
+  int first = kSplit, last = 0;
+  for (int i = 0; i < n; i++) {
+    const int t = t0 + i / look.group, h = g * look.group + i % look.group, r = i % kTileRows;
+    Sixteen& own = all[i / kTileRows];
+    own.rows = r + 1;
+    const float* q = look.q + t * look.q_stride + static_cast<ptrdiff_t>(h) * dim;
+    for (int d = 0; d < dim; d += 16) store_bf16(own.query + r * dim + d, load(q + d) * look.scale);
+    own.lo[r] = look.from(t, g) - split * kSplit;
+    own.hi[r] = look.to(t, g) - split * kSplit;
+    hide(s + i * stride, own.lo[r], own.hi[r]);
+    if (own.lo[r] >= own.hi[r]) continue;
+    first = own.lo[r] < first ? own.lo[r] : first;
+    last = own.hi[r] > last ? own.hi[r] : last;
+  }
+  if (first < 0) first = 0;
+  if (last > kSplit) last = kSplit;
+  shape.use();
+  for (int page = first / kPage; page * kPage < last; page++) {
+    alignas(64) uint8_t room[kPage * kMaxDim * 4];
+    alignas(64) float here[kTileRows * kPage];
+    const uint8_t* at = formed(look.kind, look.page(split * (kSplit / kPage) + page, g), last - page * kPage, dim, room);
+    const Halves<const uint8_t> open = open_page(KV::bf16, at, dim);
+    for (int i = 0; i < groups; i++) {
+      const View view(all[i], page);
+      if (view.first >= view.last) continue;
+      score_tiles(open, dim, Ahead{0, 0}, all[i], view, here);
+      for (int r = 0; r < all[i].rows; r++)
+        if (view.lo[r] < view.hi[r])
+          std::memcpy(s + (i * kTileRows + r) * stride + page * kPage + view.lo[r], here + r * kPage + view.lo[r],
+                      sizeof(float) * static_cast<size_t>(view.hi[r] - view.lo[r]));
+    }
+  }
+}

@@ -1,5 +1,7 @@
 // All kernels for one instruction set: the file that includes this sets ISA_NAME and ISA_TABLE and is compiled with the
 // flags of that set.
+#include <cmath>
+
 #include "draw.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
@@ -10,6 +12,7 @@
 namespace diastole {
 namespace {
 #include "pages.inl"
+#include "bounds.inl"
 #include "attention.inl"
 #include "elementwise.inl"
 #include "linear.inl"
@@ -18,7 +21,7 @@ namespace {
 }  // namespace
 
 extern const Kernels ISA_TABLE;
-const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, score, gather, dots, merge,
-                           most, weigh, at_least, tops, raise, contenders, peak, sweep};
+const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, score, score_rows, gather, dots, reach, merge,
+                           most, weigh, soften_row, tally, at_least, tops, raise, contenders, peak, sweep};
 
 }  // namespace diastole

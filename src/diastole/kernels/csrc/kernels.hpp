@@ -123,15 +123,22 @@ struct Kernels {
   // Scores of the tokens that row t and the heads of key/value head g see in a split: s[head of the group][token of it].
   // What is not seen is left alone.
   void (*score)(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride);
+  // Scores of all tokens of a split for rows t0..t1 and the heads of key/value head g, at most kTile together: one row of s
+  // each, kUnseen for what is not seen.
+  void (*score_rows)(const Look& look, int g, int t0, int t1, int split, float* s, ptrdiff_t stride);
   // Copies n tokens, rows `at` = page * 64 + slot, onto pages of room: as they are, those of KV::rows as KV::bf16.
   void (*gather)(const Look& look, int g, const int64_t* at, int n, uint8_t* room);
   // Products of r rows q (r, n), even columns before odd ones, with bf16 rows (m, n): out (r, m).
   void (*dots)(const float* q, int r, int n, const uint16_t* rows, int m, float* out);
+  // The largest product of r query rows, spread, with the `per` rows that stand for a page: see bounds.inl.
+  float (*reach)(const float* q, int r, int steps, int per, const uint16_t* page);
   // Adds a split's partial to what the earlier splits gave.
   void (*merge)(Partial& whole, const Partial& part, int dim);
   // Passes over a row of scores: see sampling.inl.
   float (*most)(const float* x, int n);
   double (*weigh)(const float* x, int n, float t, float top, float* w);
+  double (*soften)(float* x, int n);
+  void (*tally)(float* w, int n, float by, float* columns, float* pages);
   int (*at_least)(const float* x, int n, float least, int32_t* places);
   void (*tops)(const float* x, int n, float* out);
   void (*raise)(const float* x, int n, float off, float* to);

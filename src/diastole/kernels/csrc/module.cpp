@@ -18,6 +18,7 @@ namespace diastole {
 void bind_fused(nb::module_& m);
 void bind_picking(nb::module_& m);
 void bind_schedule(nb::module_& m);
+void bind_lines(nb::module_& m);
 }
 
 namespace {
@@ -308,6 +309,7 @@ NB_MODULE(_native, m) {
   bind_fused(m);
   bind_picking(m);
   bind_schedule(m);
+  bind_lines(m);
   m.def("isas", [] {
     nb::list names;
     for (const char* name : {"amx", "avx512bf16", "avx512", "avx2", "scalar"})

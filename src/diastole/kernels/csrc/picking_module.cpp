@@ -202,6 +202,47 @@ void page_scores_(In<float, 3> q, Cache index, In<int32_t, 2> tables, In<int32_t
               out.shape(2) != width, out.data());
 }
 
+void pick_pages_(In<float, 3> q, Cache index, int per, In<int32_t, 2> tables, In<int32_t, 1> blocks, In<int32_t, 1> heads, int first,
+                 int recent, InOut<int32_t, 3> places, In<int32_t, 1> runs, InOut<int32_t, 3> pages) {
+  expect_rows(q, "q");
+  expect_whole(index, "index");
+  expect_whole(tables, "tables");
+  expect_whole(blocks, "blocks");
+  expect_whole(heads, "heads");
+  expect_whole(places, "places");
+  const size_t rows = q.shape(0), dim = q.shape(2), kv_heads = index.shape(1), width = tables.shape(1), k = places.shape(2);
+  expect(kv_heads > 0 && q.shape(1) % kv_heads == 0, "q: heads must be a multiple of the key/value heads");
+  expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim, "q: the last axis must be a multiple of 16 up to 256");
+  expect(per > 0 && per <= 16 && 16 % per == 0, "per must be 1, 2, 4, 8 or 16");
+  expect(index.shape(2) == 4 * dim * static_cast<size_t>(per), "index must hold twice `per` rows of q's last axis for each page");
+  expect(reinterpret_cast<uintptr_t>(index.data()) % 2 == 0, "index must be aligned to 2 bytes");
+  expect(tables.shape(0) == rows && blocks.size() == rows, "tables and blocks must have one entry per row of q");
+  expect(heads.size() == kv_heads, "heads must have one entry per key/value head");
+  expect(places.shape(0) == rows && places.shape(1) == kv_heads, "places must be (rows, kv heads, pages)");
+  expect(first >= 0 && recent >= 1 && static_cast<size_t>(first) + static_cast<size_t>(recent) <= k, "places must have room for the first and recent pages");
+  expect_whole(runs, "runs");
+  expect_whole(pages, "pages");
+  expect(runs.size() == rows, "runs must have one entry per row of q");
+  expect(pages.shape(1) == kv_heads && pages.shape(2) >= k, "pages must be (runs, kv heads, as many as places or more)");
+  for (size_t i = 0; i < rows; i++) {
+    const int last = blocks.data()[i];
+    expect(runs.data()[i] >= 0 && runs.data()[i] < static_cast<int>(pages.shape(0)), "runs: one is outside pages");
+    expect(last >= 0 && last < static_cast<int>(width), "blocks must lie within tables");
+    expect(static_cast<size_t>(last) >= k, "blocks: a row must have more pages than are chosen");
+    for (int p = 0; p <= last; p++) {
+      const int32_t id = tables.data()[i * width + static_cast<size_t>(p)];
+      expect(id >= 0 && id < static_cast<int>(index.shape(0)), "tables: a page id is out of range");
+    }
+  }
+  Look look{};
+  look.q = q.data(), look.q_stride = q.stride(0), look.dim = static_cast<int>(dim);
+  look.kv_heads = static_cast<int>(kv_heads), look.group = static_cast<int>(q.shape(1) / kv_heads);
+  const Bounded bounded{tables.data(), blocks.data(), heads.data(), runs.data(), static_cast<int>(rows), static_cast<int>(width), static_cast<int>(k), first, recent};
+  const Unlocked unlocked(static_cast<double>(rows * width * q.shape(1) * dim) * per);
+  pick_pages(isa(), look, reinterpret_cast<const uint16_t*>(index.data()), per, bounded, places.data(), pages.data(),
+             static_cast<ptrdiff_t>(pages.shape(2)));
+}
+
 }  // namespace
 
 void bind_picking(nb::module_& m) {
@@ -213,6 +254,7 @@ void bind_picking(nb::module_& m) {
   m.def("attend_tokens", attend_tokens_, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("which"), nb::arg("at"), nb::arg("counts"),
         nb::arg("scale"), nb::arg("out"), nb::arg("lse").none() = nb::none());
   m.def("page_scores", page_scores_);
+  m.def("pick_pages", pick_pages_);
 }
 
 }  // namespace diastole

@@ -40,6 +40,38 @@ double weigh(const float* x, int n, float t, float top, float* w) {
   return total;
 }
 
+// x = e^(x - the largest), and their sum; 0 where nothing is seen. n: whole pages.
+double soften_row(float* x, int n) {
+  Floats top = splat(kUnseen);
+  for (int i = 0; i < n; i += 16) top = max(load(x + i), top);
+  const float most = largest(top);
+  double total = 0;
+  for (int i = 0; i < n; i += kPage) {
+    Floats part[4];
+    for (int j = 0; j < 4; j++) {
+      const Floats v = load(x + i + j * 16);
+      part[j] = select(less(v, splat(0.5f * kUnseen)), splat(0.f), exp(v - most));
+      store(x + i + j * 16, part[j]);
+    }
+    total += static_cast<double>(sum((part[0] + part[1]) + (part[2] + part[3])));
+  }
+  return total;
+}
+
+// w *= by, added to columns (n,); pages (n / 64,): the sums of its pages. n: whole pages.
+void tally(float* w, int n, float by, float* columns, float* pages) {
+  for (int i = 0; i < n; i += kPage) {
+    Floats part = splat(0.f);
+    for (int j = i; j < i + kPage; j += 16) {
+      const Floats v = load(w + j) * by;
+      store(w + j, v);
+      store(columns + j, load(columns + j) + v);
+      part = part + v;
+    }
+    pages[i / kPage] = sum(part);
+  }
+}
+
 // Places of what is at least `least`, in order; returns how many. There must be room for n.
 int at_least(const float* x, int n, float least, int32_t* places) {
   int count = 0, i = 0;

@@ -1,0 +1,308 @@
+"""LServe: half of the heads see only the first and the latest tokens, the others pick pages by bounds while decoding.
+
+Yang, Guo, Tang and others: "LServe: Efficient Long-sequence LLM Serving with Unified Sparse Attention", MLSys 2025,
+arXiv 2502.14866. Key/value heads that a calibration found to need no distant past stream: prompts and answers see sink
+pages and a window of pages there. The other heads see all of a prompt; while decoding they look at as many pages as
+``budget`` holds, those whose keys' largest and smallest values by channel promise the highest scores, chosen anew every
+``refresh`` tokens. It needs a paged cache, and for streaming heads the table of ``diastole calibrate lserve``.
+
+Ours: query heads that share a key choose together; page 0 and the last two are always in, and pages that were begun
+since a choice; steps are counted by stream, from the first token that it says, so company and preemption change
+nothing. The default sizes are those of the paper scaled to contexts of a few thousand tokens. Streaming heads save
+time, not memory: a page's heads lie together, and one that is past the window of some is still seen by the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diastole.nn.selection import Pages
+from diastole.slots import Facts, View
+from diastole.state.pages import PAGE
+from diastole.types import Array, Batch, KVFormat, PagedSpec, Stream, UserError
+from diastole.weights import calibration
+
+if TYPE_CHECKING:
+    from diastole.kernels.table import Ops
+
+NEEDS = frozenset({"paged_kv"})
+FIRST, RECENT = 1, 2  # pages that are always among the chosen
+_NOTE = "lserve"
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Knobs. Sizes in tokens are multiples of a page's 64."""
+
+    sparsity: str = "auto"  # share of key/value heads that stream, 0 to 1; "auto": 0.5 with a table of heads, else 0
+    pattern: str = ""  # that table: a file of `diastole calibrate lserve`; "": as found there for the model
+    sink: int = 64  # first tokens that streaming heads see
+    prefill_local: int = 1024  # latest tokens that streaming heads see in a prompt, besides a row's own page
+    decode_local: int = 128  # the same while decoding
+    budget: int = 1024  # tokens that other heads see while decoding
+    logical_page: int = 16  # tokens that a bound is kept for; divides a page
+    dense_layers: int = 0  # first layers whose heads choose nothing: those that do not stream see everything
+    refresh: int = 4  # decoded tokens for which a choice of pages holds
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a stream's heads look at for some steps: kept with the stream."""
+
+    at: int  # position that the choice is for
+    block: int  # last page when it was made
+    places: Array  # (L, Hkv, K) int32, in the stream's pages: good wherever these lie
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Rows of a batch that choose anew, layer by layer."""
+
+    rows: Array  # (R,) rows of the batch
+    runs: Array  # (R,) int32: their runs in the plan
+    tables: Array  # (R, P) int32
+    blocks: Array  # (R,) int32: their last pages
+    places: Array  # (L, R, Hkv, K) int32
+
+    def queries(self, q: Array) -> Array:
+        return q if len(q) == len(self.rows) else np.ascontiguousarray(q[self.rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the rows of a batch look at, in all layers: runs of rows that look at the same pages."""
+
+    tables: Array  # (L, V, Hkv, P) int32
+    starts: Array  # (V+1,) int32
+    lo: Array  # (T, Hkv) int32
+    hi: Array  # (L, T, Hkv) int32
+    due: Due | None
+
+
+class Bounds:
+    """A page's companion: its keys' largest and smallest values by channel, for each run of ``tokens`` tokens.
+
+    They are made when the last key of a run is there, from keys as they are stored. Who has begun a page always looks
+    at it, so nobody asks for those that are not there yet, nor for what a rollback left behind.
+    """
+
+    def __init__(self, tokens: int, pattern: str) -> None:
+        self.tokens, self.per = tokens, PAGE // tokens
+        self.layout = f"bounds{tokens}{pattern}"
+        self.arrays: list[Array] = []
+
+    def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> Sequence[Array]:
+        size = 4 * spec.head_dim * self.per
+        shape = (pages, spec.kv_heads, size)
+        self.arrays = [ops.alloc(pages * spec.kv_heads * size).reshape(shape) for _ in range(spec.layers)]
+        return self.arrays
+
+    def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
+        """Nothing yet: see ``close``."""
+
+    def close(self, view: View) -> None:
+        """Take in the runs of tokens that this batch has completed."""
+        key = "lserve/closed"
+        if key not in view.b.notes:
+            rows = view.b.rows
+            view.b.notes[key] = rows[rows % self.tokens == self.tokens - 1][:, None] + np.arange(1 - self.tokens, 1)
+        at: Array = view.b.notes[key]
+        if not len(at):
+            return
+        k, _ = view.store.read(view.layer, at.ravel())
+        k = k.reshape(*at.shape, *k.shape[1:])
+        rows = np.concatenate([k.max(1), k.min(1)], -1)  # (n, Hkv, 2·D)
+        # [page, head, step, run, piece]: pieces of all runs side by side
+        index = self.arrays[view.layer].view(np.uint16)
+        index = index.reshape(*index.shape[:2], -1, self.per, 32 // self.per)
+        pieces = _bf16(rows).reshape(*rows.shape[:2], -1, 32 // self.per)
+        index[at[:, -1] // PAGE, :, :, at[:, -1] % PAGE // self.tokens] = pieces
+
+
+class LServe:
+    """Slot ``select``."""
+
+    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    prefers: KVFormat = "bf16"
+    exact = False
+
+    def __init__(self, p: Params, facts: Facts) -> None:
+        self.p = p
+        _check(p, facts)
+        self.streams, pattern = _streaming(p, facts)  # (L, Hkv) bool
+        late = np.arange(facts.layers)[:, None] >= p.dense_layers
+        self.chooses = ~self.streams & late  # (L, Hkv) bool
+        self.busy = [bool(own.any()) for own in self.chooses]  # layers in which any head chooses
+        self.asks = self.chooses.astype(np.int32)
+        self.companion = Bounds(p.logical_page, pattern)
+        self.sink, self.pages = p.sink // PAGE, p.budget // PAGE
+        self.locals = np.array([p.prefill_local // PAGE, p.decode_local // PAGE], np.int32)
+
+    def select(self, view: View, q: Array) -> Pages | None:
+        b, layer = view.b, view.layer
+        self.companion.close(view)
+        if _NOTE not in b.notes:
+            b.notes[_NOTE] = self._plan(b)
+        plan: Plan | None = b.notes[_NOTE]
+        if plan is None:
+            return None
+        if plan.due is not None and self.busy[layer]:
+            self._choose(view, q, plan, plan.due)
+        return Pages(plan.tables[layer], plan.starts, plan.lo, plan.hi[layer])
+
+    def _choose(self, view: View, q: Array, plan: Plan, due: Due) -> None:
+        layer = view.layer
+        view.ops.pick_pages(
+            due.queries(q),
+            self.companion.arrays[layer],
+            self.companion.per,
+            due.tables,
+            due.blocks,
+            self.asks[layer],
+            FIRST,
+            RECENT,
+            due.places[layer],
+            due.runs,
+            plan.tables[layer],
+        )
+
+    # ---- what a batch looks at
+
+    def _plan(self, b: Batch) -> Plan | None:
+        """None: everything."""
+        owner = np.repeat(np.arange(len(b.grants)), np.diff(b.starts))
+        pos = b.hi - 1
+        block = pos // PAGE
+        said = pos - np.array([s.given for s, _ in b.grants], np.int32)[owner]  # tokens of its own before this
+        decodes = said >= 0
+        new = decodes.copy()  # where a run begins
+        new[:1] = True
+        new[1:] |= (owner[1:] != owner[:-1]) | (block[1:] != block[:-1])
+        first = np.flatnonzero(new)
+        whose, last, speaks = owner[first], block[first], decodes[first]
+        local = self.locals[speaks.astype(np.int8)]
+        jump = np.maximum(last - self.sink - local, 0)  # pages between sink and window
+        jump *= self.streams.any()
+        chosen = {
+            int(v): kept
+            for v in np.flatnonzero(speaks & (last >= self.pages) & any(self.busy))
+            if (kept := self._kept(b.grants[whose[v]].stream, int(pos[first[v]]), int(last[v]))) is not None
+        }
+        if not chosen and not jump.any():
+            return None
+        left = np.zeros_like(last)  # pages that heads leave out which choose
+        for v, kept in chosen.items():
+            left[v] = kept.block + 1 - self.pages
+        unseen = np.where(self.streams[:, None], jump[:, None], np.where(self.chooses[:, None], left[:, None], 0))
+        pages = b.tables[whose]
+        place = np.arange((last[:, None] + 1 - unseen).max())
+        ahead = (place >= self.sink) * jump[:, None]
+        each = np.arange(len(pages))[:, None]
+        window, everything = (pages[each, np.minimum(at, last[:, None])][:, None] for at in (place + ahead, place))
+        tables = np.where(self.streams[:, None, :, None], window, everything)  # (L, V, Hkv, P)
+        for v, kept in chosen.items():
+            self._lay(tables[:, v], pages[v], kept, int(last[v]))
+        starts = np.array([*first, len(pos)], np.int32)
+        hi = b.hi[:, None] - np.repeat(unseen, np.diff(starts), 1) * np.int32(PAGE)
+        return Plan(tables, starts, np.zeros(hi.shape[1:], np.int32), hi, self._due(b, chosen, first, whose, last))
+
+    def _kept(self, stream: Stream, pos: int, last: int) -> Chosen | None:
+        """What a stream that decodes at ``pos`` looks at; None: it had too few pages to choose among."""
+        at = stream.given + (pos - stream.given) // self.p.refresh * self.p.refresh
+        if at // PAGE < self.pages:
+            return None
+        kept: Chosen | None = stream.scratch.get(_NOTE)
+        if kept is None or kept.at != at or pos == at:
+            layers, heads = self.streams.shape
+            kept = Chosen(at, last, np.zeros((layers, heads, self.pages), np.int32))
+        return kept
+
+    def _lay(self, tables: Array, own: Array, kept: Chosen, last: int) -> None:
+        """Put a stream's choice, and the pages begun since, where its heads look: tables (L, Hkv, P)."""
+        since = own[kept.block + 1 : last + 1]
+        pages = np.concatenate([own[kept.places], np.broadcast_to(since, (*self.streams.shape, len(since)))], -1)
+        at = slice(pages.shape[-1])
+        tables[..., at] = np.where(self.chooses[..., None], pages, tables[..., at])
+
+    def _due(self, b: Batch, chosen: dict[int, Chosen], first: Array, whose: Array, last: Array) -> Due | None:
+        """Those of the chosen that are still to be made, which their streams then keep."""
+        new = [(v, kept) for v, kept in chosen.items() if kept is not b.grants[whose[v]].stream.scratch.get(_NOTE)]
+        if not new:
+            return None
+        runs = np.array([v for v, _ in new], np.int32)
+        layers, heads = self.streams.shape
+        places = np.zeros((layers, len(new), heads, self.pages), np.int32)
+        for i, (v, kept) in enumerate(new):
+            b.grants[whose[v]].stream.scratch[_NOTE] = Chosen(kept.at, kept.block, places[:, i])
+        return Due(first[runs], runs, b.tables[whose[runs]], last[runs], places)
+
+
+def _bf16(x: Array) -> Array:
+    """Bits of the nearest bfloat16, of ties the even one."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _check(p: Params, facts: Facts) -> None:
+    for knob, least in (("sink", 0), ("prefill_local", PAGE), ("decode_local", PAGE)):
+        if getattr(p, knob) % PAGE or getattr(p, knob) < least:
+            raise _wrong(knob, f"must be a multiple of {PAGE}, the tokens of a page, at least {least}")
+    if p.budget % PAGE or p.budget < (FIRST + RECENT) * PAGE:
+        raise _wrong(
+            "budget", f"must be a multiple of {PAGE}, the tokens of a page, at least {(FIRST + RECENT) * PAGE}"
+        )
+    if p.logical_page not in {4, 8, 16, 32, 64}:
+        raise _wrong("logical_page", f"must divide the page of {PAGE} tokens: 4, 8, 16, 32 or 64")
+    if p.refresh < 1:
+        raise _wrong("refresh", "must be at least 1")
+    if not 0 <= p.dense_layers <= facts.layers:
+        raise _wrong("dense_layers", f"must be 0 to {facts.layers}, the layers of this model")
+    if facts.windowed:
+        raise _wrong("sink", "fits no model whose layers see a window only: its first tokens are out of their reach")
+
+
+def _streaming(p: Params, facts: Facts) -> tuple[Array, str]:
+    """Which heads stream, (L, Hkv), and a name of the table that says so."""
+    share = _share(p, facts)
+    if share == 0:
+        return np.zeros((facts.layers, facts.kv_heads), bool), ""
+    found = calibration.find(_NOTE, facts, p.pattern)
+    gates = found.tensors.get("gates", np.empty(0))
+    if gates.shape != (facts.layers, facts.kv_heads):
+        raise _wrong(
+            "pattern", f"must be of {facts.layers} layers x {facts.kv_heads} key/value heads, not {gates.shape}"
+        )
+    order = np.argsort(gates, axis=None, kind="stable")  # of equal ones the first stream
+    streams = np.zeros(gates.size, bool)
+    streams[order[: round(share * gates.size)]] = True
+    return streams.reshape(gates.shape), f"-{found.id}"
+
+
+def _share(p: Params, facts: Facts) -> float:
+    """The share of heads that stream."""
+    if p.sparsity == "auto":
+        return 0.5 if p.pattern or _has_table(facts) else 0.0
+    try:
+        share = float(p.sparsity)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise _wrong("sparsity", f'must be a share from 0 to 1, or "auto", not {p.sparsity!r:.40}')
+    return share
+
+
+def _has_table(facts: Facts) -> bool:
+    own = facts.source is not None and calibration.beside(_NOTE, facts).exists()
+    return own or calibration.shipped(_NOTE, facts).exists()
+
+
+def _wrong(knob: str, what: str) -> UserError:
+    return UserError(f"lserve: {knob} {what}", param="use")
+
+
+def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:
+    return {"select": LServe(p, facts)}
