@@ -43,7 +43,7 @@ def tiny(technique: str) -> None:
     config = ServiceConfig(model="tiny", kv="f32", max_streams=1)
     service = assemble("tiny", Loader(load(1), model, "auto"), config, frozenset(), 256 << 20, 0)
     with Rig.around(Engine([service], FakeClock(), LeastSlack()), kernels="native") as rig:
-        facts = rig.service.model.facts(model)
+        facts = rig.decoder.facts(model)
         ids = np.random.default_rng(0).integers(0, rig.vocab, TOKENS).tolist()
         found = job.calibrate(technique, facts, job.Job(rig, ids), {"texts": "random tokens"})
     found.write(shipped(technique, facts))

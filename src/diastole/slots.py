@@ -6,7 +6,7 @@ written when its second user comes; until then the name is reserved here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -15,6 +15,7 @@ from diastole.types import Array, Ask, Batch, Grant, KVFormat, PagedSpec, Stream
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
+    from diastole.state.lease import Lease, Pool
 
 SLOTS: dict[str, Literal["single", "chain"]] = {
     "kv": "single",
@@ -52,6 +53,7 @@ class Facts:
     fingerprint: str = ""  # of the model's file
     source: Path | None = None  # that file, or the directory of its files
     ops: Ops | None = None
+    rope: Array | None = None  # the table (see nn.rope) that all layers rotate by; None: there is no such one
 
 
 class Companion(Protocol):
@@ -61,11 +63,34 @@ class Companion(Protocol):
     layout: str  # a short name that changes with the meaning of its bytes
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> Sequence[Array]:
-        """Its arrays, one per layer, with an axis of ``pages`` first."""
+        """Its arrays, one for each layer that it keeps something of, with an axis of ``pages`` first."""
         ...
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
         """New rows, as for ``KVStore.write``."""
+        ...
+
+
+class Rooms(Protocol):
+    """Room to write pages in, where there is less of it than there are pages."""
+
+    most: int  # pages that one lease has room for at once
+
+    @property
+    def free(self) -> int:
+        """Pages that could get room now."""
+        ...
+
+    def take(self, page: int) -> None:
+        """This page is going to be written to."""
+        ...
+
+    def give(self, page: int) -> None:
+        """Nobody holds it any more."""
+        ...
+
+    def wanted(self, data: Array) -> int:
+        """Of packed pages, those that need room."""
         ...
 
 
@@ -121,9 +146,43 @@ class KVStore(Protocol):
         """Softmax attention of q (T, H, D) over the stored rows into out (T, H, D); see ``Ops.attend`` for the rest."""
         ...
 
+    @property
+    def passive(self) -> bool:
+        """Whether rows stay as they are written: then ``settle``, ``seal``, ``span``, ``words`` and ``shareable`` are
+        not asked."""
+        ...
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        """Where it keeps rows in other forms than its own pages, by name; after ``alloc``."""
+        ...
+
+    def settle(self, stream: Stream) -> Mapping[str, Lease] | None:
+        """What a stream that is let in will need of these, by their names; None: there is no room yet."""
+        ...
+
+    @property
+    def rooms(self) -> Rooms | None:
+        """Who gives pages room to be written in; None: all have it."""
+        ...
+
     def seal(self, stream: Stream, upto: int) -> None:
         """Rows of this stream below ``upto`` are final: they may be compressed or moved. Called after every step that
         absorbed rows."""
+        ...
+
+    def span(self, stream: Stream) -> int:
+        """How many of the units that are left may come in one step: up to where ``seal`` acts. It depends on positions
+        alone, so that what rows see does not depend on chunks."""
+        ...
+
+    def words(self, tokens: Array) -> Array:
+        """What stands for tokens (n,) int32 where cached beginnings are looked up: a page may depend on tokens behind
+        it."""
+        ...
+
+    def shareable(self, stream: Stream, units: int) -> int:
+        """How many of the first ``units`` have rows that any prompt with the same beginning has, and may share."""
         ...
 
     def copy_page(self, src: int, dst: int) -> None:

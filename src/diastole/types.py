@@ -148,7 +148,7 @@ class Event(NamedTuple):
 
     id: str  # request id
     choice: int
-    data: Any  # what the loop emits, e.g. loops.ar.Tokens
+    data: Any  # what the loop emits, e.g. loops.texts.Tokens
     final: bool  # this choice ends here
     at: float  # seconds
     speaks: bool = True  # as its stream

@@ -55,7 +55,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[View, Array, Tokens]]
     attend = Tokens.attend
 
     def watch(self: Tokens, view: View, q: Array, out: Array, lse: Array | None) -> None:
-        seen.append((view, q.copy(), self))
+        seen.append((view, q.copy(), Tokens(self.which, self.at.copy(), self.counts.copy())))
         attend(self, view, q, out, lse)
 
     monkeypatch.setattr(Tokens, "attend", watch)

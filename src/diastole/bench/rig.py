@@ -6,7 +6,7 @@ engine would run, and absorbs prompts and feeds given tokens (teacher forcing) a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -135,8 +135,13 @@ class Rig:
 
     def save(self, stream: Stream) -> Blob:
         """A stream's tokens and pages, for any rig with the same layout; not what techniques noted of it."""
-        blob = self.loop.pool.pack(stream.leases["kv"])
-        return replace(blob, data={**blob.data, "ids": stream.own.ids[: stream.known].copy()})
+        blobs = {name: lease.pool.pack(lease) for name, lease in stream.leases.items()}
+        rows = blobs.pop("kv")
+        data = {**rows.data, "ids": stream.own.ids[: stream.known].copy(), "given": np.array(stream.given)}
+        for name, blob in blobs.items():  # state in other forms
+            data |= {f"{name}/{key}": array for key, array in blob.data.items()}
+            data |= {f"{name}/units": np.array(blob.units), f"{name}/layout": np.array(blob.layout)}
+        return replace(rows, data=data)
 
     def load(self, blob: Blob) -> Stream:
         """The stream that was saved.
@@ -144,14 +149,17 @@ class Rig:
         Raises:
             UserError: it has another layout, or there is no room.
         """
-        lease = self.loop.pool.unpack(blob)
-        if lease is None:
-            raise self._no_room()
         stream = self.loop.open(
             Request(f"rig-{next(self._ids)}", self.service.name, blob.data["ids"], SamplingParams())
         )
-        stream.leases["kv"], stream.done = lease, blob.units
+        stream.given, stream.done = int(blob.data["given"]), blob.units
         self._open.add(stream)
+        for name, part in _parts(blob, self.service.ledger.pools).items():
+            lease = self.service.ledger.pools[name].unpack(part)
+            if lease is None:
+                self.close(stream)
+                raise self._no_room()
+            stream.leases[name] = lease
         return stream
 
     def close(self, stream: Stream) -> None:
@@ -270,3 +278,13 @@ class Rig:
         for stream in list(self._open):
             self.close(stream)
         self._engine.close()
+
+
+def _parts(blob: Blob, pools: Iterable[str]) -> dict[str, Blob]:
+    """What ``Rig.save`` put together, by pool."""
+    found = {"kv": blob}
+    for name in pools:
+        data = {k.removeprefix(f"{name}/"): a for k, a in blob.data.items() if k.startswith(f"{name}/")}
+        if data:
+            found[name] = Blob(str(data.pop("layout")), int(data.pop("units")), data)
+    return found

@@ -21,6 +21,7 @@ from diastole.engine.assemble import store
 from diastole.kernels.table import Ops
 from diastole.nn.arena import Arena
 from diastole.nn.inside import Inside
+from diastole.nn.rope import rope_table
 from diastole.params import SamplingParams
 from diastole.slots import Facts, View
 from diastole.state.pages import PAGE
@@ -40,7 +41,8 @@ class Attending:
         self.bytes_per_token = kv.bytes_per_token
         (lease,) = self._field.leases
         request = Request("synthetic", "synthetic", (), SamplingParams())
-        self._stream = Stream(request, 0, known=n, done=n, leases={"kv": lease}, given=n)
+        self._stream = Stream(request, 0, known=n, done=n, given=n)
+        self._stream.leases = {"kv": lease, **(kv.settle(self._stream) or {})}
         kv.seal(self._stream, n)
         self._kv, self._ops, self._arena = kv, ops, Arena()
         self._inside = Inside(stack.select, stack.kernel, stack.probe)
@@ -91,7 +93,8 @@ def facts(ops: Ops, context: int) -> Facts:
     finally:
         checkpoint.close()
     caps = frozenset({"paged_kv"})
-    return Facts(caps, g.layers, g.heads, g.kv_heads, g.head_dim, context, False, fingerprint, path, ops)
+    rope = rope_table(context, g.head_dim, 100_000.0)
+    return Facts(caps, g.layers, g.heads, g.kv_heads, g.head_dim, context, False, fingerprint, path, ops, rope)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,15 +66,26 @@ def assemble(
     pages = _pages(ops, kv, spec, model.context, config.max_streams, memory)
     kv.alloc(spec, pages, ops)
     block = math.lcm(*(policy.block for policy in stack.ingest))
-    pool = PagePool(pages, kv, PrefixCache(PAGE, block) if config.prefix_cache else None)
+    pool = PagePool(pages, kv, PrefixCache(PAGE, block) if config.prefix_cache else None, kv.rooms)
     fingerprint = f"{checkpoint.fingerprint}/{kv.layout}/{stack.fingerprint}"
     grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
     stepwise = stack.select is not None and not stack.select.exact
     loop = AutoRegressive(
-        pool, model.context, model.vocab, eos, fingerprint, model.width, grammars, stepwise, stack.refresh, block
+        pool,
+        model.context,
+        model.vocab,
+        eos,
+        fingerprint,
+        model.width,
+        grammars,
+        stepwise,
+        stack.refresh,
+        block,
+        None if kv.passive else kv,
     )
     cost, meter = FittedCost(), Meter()
-    ledger = Ledger(loop, {"kv": pool}, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
+    pools = {"kv": pool, **kv.pools}
+    ledger = Ledger(loop, pools, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}
     return Service(name, model, loop, state, stack.compose, cost, ledger, meter)
 

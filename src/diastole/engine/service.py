@@ -64,9 +64,9 @@ class Service:
         gauges["kv_cache_usage_perc"] = used / max(total, 1)
 
     def pages(self) -> tuple[int, int]:
-        """Pages in use, and how many there are; both 0 where state is not paged."""
-        pools = self.ledger.pools.values()
-        return sum(getattr(p, "used", 0) for p in pools), sum(getattr(p, "pages", 0) for p in pools)
+        """Pages of rows in use, and how many there are; both 0 where state is not paged."""
+        pool = self.ledger.pools.get("kv")
+        return getattr(pool, "used", 0), getattr(pool, "pages", 0)
 
     def view(self) -> ServiceView:
         """What it holds now."""

@@ -16,8 +16,8 @@ from diastole.engine.engine import Engine
 from diastole.engine.service import Service
 from diastole.engine.trace import shown_id
 from diastole.frontend import wire
-from diastole.loops.ar import Tokens
 from diastole.loops.pooling import Pooled
+from diastole.loops.texts import Tokens
 from diastole.types import SLO, Ended, Event, Request, UserError
 
 log = logging.getLogger("diastole.frontend")

@@ -17,6 +17,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from diastole.kernels.cgroup import processors
+from diastole.kernels.picking import Picking
+from diastole.kernels.shadows import Shadowed, Shadows
 from diastole.types import Array, UserError
 
 Format = Literal["f32", "bf16", "q8", "q4"]
@@ -39,7 +41,7 @@ class Packed:
         return int(self.data.nbytes)
 
 
-class Ops(Protocol):
+class Ops(Picking, Protocol):
     """What runs a model. T rows, H heads of dimension D, Hkv key/value heads, pages of 64 tokens."""
 
     name: str
@@ -166,175 +168,6 @@ class Ops(Protocol):
         """
         ...
 
-    # ---- for who attends to a part of the cache only
-
-    def attend_tokens(
-        self,
-        q: Array,
-        buf: Array,
-        fmt: str,
-        which: Array,
-        at: Array,
-        counts: Array,
-        scale: float,
-        out: Array,
-        lse: Array | None = None,
-    ) -> None:
-        """The same for tokens one by one, to rows ``which`` (R,) int32 of q and out; the others stay as they are.
-
-        at (R, S, K) int64: rows of the cache (page · 64 + slot), the first counts (R, S) int32 of each set; there is a
-        set for each key/value head, S = Hkv, or for each query head, S = H.
-        """
-        ...
-
-    def scores(
-        self,
-        q: Array,
-        buf: Array,
-        fmt: str,
-        tables: Array,
-        starts: Array,
-        lo: Array,
-        hi: Array,
-        scale: float,
-        out: Array,
-        less: Array | None = None,
-    ) -> None:
-        """Products of queries with the keys that ``attend`` would look at, times ``scale``, -inf for the rest: out
-        (T, H, N), or (T, Hkv, N) with the largest of those that share a key. less (T, H): what is taken off each head's
-        before they are compared. fmt "keys": see ``keys_write``."""
-        ...
-
-    def keys_write(self, buf: Array, rows: Array, k: Array, channels: Array | None = None) -> None:
-        """Store k (T, Hkv, R), R a multiple of 16, as bfloat16 at rows (T,) of a buffer of keys alone: (pages, Hkv,
-        128·R) uint8. channels (Hkv, C) int32, C ≤ R: of k (T, Hkv, D) only these of each head, then zeros."""
-        ...
-
-    def choose(
-        self,
-        q: Array,
-        buf: Array,
-        channels: Array,
-        which: Array,
-        tables: Array,
-        lo: Array,
-        hi: Array,
-        most: Array,
-        sink: int,
-        recent: int,
-        at: Array,
-        counts: Array,
-    ) -> None:
-        """For rows ``which`` (R,) of q (T, H, D) the tokens whose keys' ``channels`` give the largest product with any
-        of the query heads that share them, as ``attend_tokens`` takes them.
-
-        buf: what ``keys_write`` stored with the same channels. Row i sees tokens lo[i] <= j < hi[i] on the pages
-        tables[i] (R, P) and gets most[i] of them, in order: at (R, Hkv, K) int64, counts (R, Hkv) int32. The first
-        ``sink`` and the latest ``recent`` that it sees come before all others.
-        """
-        ...
-
-    def page_scores(self, q: Array, index: Array, tables: Array, starts: Array, n: Array, out: Array) -> None:
-        """Products of q (T, H, E), E a multiple of 32, with ``per`` rows of bfloat16 that stand for a page, the largest
-        of the heads that share it: index (pages, Hkv, 2·E·per) uint8; row t looks at the first n[t] pages of its
-        stream's table; out (T, Hkv, P) the largest of a page's, or (T, Hkv, P·per); -inf for the rest."""
-        ...
-
-    def pick_pages(
-        self,
-        q: Array,
-        index: Array,
-        per: int,
-        tables: Array,
-        blocks: Array,
-        heads: Array,
-        first: int,
-        recent: int,
-        places: Array,
-        runs: Array,
-        pages: Array,
-    ) -> None:
-        """Pages that heads choose by bounds of their scores: for q (R, H, D), D a multiple of 16, and the heads of
-        ``heads`` (Hkv,) int32 that are not 0, places (R, Hkv, K) int32 in row i's table, tables (R, P) int32, of whose
-        pages it has those up to place blocks[i] >= K: the ``first``, the ``recent``, the last among them, and of the
-        others those with the largest bound that any query head of a group has for any of a page's ``per`` runs of
-        tokens. Their ids go to the beginning of pages[runs[i]]: runs (R,) int32, pages (V, Hkv, K or more) int32.
-
-        index (pages, Hkv, 4·D·per) uint8: of each run the largest key by channel and then the smallest, 2·D numbers of
-        bfloat16, in the order [2·D·per/32][per][32/per]: pieces of all runs side by side."""
-        ...
-
-    def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:
-        """Places of the k[i] largest of each row of x (N, n) in order of place, of equal ones the first, never those of
-        -inf or NaN: places (N, K) int32, padded with -1, and how many, counts (N,) int32."""
-        ...
-
-    # ---- for who looks before attending
-
-    def masses(
-        self,
-        q: Array,
-        buf: Array,
-        fmt: str,
-        tables: Array,
-        starts: Array,
-        lo: Array,
-        hi: Array,
-        scale: float,
-        out: Array,
-    ) -> None:
-        """Softmax weights that ``attend`` would give each token, summed over the rows of a stream and the heads that
-        share a key: out (B, Hkv, N). tables (B, P); lo, hi (T,)."""
-        ...
-
-    def choose_lines(
-        self,
-        q: Array,
-        buf: Array,
-        fmt: str,
-        tables: Array,
-        starts: Array,
-        lo: Array,
-        hi: Array,
-        scale: float,
-        share: float,
-        first: Array,
-        sink: int,
-        bands: Array,
-        columns: Array,
-        counts: Array,
-        covered: Array,
-    ) -> None:
-        """For B blocks of rows, each with its stream's table (B, P), and every query head: the lines that hold
-        ``share`` of the softmax weights of q (T, H, D), which are some of the block's rows.
-
-        A line is a column, one token before the block's first position ``first`` (B,) int32, or a band, the pages at
-        one distance from the page that a row lies on. The line with most weight per token comes first; what lies on
-        chosen ones is not counted again. Band 0 and the first ``sink`` columns are always in, and all columns of a page
-        of which half are in. bands (B, H, M) uint8: 1
-        where chosen, by distance; columns (B, H, K) int32 in order, the first counts (B, H) int32 of them; covered
-        (B, H): the share that lies on them.
-        """
-        ...
-
-    def attend_lines(
-        self,
-        q: Array,
-        buf: Array,
-        fmt: str,
-        tables: Array,
-        starts: Array,
-        hi: Array,
-        scale: float,
-        bands: Array,
-        columns: Array,
-        counts: Array,
-        out: Array,
-        lse: Array | None = None,
-    ) -> None:
-        """Each row attends to its block's lines as ``choose_lines`` gives them; hi (T,) rises by one within a block."""
-        ...
-
 
 LAYOUT = "1"  # of the compiled operators, all instruction sets alike: to be counted up when kernels.hpp changes it
 
@@ -368,9 +201,20 @@ class Native:
         self.masses = module.masses
         self.choose_lines = module.choose_lines
         self.attend_lines = module.attend_lines
+        self.zip_page_bytes = module.zip_page_bytes
+        self.zip_seal = module.zip_seal
+        self.zip_open = module.zip_open
+        self.zip_attend = module.zip_attend
 
     def fuse(self) -> Any | None:
         return self._n.Fused
+
+    def recall(self, q: Array, state: Shadows, rows: Shadowed, scale: float, at: Array, missed: Array) -> None:
+        s, r = state, rows
+        self._n.recall(
+            q, scale, r.which, r.tables, r.pages, r.records, r.buffers, s.marks, s.a, s.values, s.basis, s.outliers,
+            s.rope, s.buf, s.held, s.first, at, missed,
+        )  # fmt: skip
 
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
         return Packed("q4", q.shape[0], q.shape[1], self._n.pack_q4(q, d, m))

@@ -9,58 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from diastole.loops import pooling
 from diastole.loops.prompt import check_prompt
+from diastole.loops.texts import Text, Tokens
 from diastole.params import PoolParams, SamplingParams
 from diastole.sample import Chosen, Sampler, SomeFailed, choose_all
-from diastole.slots import Refresher
+from diastole.slots import KVStore, Refresher
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import Key
 from diastole.text.grammar import Grammars
 from diastole.types import Array, Ask, Batch, Event, Grant, Outcome, Request, Stream, UserError
-
-
-class Tokens(NamedTuple):
-    """What an event of this loop carries."""
-
-    chosen: tuple[Chosen, ...]
-    finish: str | None  # on the last event: "stop", "length", or "error" where a grammar led nowhere
-    prompt: int  # tokens of the prompt
-    cached: int  # of them found in the prefix cache
-
-
-@dataclass(eq=False, slots=True)
-class Text:
-    """The loop's private record of a stream that speaks."""
-
-    ids: Array  # (capacity,) int32: prompt, then output; ``known`` of them are valid
-    tip: int  # the last of these
-    prompt: int
-    sampler: Sampler
-    limit: int  # ``known`` at which the stream ends with "length"
-    stops: frozenset[int]
-    space: str
-    cached: int = 0
-    twins: int = 0  # other choices still to be forked off when the prompt is absorbed
-    key: Key = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.key = Key(self.space, self.ids)
-
-    def prefix(self, known: int) -> Key:
-        """Under what a cached beginning of the first ``known`` tokens is found."""
-        return Key(self.space, self.ids[:known])
-
-    def widen(self) -> None:
-        """Room for as many tokens again."""
-        self.ids = np.concatenate([self.ids, np.empty_like(self.ids)])
-        self.key = Key(self.space, self.ids)
 
 
 class AutoRegressive:
@@ -79,6 +41,7 @@ class AutoRegressive:
         refresh: which of a stream's last rows are computed again; None: none ever.
         block: what a stream was given is absorbed in whole blocks of so many, counted from its start, and shared in
             such, because what acts inside the layers looks at a block as a whole; what is left over is one piece.
+        kv: what keeps the rows, if it has a say in when they come or does something with them afterwards.
     """
 
     unit = "token"
@@ -96,10 +59,11 @@ class AutoRegressive:
         stepwise: bool = False,
         refresh: Refresher | None = None,
         block: int = 1,
+        kv: KVStore | None = None,
     ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
         self.width, self.grammars, self.stepwise, self.refresh = width, grammars, stepwise, refresh
-        self.block = block
+        self.block, self.kv = block, kv
 
     # ---- a stream's life
 
@@ -147,15 +111,17 @@ class AutoRegressive:
 
     def admit(self, stream: Stream) -> bool:
         own: Text | pooling.Reading = stream.own
-        lease = self.pool.lease(own.prefix(self._findable(stream)))
-        if inside := lease.units % self.block:
-            units = lease.units - inside
-            lease.close()
-            lease = self.pool.lease(own.prefix(units + 1))
-        if not self.pool.fits(lease, stream.known):
-            lease.close()
+        beside = {} if self.kv is None else self.kv.settle(stream)
+        if beside is None:
             return False
-        stream.leases["kv"] = lease
+        lease = self.pool.lease(self._key(stream, self._findable(stream)))
+        whole = self._shareable(stream, lease.units) if lease.units else 0
+        if lease.units > whole:
+            self.pool.shorten(lease, whole)
+        stream.leases = {"kv": lease, **beside}
+        if not self.pool.fits(lease, stream.known):
+            self.close(stream)
+            return False
         stream.done = lease.units
         own.cached = min(max(own.cached, lease.units), own.prompt)
         return True
@@ -171,6 +137,16 @@ class AutoRegressive:
         if self.block > 1:
             return self._like_a_prompt(stream, stream.given - 1) + 1
         return self._like_a_prompt(stream, stream.known)
+
+    def _shareable(self, stream: Stream, units: int) -> int:
+        """How many of the first ``units`` other prompts may find."""
+        units = self._like_a_prompt(stream, units)
+        return units if self.kv is None else self.kv.shareable(stream, units)
+
+    def _key(self, stream: Stream, units: int) -> Key | None:
+        """Under what the first ``units`` are found, or kept; None: under nothing."""
+        key: Key | None = stream.own.prefix(units)
+        return key if key is None or self.kv is None else Key(key.space, self.kv.words(key.tokens))
 
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         raise UserError("a language model takes its whole prompt at once; open a new request instead", param="feed")
@@ -188,8 +164,15 @@ class AutoRegressive:
     def ask(self, stream: Stream) -> Ask:
         left = stream.known - stream.done
         if left > 1 and self.stepwise:
-            return Ask(stream, self._whole(stream, 1), max(stream.given - stream.done, 1), stream.due, False)
-        return Ask(stream, self._whole(stream, 1), left, stream.due, left == 1)
+            most = max(min(stream.given - stream.done, self._span(stream)), 1)
+            return Ask(stream, self._whole(stream, 1), most, stream.due, False)
+        if left == 1:
+            return Ask(stream, 1, 1, stream.due, True)
+        return Ask(stream, self._whole(stream, 1), self._span(stream), stream.due, False)
+
+    def _span(self, stream: Stream) -> int:
+        """How many of a stream's units may come in one step."""
+        return stream.left if self.kv is None else min(stream.left, self.kv.span(stream))
 
     def _whole(self, stream: Stream, n: int) -> int:
         """As many of the next ``n`` units as end with a block; the first block's where there is none."""
@@ -211,7 +194,7 @@ class AutoRegressive:
         for grant in grants:
             stream, n = grant
             if n > 1 or self.block > 1:
-                n = self._whole(stream, min(n, stream.left))
+                n = self._whole(stream, min(n, self._span(stream)))
                 grant = Grant(stream, n)
             if grow(stream.leases["kv"], stream.done + n):
                 kept.append(grant)
@@ -320,7 +303,16 @@ class AutoRegressive:
         """Take note that ``n`` more of a stream's tokens are in its state."""
         done = stream.done = stream.done + n
         if stream.speaks and done % PAGE < n:  # a page is complete
-            self.pool.publish(stream.leases["kv"], stream.own.key, self._like_a_prompt(stream, done))
+            self._offer(stream, done)
+        if self.kv is not None:
+            self.kv.seal(stream, done)
+            self._offer(stream, done)
+
+    def _offer(self, stream: Stream, done: int) -> None:
+        """To the prefix cache, what others may share."""
+        lease, upto = stream.leases["kv"], self._shareable(stream, done)
+        if upto // PAGE > lease.published and (key := self._key(stream, upto)) is not None:
+            self.pool.publish(lease, key, upto)
 
     def reconsider(self, stream: Stream) -> None:
         """Let some of a stream's last rows be computed again, if the policy for that wants it: as a prompt's are."""
@@ -364,11 +356,13 @@ class AutoRegressive:
             text.space,
             text.cached,
         )
-        lease = self.pool.fork(stream.leases["kv"])
+        leases = {}
+        for name, lease in stream.leases.items():
+            forked = lease.pool.fork(lease)
+            assert forked is not None  # pages are shared until they are written
+            leases[name] = forked
         scratch = deepcopy(stream.scratch)
-        return Stream(
-            stream.req, index, stream.known, stream.done, {"kv": lease}, own, scratch=scratch, given=stream.given
-        )
+        return Stream(stream.req, index, stream.known, stream.done, leases, own, scratch=scratch, given=stream.given)
 
     def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
         text: Text = stream.own

@@ -102,6 +102,7 @@ class Decoder:
             checkpoint.fingerprint,
             checkpoint.path,
             self.ops,
+            attn.rope if all(b.attn.rope is attn.rope for b in self.blocks) else None,
         )
 
     def state_specs(self) -> dict[str, PagedSpec]:

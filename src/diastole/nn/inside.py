@@ -14,7 +14,7 @@ from diastole.types import Array
 class Paged:
     """The default ``kernel`` policy: the operators' own attention over whatever form the store keeps."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "zip"})
 
     def __call__(self, view: View, q: Array, selection: Selection | None, out: Array, lse: Array | None) -> None:
         if selection is not None:

@@ -54,6 +54,23 @@ class Text:
         return float(np.exp(-read[np.arange(len(read)), answers].mean()))
 
 
+def copied(source: Rig, stream: Stream, to: Rig) -> Stream:
+    """A stream with the same past in another rig, whatever that one keeps of it."""
+    twin = to.open(stream.own.ids[: stream.done])
+    if not to.loop.pool.grow(twin.leases["kv"], stream.done):
+        raise RuntimeError("the rig is too small for this context")
+    at = np.arange(stream.done, dtype=np.int32)
+    rows = [
+        rig.loop.pool.rows(rig.loop.pool.tables([s.leases["kv"]]), np.zeros_like(at), at)
+        for rig, s in ((source, stream), (to, twin))
+    ]
+    for layer in range(source.spec.layers):
+        k, v = source.service.state["kv"].read(layer, rows[0])
+        to.service.state["kv"].write(layer, rows[1], k, v)
+    to.loop.absorbed(twin, stream.done)
+    return twin
+
+
 def divergence(read: Array, dense: Array) -> Array:
     """Of each position, in nats: (steps,)."""
     found: Array = (np.exp(dense) * (dense - read)).sum(-1)

@@ -163,7 +163,14 @@ def quality(study: Study, size: Sizes, ladder: dict[str, tuple[str, ...]]) -> No
         claim="no loss up to 4",
     )
     lost = 100 * (fmean(r[0] for r in found["both"].values()) / fmean(r[0] for r in found["dense"].values()) - 1)
-    study.check("perplexity lost by both", lost, at_most(5), unit="%", claim="accuracy maintained")
+    study.check(
+        "perplexity lost by both",
+        lost,
+        at_most(5),
+        unit="%",
+        claim="accuracy maintained",
+        why="a small model has few heads to spare: see what the static half alone loses in the table",
+    )
     whole, both, static = (fmean(r[2] for r in found[name].values()) for name in ("dense", "both", "static"))
     study.check(
         "share of needles lost by both",

@@ -24,7 +24,7 @@ _STEPS = 32  # decoded tokens of one turn
 
 def far(study: Study, knobs: str, rounds: int, folder: Path) -> None:
     """Selection and attention of decode steps over random keys: the time of steps, nothing about quality."""
-    study.note("at 32k and more: random keys and values, one layer, every second head streams")
+    study.note("at 32k and more: random keys and values, two layers, every second head streams")
     ops = load()
     rows, ratios = [], {}
     for n in (8_192, 32_768) if study.quick else (8_192, 32_768, 131_072):

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diastole.slots import Companion
+from diastole.state.arena import Arena
 from diastole.state.pages import PAGE
-from diastole.types import Array, KVFormat, PagedSpec, Stream
+from diastole.state.passive import Passive
+from diastole.types import Array, KVFormat, PagedSpec
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
 
 
-class PagedKV:
+class PagedKV(Passive):
     """The default ``kv`` policy: rows as they are, in one number format.
 
     int8 keeps one scale per token and head; its error is about half a percent of a row's largest value.
@@ -75,27 +77,11 @@ class PagedKV:
     ) -> None:
         self._ops.attend(q, self.buffers[layer], self.fmt, tables, starts, lo, hi, scale, out, lse)
 
-    def seal(self, stream: Stream, upto: int) -> None:
-        """Rows stay as they are."""
-
     def copy_page(self, src: int, dst: int) -> None:
-        for array in self._arrays():
-            array[dst] = array[src]
+        Arena(self.layout, self._arrays()).copy_page(src, dst)
 
     def pack(self, pages: Sequence[int]) -> Array:
-        at = np.asarray(pages, np.int64)
-        return np.concatenate([_bytes(a[at]) for a in self._arrays()], axis=1)
+        return Arena(self.layout, self._arrays()).pack(pages)
 
     def unpack(self, pages: Sequence[int], data: Array) -> None:
-        at = np.asarray(pages, np.int64)
-        first = 0
-        for array in self._arrays():
-            size = array[:1].nbytes
-            part = np.ascontiguousarray(data[:, first : first + size])
-            array[at] = part.view(array.dtype).reshape(len(at), *array.shape[1:])
-            first += size
-
-
-def _bytes(pages: Array) -> Array:
-    size = int(np.prod(pages.shape[1:]))
-    return np.ascontiguousarray(pages).reshape(len(pages), size).view(np.uint8)
+        Arena(self.layout, self._arrays()).unpack(pages, data)

@@ -6,7 +6,8 @@
                                             held          writable after grow(192)
 
 A page may be held by several leases (forks, prefix hits) and by the prefix cache; whoever wants to write into a page
-that others hold gets a copy first.
+that others hold gets a copy first. A lease may give back its first pages and keep the others in their places
+(``vacate``): what those held is kept in another form elsewhere, or looked at by nobody any more.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Protocol
 
 import numpy as np
 
+from diastole.slots import Rooms
 from diastole.state.lease import Blob, Lease
 from diastole.state.prefix import Key, PrefixCache
 from diastole.types import Array
 
 PAGE = 64  # units per page: what the native kernels read
+GONE = -1  # in the place of a page that was given back
 
 
 class Store(Protocol):
@@ -41,11 +44,12 @@ class PagePool:
     Args:
         pages: how many.
         store: holds their bytes.
-        prefix: keeps finished prefixes for reuse; None: no reuse.
+        prefix: keeps finished prefixes for reuse; None: no reuse. It must be offered pages only that need no room.
+        rooms: where pages need room to be written to; None: they do not.
     """
 
-    def __init__(self, pages: int, store: Store, prefix: PrefixCache | None = None) -> None:
-        self.pages = pages
+    def __init__(self, pages: int, store: Store, prefix: PrefixCache | None = None, rooms: Rooms | None = None) -> None:
+        self.pages, self.rooms = pages, rooms
         self.store = store
         self.prefix = prefix
         self.refs = [0] * pages
@@ -75,11 +79,25 @@ class PagePool:
         lease.published, lease.node = hit.whole, hit.node
         return lease
 
+    def shorten(self, lease: Lease, units: int) -> None:
+        """Let go of what a fresh lease has beyond ``units``, whole pages: they will be computed again."""
+        keep = units // PAGE
+        for page in lease.places[keep:]:
+            self._drop(page)
+        del lease.places[keep:]
+        while lease.published > keep:
+            lease.published, lease.node = lease.published - 1, lease.node.parent
+        if not keep:
+            lease.node = None
+        lease.units = units
+
     def fits(self, lease: Lease, units: int) -> bool:
         """Whether ``grow`` would find room."""
         shared, missing = self._demand(lease, units)
         # A page that only the cache shares becomes evictable as soon as this lease has its own copy.
         returned = sum(self.refs[lease.places[i]] == 2 and self._cached(lease.places[i]) for i in shared)
+        if self.rooms is not None and min(len(shared) + missing, self.rooms.most) > self.rooms.free:
+            return False
         return len(shared) - returned + missing <= self.free
 
     def grow(self, lease: Lease, units: int) -> bool:
@@ -93,9 +111,16 @@ class PagePool:
         shared, missing = self._demand(lease, units)
         for i in shared:
             self._own(lease, i)
-        lease.places.extend(self._alloc() for _ in range(missing))
+        lease.places.extend(self._room() for _ in range(missing))
         lease.units = max(lease.units, units)
         return True
+
+    def _room(self) -> int:
+        """A new page that may be written to."""
+        page = self._alloc()
+        if self.rooms is not None:
+            self.rooms.take(page)
+        return page
 
     def _demand(self, lease: Lease, units: int) -> tuple[list[int], int]:
         """Which held pages would be written although others hold them too, and how many new pages are needed."""
@@ -104,18 +129,23 @@ class PagePool:
 
     def _own(self, lease: Lease, i: int) -> None:
         old = lease.places[i]
-        if self.free == 0:  # then only the cache shares it, as a leaf: it forgets the page, and no copy is needed
-            assert self.prefix is not None
-            self.prefix.forget(old)
-            self.refs[old] -= 1
+        if self.free == 0:  # then only the cache shares it: it forgets the page, and no copy is needed
+            self._forget(old)
             return
-        lease.places[i] = self._alloc()
+        lease.places[i] = self._room()
         self.store.copy_page(old, lease.places[i])
         self._drop(old)
 
+    def vacate(self, lease: Lease, upto: int) -> None:
+        """Give back the pages whose units are all below ``upto``; the lease stays as long as it is."""
+        for i, page in enumerate(lease.places[: upto // PAGE]):
+            if page != GONE:
+                lease.places[i] = GONE
+                self._drop(page)
+
     def truncate(self, lease: Lease, units: int) -> None:
         keep = -(-units // PAGE)
-        for page in lease.places[keep:]:
+        for page in _held(lease.places[keep:]):
             self._drop(page)
         del lease.places[keep:]
         lease.units = units
@@ -123,7 +153,7 @@ class PagePool:
             raise ValueError("published pages cannot be rolled back")
 
     def fork(self, lease: Lease) -> Lease:
-        for page in lease.places:
+        for page in _held(lease.places):
             self._take(page)
         twin = Lease(self, list(lease.places), lease.units)
         twin.published, twin.node = lease.published, lease.node
@@ -131,7 +161,7 @@ class PagePool:
 
     def publish(self, lease: Lease, key: Key, upto: int) -> None:
         """Offer the pages whose units are all below ``upto`` (final rows) to the prefix cache."""
-        if self.prefix is None or lease.published >= upto // PAGE:
+        if self.prefix is None or lease.published >= upto // PAGE or lease.places[lease.published] == GONE:
             return
         for i in range(lease.published, upto // PAGE):
             page = lease.places[i]
@@ -145,20 +175,25 @@ class PagePool:
         lease.published = upto // PAGE
 
     def close(self, lease: Lease) -> None:
-        for page in lease.places:
+        for page in _held(lease.places):
             self._drop(page)
         lease.places.clear()
         lease.units = 0
 
     def pack(self, lease: Lease) -> Blob:
-        return Blob(self.store.layout, lease.units, {"pages": self.store.pack(lease.places)})
+        at = np.flatnonzero(np.array(lease.places, np.int64) != GONE)
+        return Blob(self.store.layout, lease.units, {"pages": self.store.pack(_held(lease.places)), "at": at})
 
     def unpack(self, blob: Blob) -> Lease | None:
         blob.expect(self.store.layout)
-        lease = Lease(self, [], 0)
-        if not self.grow(lease, blob.units):
+        at: Array = blob.data["at"]
+        data = blob.data["pages"]
+        if len(at) > self.free or (self.rooms is not None and self.rooms.wanted(data) > self.rooms.free):
             return None
-        self.store.unpack(lease.places, blob.data["pages"])
+        lease = Lease(self, [GONE] * -(-blob.units // PAGE), blob.units)
+        for i in at.tolist():
+            lease.places[i] = self._alloc()
+        self.store.unpack(_held(lease.places), data)
         return lease
 
     # ---- for kernels
@@ -179,13 +214,29 @@ class PagePool:
 
     def _alloc(self) -> int:
         if not self._free:
-            assert self.prefix is not None  # grow() saw that there is room
-            page = self.prefix.evict(self._only_cached)
-            self.refs[page] = 0
-            self._free.append(page)
+            self._evict()
         page = self._free.pop()
         self.refs[page] = 1
         return page
+
+    def _evict(self) -> None:
+        assert self.prefix is not None  # grow() saw that there is room
+        try:
+            page = self.prefix.evict(self._only_cached)
+        except LookupError:  # whoever holds what continues an idle page has vacated that one
+            self._forget(next(p for p in self.prefix.pages() if self._only_cached(p)))
+            return
+        self.refs[page] = 0
+        self._free.append(page)
+
+    def _forget(self, page: int) -> None:
+        """Let the cache forget a page and all that continue it."""
+        assert self.prefix is not None
+        for gone in self.prefix.forget(page):
+            self.refs[gone] -= 1
+            if self.refs[gone] == 0:
+                self.prefix.idle -= 1
+                self._free.append(gone)
 
     def _only_cached(self, page: int) -> bool:
         return self.refs[page] == 1
@@ -199,6 +250,8 @@ class PagePool:
         self.refs[page] -= 1
         if self.refs[page] == 0:
             self._free.append(page)
+            if self.rooms is not None:
+                self.rooms.give(page)
         elif self.refs[page] == 1 and self.prefix is not None and self._cached(page):
             self.prefix.idle += 1
 
@@ -209,7 +262,7 @@ class PagePool:
         """Compare the reference counts with what is really held; call ``fail`` with each difference."""
         held = [0] * self.pages
         for lease in leases:
-            for page in lease.places:
+            for page in _held(lease.places):
                 held[page] += 1
         for page in self.prefix.pages() if self.prefix else ():
             held[page] += 1
@@ -220,3 +273,7 @@ class PagePool:
             fail("the free list is not the set of pages without owner")
         if self.prefix and self.prefix.idle != sum(held[p] == 1 for p in self.prefix.pages()):
             fail("the count of idle cached pages is wrong")
+
+
+def _held(places: Sequence[int]) -> list[int]:
+    return [p for p in places if p != GONE]

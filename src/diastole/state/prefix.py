@@ -144,12 +144,12 @@ class PrefixCache:
                 heapq.heappush(self._heap, entry)
         raise LookupError("no cached page can be evicted")
 
-    def forget(self, page: int) -> None:
-        """Stop knowing a leaf's page, which somebody else holds too."""
+    def forget(self, page: int) -> list[int]:
+        """Stop knowing a page and all that continue it; returns them. Who holds any of them keeps it."""
         node = self._by_page[page]
-        if node.children:
-            raise ValueError(f"page {page} begins other cached prefixes")
+        gone = [p for child in list(node.children.values()) for p in self.forget(child.page)]
         self._remove(node)
+        return [*gone, page]
 
     def _remove(self, node: Node) -> None:
         parent = node.parent

@@ -23,7 +23,7 @@ import numpy as np
 from diastole.nn.selection import Decoding, Tokens, decoding
 from diastole.slots import Facts, View
 from diastole.state.pages import PAGE
-from diastole.types import Array, KVFormat, PagedSpec, UserError
+from diastole.types import Array, Batch, KVFormat, PagedSpec, UserError
 from diastole.weights.calibration import Calibration, find
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NEEDS = frozenset({"paged_kv"})
 NAME = "double-sparsity"
+_NOTE = NAME
 _LANES = 16  # channels in memory come in multiples of this
 _LEAST = 16  # tokens of a budget
 
@@ -90,31 +91,53 @@ class DoubleSparsity:
         # What depends on ``by`` and ``pairs`` is in the channels, and these change with both.
         channels = _channels(_importance(found, p.by, facts), p.channels, p.pairs)
         self.companion = Labels(channels, p.dense_layers, f"{found.id}-{p.by}{'2' if p.pairs else ''}")
-        self._note = f"{NAME}/most"
 
     def select(self, view: View, q: Array) -> Tokens | None:
         b, p = view.b, self.p
-        if view.layer < p.dense_layers or view.lo is not b.lo:  # a layer with a window of its own sees little
+        if view.layer < p.dense_layers or view.lo is not b.lo:  # a layer with a window sees little
             return None
-        rows = decoding(b, max(p.dense_below, 1))
+        if _NOTE not in b.notes:
+            b.notes[_NOTE] = self._plan(b)
+        plan: _Plan | None = b.notes[_NOTE]
+        if plan is None:
+            return None
+        rows, chosen, labels = plan.rows, plan.chosen, self.companion
+        view.ops.choose(
+            q,
+            labels.of(view.layer),
+            labels.channels[view.layer],
+            rows.which,
+            rows.tables,
+            rows.lo,
+            rows.hi,
+            plan.most,
+            p.sink,
+            p.recent,
+            chosen.at,
+            chosen.counts,
+        )
+        return chosen
+
+    def _plan(self, b: Batch) -> _Plan | None:
+        rows = decoding(b, max(self.p.dense_below, 1))
         if rows is None:
             return None
-        if self._note not in b.notes:
-            b.notes[self._note] = self._most(rows)
-        most: Array = b.notes[self._note]
-        shape = (len(most), self.companion.channels.shape[1])
-        at, counts = np.empty((*shape, int(most.max())), np.int64), np.empty(shape, np.int32)
-        labels, channels = self.companion.of(view.layer), self.companion.channels[view.layer]
-        view.ops.choose(
-            q, labels, channels, rows.which, rows.tables, rows.lo, rows.hi, most, p.sink, p.recent, at, counts
-        )
-        return Tokens(rows.which, at, counts)
-
-    def _most(self, rows: Decoding) -> Array:
-        """How many tokens each row attends to."""
         seen = rows.hi - rows.lo
         wanted = np.maximum(np.ceil(self.p.share * seen), self.p.budget)
-        return np.minimum(wanted, seen).astype(np.int32)
+        most = np.minimum(wanted, seen).astype(np.int32)
+        shape = (len(most), self.companion.channels.shape[1])
+        return _Plan(
+            rows, most, Tokens(rows.which, np.empty((*shape, int(most.max())), np.int64), np.empty(shape, np.int32))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is the same in all layers of a batch, and the room for what one layer chooses, used again by the next."""
+
+    rows: Decoding
+    most: Array  # (R,) int32: how many tokens each attends to
+    chosen: Tokens
 
 
 def _channels(importance: Array, count: int, pairs: bool) -> Array:

@@ -99,8 +99,6 @@ inline void scores(const Halves<const uint8_t>& page, int dim, int first, int la
 
 // ---- softmax of one row over one page, continued: s becomes the weights, and what came before shrinks
 
-alignas(64) constexpr int32_t kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
 inline Ints seen_lanes(int block, int lo, int hi) {  // of 16 tokens of the page
   const Ints token = load_words(kIota) + block * 16;
   return less(token, splat(hi)) & less(splat(lo - 1), token);
@@ -280,6 +278,8 @@ inline void hide(float* s, int lo, int hi) {
   }
 }
 
+#include "attention_codes.inl"
+
 #if defined(__AMX_TILE__)
 #include "attention_amx.inl"
 #endif
@@ -313,6 +313,24 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
       const Seat seat = {queries + i, partials + i, a > 0 ? a : 0, b < kPage ? b : kPage};
       if (seat.lo < seat.hi) seats[seated++] = seat;
     }
+    if constexpr (KIND == KV::bf16) {
+      const int here = split * (look.split_tokens / kPage) + page;
+      const uint8_t* raw = look.kind == KV::zip ? look.unsealed(here, g) : nullptr;
+      if (raw != nullptr) {
+        visit_all<KIND, kQueries>(open_page(KIND, raw, dim), dim, Ahead{0, 0}, seats, seated);
+        continue;
+      }
+      if (look.kind == KV::zip) {
+        alignas(64) uint8_t codes[kPage * kMaxDim * 4];
+        Measures m;
+        fetch_page((page + 1) * kPage < last ? place(page + 1) : look.next, look.page_bytes);
+        const Parts parts(dim, look.fine);
+        open_measures(place(page), parts, dim, m);
+        open_codes(place(page), parts, dim, look.fine, codes);
+        visit_all_codes<kQueries>(open_page(KV::bf16, static_cast<const uint8_t*>(codes), dim), m, dim, seats, seated);
+        continue;
+      }
+    }
     const uint8_t* at = place(page);
     alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 4 : 1];
     if constexpr (KIND == KV::bf16) at = formed(look.kind, at, last - page * kPage, dim, room);
@@ -325,12 +343,13 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
 
 void attend(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
 #if defined(__AMX_TILE__)
-  if ((look.kind == KV::bf16 || look.kind == KV::rows) && fits_tiles(look.dim)) return walk_tiles(look, g, t0, t1, split, partials);
+  if ((look.kind == KV::bf16 || look.kind == KV::rows || look.kind == KV::zip) && fits_tiles(look.dim)) return walk_tiles(look, g, t0, t1, split, partials);
 #endif
   switch (look.kind) {
     case KV::f32: return walk<KV::f32>(look, g, t0, t1, split, partials);
     case KV::bf16:
-    case KV::rows: return walk<KV::bf16>(look, g, t0, t1, split, partials);
+    case KV::rows:
+    case KV::zip: return walk<KV::bf16>(look, g, t0, t1, split, partials);
     case KV::int8: return walk<KV::int8>(look, g, t0, t1, split, partials);
   }
 }
@@ -390,6 +409,7 @@ void score(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride
     case KV::f32: return score_split<KV::f32>(look, g, t, split, s, stride);
     case KV::bf16:
     case KV::rows: return score_split<KV::bf16>(look, g, t, split, s, stride);
+    case KV::zip: return;  // nobody asks for them
     case KV::int8: return score_split<KV::int8>(look, g, t, split, s, stride);
   }
 }

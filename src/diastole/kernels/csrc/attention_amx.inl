@@ -194,9 +194,57 @@ inline void visit_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, 
   add_tiles(page, dim, next, q, view, weights);
 }
 
+// As fold_query.
+inline float fold_row(const float* q, float scale, const Measures& m, int dim, bf16* out) {
+  Floats offset[2] = {splat(0.f), splat(0.f)};
+  for (int i = 0; i < dim; i += 32) {
+    const Floats a = load(q + i) * scale, b = load(q + i + 16) * scale;
+    const __m512 x = (__m512)(a * load(m.k_step + i)), y = (__m512)(b * load(m.k_step + i + 16));
+    _mm512_storeu_si512(out + i, (__m512i)_mm512_cvtne2ps_pbh(y, x));
+    offset[0] = fma(a, load(m.k_center + i), offset[0]), offset[1] = fma(b, load(m.k_center + i + 16), offset[1]);
+  }
+  return sum(offset[0] + offset[1]);
+}
+
+// Sixteen rows on a page of codes. queries: their own, not scaled.
+inline void visit_tile_codes(const Halves<const uint8_t>& codes, const Measures& m, int dim, const float* const* queries, float scale,
+                             Sixteen& q, const View& view) {
+  alignas(64) float s[kTileRows * kPage];
+  alignas(64) bf16 weights[kTileRows * kPage];
+  Sixteen fold;
+  float offset[kTileRows];
+  for (int r = 0; r < q.rows; r++) offset[r] = fold_row(queries[r], scale, m, dim, fold.query + r * dim);
+  score_tiles(codes, dim, Ahead{0, 0}, fold, view, s);
+  for (int r = 0; r < q.rows; r++)
+    for (int b = 0; b < kPage; b += 16) store(s + r * kPage + b, load(s + r * kPage + b) + offset[r]);
+  if (view.whole && q.rows == kTileRows)
+    soften_tiles<true>(s, q, view, dim, weights);
+  else
+    soften_tiles<false>(s, q, view, dim, weights);
+  for (int r = 0; r < q.rows; r++) {
+    bf16* row = weights + r * kPage;
+    Floats center = splat(0.f), w[4];
+    for (int b = 0; b < 4; b++) {
+      w[b] = (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(row + b * 16))), 16);
+      center = fma(w[b], load(m.v_center + b * 16), center);
+      w[b] = w[b] * load(m.v_step + b * 16);
+    }
+    for (int b = 0; b < 4; b += 2) _mm512_store_si512(row + b * 16, (__m512i)_mm512_cvtne2ps_pbh((__m512)w[b + 1], (__m512)w[b]));
+    const Floats start = splat(sum(center));
+    for (int i = 0; i < dim; i += 16) store(fold.out + r * dim + i, start);
+  }
+  add_tiles(codes, dim, Ahead{0, 0}, fold, view, weights);
+  for (int r = 0; r < q.rows; r++)
+    for (int i = 0; i < dim; i += 16) {
+      float* out = q.out + r * dim + i;
+      store(out, fma(load(fold.out + r * dim + i), load(m.v_scale + i), load(out)));
+    }
+}
+
 void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
   static_assert(kTile % kTileRows == 0, "rows are taken in whole sixteens");
   Sixteen all[kTile / kTileRows];
+  const float* queries[kTile];
   const int dim = look.dim, n = (t1 - t0) * look.group, groups = (n + kTileRows - 1) / kTileRows;
   TileShape shape;
   const int high = n < kTileRows ? n : kTileRows;
@@ -207,7 +255,7 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
     const int t = t0 + i / look.group, h = g * look.group + i % look.group, r = i % kTileRows;
     Sixteen& own = all[i / kTileRows];
     own.rows = r + 1;
-    const float* q = look.q + t * look.q_stride + static_cast<ptrdiff_t>(h) * dim;
+    const float* q = queries[i] = look.q + t * look.q_stride + static_cast<ptrdiff_t>(h) * dim;
     for (int d = 0; d < dim; d += 16) {
       store_bf16(own.query + r * dim + d, load(q + d) * look.scale);
       store(own.out + r * dim + d, splat(0.f));
@@ -231,10 +279,24 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
   const auto place = [&](int page) { return look.page(split * (look.split_tokens / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
     alignas(64) uint8_t room[kPage * kMaxDim * 4];
-    const uint8_t* at = formed(look.kind, place(page), last - page * kPage, dim, room);
+    const uint8_t* raw = look.kind == KV::zip ? look.unsealed(split * (kSplit / kPage) + page, g) : nullptr;
     const int left = last - (page + 1) * kPage;
     const uint8_t* after = left > 0 ? place(page + 1) : look.next;
-    Ahead next = {after != nullptr ? after - at : 0, left > 0 ? left : kPage};
+    if (look.kind == KV::zip && raw == nullptr) {
+      Measures m;
+      fetch_page(after, look.page_bytes);
+      const Parts parts(dim, look.fine);
+      open_measures(place(page), parts, dim, m);
+      open_codes(place(page), parts, dim, look.fine, room);
+      const Halves<const uint8_t> codes = open_page(KV::bf16, static_cast<const uint8_t*>(room), dim);
+      for (int i = 0; i < groups; i++) {
+        const View view(all[i], page);
+        if (view.first < view.last) visit_tile_codes(codes, m, dim, queries + i * kTileRows, look.scale, all[i], view);
+      }
+      continue;
+    }
+    const uint8_t* at = raw != nullptr ? raw : formed(look.kind, place(page), last - page * kPage, dim, room);
+    Ahead next = {after != nullptr && raw == nullptr ? after - at : 0, left > 0 ? left : kPage};
     const Halves<const uint8_t> open = open_page(KV::bf16, at, dim);
     for (int i = 0; i < groups; i++) {
       const View view(all[i], page);

@@ -74,8 +74,14 @@ size_t kv_page_bytes(KV kind, int dim) {
     case KV::bf16:
     case KV::rows: return values * 2;
     case KV::int8: return values + 2 * kPage * sizeof(float);
+    case KV::zip: break;
   }
   return 0;
+}
+
+size_t zip_page_bytes(int dim, int fine) {  // see zip.inl
+  const size_t words = static_cast<size_t>(dim / 16), wide = (words + 3) / 4 * 64, n = static_cast<size_t>(fine);
+  return 512 * words + 4 * words * n + n / 16 * 64 * words + n % 16 / 4 * wide + 8 + 4 + 2 * wide + 8 * words + 64;
 }
 
 }  // namespace diastole

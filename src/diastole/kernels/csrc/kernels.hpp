@@ -11,7 +11,7 @@
 namespace diastole {
 
 enum class Weight { f32, bf16, q8, q4 };
-enum class KV { f32, bf16, int8, rows };
+enum class KV { f32, bf16, int8, rows, zip };  // zip: pages of bf16 and of codes, see zip.inl
 
 constexpr int kPage = 64;    // tokens per page
 constexpr int kSplit = 512;  // tokens whose attention is computed apart and then merged, at fixed places, if nobody wants others
@@ -20,6 +20,7 @@ constexpr int kGroup = 32;   // weights that share a scale
 constexpr int kFine = 16;    // activations that share a scale: half a group, which halves their rounding error
 constexpr int kTile = 48;    // most query rows (tokens x heads of a group) that walk the pages together
 constexpr int kMaxDim = 256;
+constexpr int kMaxRank = 1024;  // columns that keys of low rank have
 constexpr int kBlock4 = 320, kBlock8 = 512;  // bytes of a block of 16 rows x 32 columns
 constexpr float kUnseen = -1e30f;            // the score of nothing
 
@@ -85,12 +86,23 @@ struct Look {
   float scale;
   const uint8_t* next;  // the page that this thread probably looks at afterwards, or null
   int split_tokens = kSplit;  // whole pages
+  // KV::zip: the pages are of codes, `fine` tokens of each with four bits; those with a slot that is not negative are
+  // found in bf16 instead, and slots have pages of their own.
+  const int32_t* slots = nullptr;
+  const uint8_t* raw = nullptr;
+  size_t raw_bytes = 0;
+  int fine = 0;
 
   int from(int t, int g) const { return lo[t * row_step + g * head_step]; }
   int to(int t, int g) const { return hi[t * row_step + g * head_step]; }
   const uint8_t* page(int place, int g) const {
     const size_t id = static_cast<size_t>(table[place + g * table_step]);
     return pages + (id * static_cast<size_t>(kv_heads) + static_cast<size_t>(g)) * page_bytes;
+  }
+  // The page in bf16, null if it is one of codes.
+  const uint8_t* unsealed(int place, int g) const {
+    const int32_t slot = slots[table[place + g * table_step]];
+    return slot < 0 ? nullptr : raw + (static_cast<size_t>(slot) * static_cast<size_t>(kv_heads) + static_cast<size_t>(g)) * raw_bytes;
   }
 };
 
@@ -120,6 +132,10 @@ struct Kernels {
   void (*attend)(const Look& look, int g, int t0, int t1, int split, Partial* partials);
   // The keys of a page of KV::bf16 that holds no values.
   void (*key_write)(uint8_t* page, int slot, int dim, const float* k);
+  // A page of KV::bf16 as one of codes, in which the tokens of `mask` keep four bits; and such a page as numbers, k and v
+  // (64, dim) in order of position, rows `stride` apart.
+  void (*zip_seal)(const uint8_t* raw, int dim, uint64_t mask, uint8_t* page);
+  void (*zip_open)(const uint8_t* page, int dim, int fine, float* k, float* v, ptrdiff_t stride);
   // Scores of the tokens that row t and the heads of key/value head g see in a split: s[head of the group][token of it].
   // What is not seen is left alone.
   void (*score)(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride);
@@ -143,6 +159,9 @@ struct Kernels {
   void (*tops)(const float* x, int n, float* out);
   void (*raise)(const float* x, int n, float off, float* to);
   int (*contenders)(const float* w, int n, uint64_t key, float reach, int32_t* places);
+  // Keys of eight tokens from a (8, rank) and a basis, and a sum of exponentials: see shadow.inl.
+  void (*rebuild)(const int16_t* a, int rank, const float* basis, ptrdiff_t stride, int dim, const float* table, int rotated, uint16_t* out);
+  float (*exp_sum)(const float* x, int n, float top);
   // Does nothing but the multiply-add of a weight kind for so many rounds; returns how many it did.
   double (*peak)(Weight kind, int64_t rounds);
   // Reads memory and adds its words up.
@@ -150,6 +169,7 @@ struct Kernels {
 };
 
 size_t kv_page_bytes(KV kind, int dim);
+size_t zip_page_bytes(int dim, int fine);
 
 // The best that this machine runs, or the one asked for by name; null if unknown or not supported here.
 const Kernels* choose(const char* name);

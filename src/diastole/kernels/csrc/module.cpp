@@ -17,8 +17,10 @@ using namespace diastole;
 namespace diastole {
 void bind_fused(nb::module_& m);
 void bind_picking(nb::module_& m);
+void bind_shadow(nb::module_& m);
 void bind_schedule(nb::module_& m);
 void bind_lines(nb::module_& m);
+void bind_zip(nb::module_& m);
 }
 
 namespace {
@@ -308,8 +310,10 @@ NB_MODULE(_native, m) {
   });
   bind_fused(m);
   bind_picking(m);
+  bind_shadow(m);
   bind_schedule(m);
   bind_lines(m);
+  bind_zip(m);
   m.def("isas", [] {
     nb::list names;
     for (const char* name : {"amx", "avx512bf16", "avx512", "avx2", "scalar"})

@@ -41,6 +41,7 @@ constexpr int kLanes = kRegister / 4;
 inline void read(FloatRegister& v, const void* p) { v = *static_cast<const FloatAnywhere*>(p); }
 inline void read(IntRegister& v, const void* p) { v = *static_cast<const IntAnywhere*>(p); }
 inline void write(FloatRegister v, void* p) { *static_cast<FloatAnywhere*>(p) = v; }
+inline void write(IntRegister v, void* p) { *static_cast<IntAnywhere*>(p) = v; }
 template <class Register, class Scalar, int... I>
 inline Register spread(Scalar x, std::integer_sequence<int, I...>) {  // x + 0 would be an addition: -0 + 0 is 0
   return Register{((void)I, x)...};
@@ -56,6 +57,16 @@ inline FloatRegister select(IntRegister mask, FloatRegister a, FloatRegister b) 
 inline IntRegister select(IntRegister mask, IntRegister a, IntRegister b) { return mask ? a : b; }
 
 }  // namespace
+
+#if !defined(__AVX512F__)
+namespace {
+// Codes 0 to 15 in the halves of every lane, less 7.5 and as bf16: the numbers have few bits, so nothing is rounded.
+inline IntRegister centred(IntRegister codes) {
+  const IntRegister low = bits(to_float(codes & 0xffff) - 7.5f), high = bits(to_float(codes >> 16) - 7.5f);
+  return high | ((low >> 16) & 0xffff);
+}
+}  // namespace
+#endif
 
 #if defined(__AVX512F__)
 #include "simd_avx512.hpp"
@@ -127,6 +138,10 @@ inline Two<H> select(Two<M> mask, Two<H> a, Two<H> b) {
 template <class H>
 inline Two<H> fma(Two<H> a, Two<H> b, Two<H> c) {
   return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)};
+}
+template <class H>
+inline Two<H> centred(Two<H> codes) {
+  return {centred(codes.lo), centred(codes.hi)};
 }
 template <class H>
 inline Two<H> max(Two<H> a, Two<H> b) {
@@ -215,6 +230,8 @@ inline Ints splat(int32_t x) {
   fill(v, x);
   return v;
 }
+alignas(64) constexpr int32_t kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 inline Ints magnitude(Floats v) { return bits(v) & 0x7fffffff; }  // ordered as |v| is, with NaN above everything
 
 inline float as_float(int32_t x) {
