@@ -58,7 +58,7 @@ def test_flags_come_from_the_settings() -> None:
     [
         (["serve", "nothing-of-the-kind"], "no known asset"),
         (["serve", "nothing.toml"], "no configuration file nothing.toml"),
-        (["serve", "--kv", "int9"], "--kv must be one of f32, bf16, int8"),
+        (["serve", "--kv", "int9"], "--kv must be one of auto, f32, bf16, int8, rows"),
         (["serve", "--port", "99999"], "--port must be between 0 and 65535"),
         (["generate", "x", "--temperature", "nan"], "temperature must be between"),
         (["generate", "x", "--schema", "nothing.json"], "--schema: nothing.json cannot be read"),

@@ -12,7 +12,7 @@ from serve.described import CHECKS, attempt, operations
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
-EXAMPLES = 10
+EXAMPLES = 25
 SERVED = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "tokens": [1, 2], "n": 1}
 THERE = {"id": MODEL, "name": "main.js"}
 NEVER_200 = {"DELETE /v1/requests/{id}", "POST /v1/requests/{id}/cancel", "POST /admin/services/{name}/reload"}

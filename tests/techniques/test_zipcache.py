@@ -183,7 +183,7 @@ def test_what_it_takes() -> None:
     raw = PAGE * 2 * 32 * 2 * 2 + PAGE * 2 * 4
     assert watch.kv.held(pages) == 10 * watch.kv.sealed_bytes + 16 * raw
     blob = watch.of.ledger.pools["kv"].pack(stream.leases["kv"])
-    assert blob.nbytes == pytest.approx(watch.kv.held(pages), abs=64)  # swapped as it is
+    assert blob.nbytes == watch.kv.held(pages) + 8 + 9 * len(pages)  # swapped as it is: which of them are in 16 bits
 
 
 GROWS = """

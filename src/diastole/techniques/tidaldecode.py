@@ -34,9 +34,7 @@ class Params:
     layers: str = "auto"  # that choose, as in 2+13; those before the first are dense; auto: 2, and every fifth after it
     sink: int = 4  # first tokens, always attended to
     recent: int = 16  # latest tokens, always attended to
-    share: str = (
-        "group"  # who chooses together: "group" (heads that share a key), "head" (each for itself), "layer" (all)
-    )
+    share: str = "group"  # who chooses together: heads that share a key ("group"), nobody ("head"), all ("layer")
     correct_every: int = 64  # tokens after which a stream's own rows are computed again densely; 0: never
     dense_below: int = 1024  # tokens of a context under which everything is attended to
 
