@@ -314,7 +314,7 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
       if (seat.lo < seat.hi) seats[seated++] = seat;
     }
     if constexpr (KIND == KV::bf16) {
-      const int here = split * (kSplit / kPage) + page;
+      const int here = split * (look.split_tokens / kPage) + page;
       const uint8_t* raw = look.kind == KV::zip ? look.unsealed(here, g) : nullptr;
       if (raw != nullptr) {
         visit_all<KIND, kQueries>(open_page(KIND, raw, dim), dim, Ahead{0, 0}, seats, seated);

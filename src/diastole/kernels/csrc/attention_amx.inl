@@ -279,7 +279,7 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
   const auto place = [&](int page) { return look.page(split * (look.split_tokens / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
     alignas(64) uint8_t room[kPage * kMaxDim * 4];
-    const uint8_t* raw = look.kind == KV::zip ? look.unsealed(split * (kSplit / kPage) + page, g) : nullptr;
+    const uint8_t* raw = look.kind == KV::zip ? look.unsealed(split * (look.split_tokens / kPage) + page, g) : nullptr;
     const int left = last - (page + 1) * kPage;
     const uint8_t* after = left > 0 ? place(page + 1) : look.next;
     if (look.kind == KV::zip && raw == nullptr) {
