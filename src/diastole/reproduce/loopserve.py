@@ -16,11 +16,11 @@ from diastole.bench.longcontext.recall import ASK, context
 from diastole.bench.longtext import Corpus
 from diastole.bench.quality import log_softmax
 from diastole.bench.rig import CHUNK, Rig
+from diastole.bench.snapkv import snapkv
 from diastole.nn.inside import Inside
 from diastole.nn.lines import Lines, Partly
 from diastole.reproduce.contexts import Rigs, divergence
 from diastole.reproduce.must import at_least, at_most, less_than
-from diastole.reproduce.snapkv import snapkv
 from diastole.reproduce.study import Study
 from diastole.slots import Selector, View
 from diastole.state.pages import PAGE

@@ -1,4 +1,4 @@
-"""SnapKV, a baseline of reproductions: the last rows of a prompt choose once what all output attends to.
+"""SnapKV, a baseline: the last rows of a prompt choose once what all output attends to.
 
 Li et al.: "SnapKV: LLM Knows What You are Looking for Before Generation", NeurIPS 2024, arXiv 2404.14469, with
 everything still stored. Its smoothing over neighbours is left out, and heads that share a key choose together. It is no
