@@ -40,7 +40,7 @@ FLAGS = {
     "--memory": "96MiB",
     "--swap": "8MiB",  # that it is full at one time and empty at another is no drift
     "--max-queued": "48",
-    "--max-wait-seconds": "5",  # half the promise: a pool that is always full is hard to foretell
+    "--max-wait-seconds": "2",  # a fifth of the promise: who waits is preempted too, by whom no forecast knows
     "--max-streams": "16",
     "--context": str(CONTEXT),
 }
