@@ -25,10 +25,10 @@ class Paged:
 
 
 class Read:
-    """Attention in plain numpy over rows that the store reads out: slow, obvious, for every store. The twin of all
-    faster ways."""
+    """Attention in plain numpy over rows that the store reads out: slow, obvious, for every store that has them all. The
+    twin of faster ways."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows", "zip", "shadow"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "zip"})
 
     def __call__(self, view: View, q: Array, selection: Selection | None, out: Array, lse: Array | None) -> None:
         if selection is not None:
