@@ -25,7 +25,7 @@ class Paged:
 
 
 class Read:
-    """Attention in plain numpy over rows that the store reads out: slow, obvious, for every store that has them all. The
+    """Attention in plain numpy over rows that the store reads out: slow, obvious, for stores that have them all. The
     twin of faster ways."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows", "zip"})
