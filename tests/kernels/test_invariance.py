@@ -65,6 +65,21 @@ def test_attention_rows(ops: Ops, fmt: str, data: st.DataObject) -> None:
     native.set_threads(2)
 
 
+@pytest.mark.parametrize(("group", "dim"), [(1, 32), (2, 64), (3, 64), (5, 96), (7, 128)])
+@pytest.mark.parametrize("fmt", ["bf16", "rows"])
+def test_few_attention_rows(ops: Ops, fmt: str, group: int, dim: int) -> None:
+    """One row, two, three and so on beside twenty: scores so far apart that many weights are next to nothing."""
+    cache = Cache(ops, fmt, dim, 2, 700)
+    q = 40 * normal(20, 2 * group, dim, seed=3)
+    hi = np.arange(681, 701, dtype=np.int32)
+    lo = np.where(np.arange(20) % 4 == 0, 37, 0).astype(np.int32)
+    whole, lse = cache.attend(q, np.array([0, 20, 20], np.int32), lo, hi)
+    for n in range(1, 9):
+        few, few_lse = cache.attend(q[:n], np.array([0, n, n], np.int32), lo[:n], hi[:n])
+        np.testing.assert_array_equal(few, whole[:n])
+        np.testing.assert_array_equal(few_lse, lse[:n])
+
+
 def test_calls_from_many_threads(ops: Ops) -> None:
     x = normal(40, 576)
     want = product(ops, "q4", x)

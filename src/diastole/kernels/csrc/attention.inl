@@ -393,12 +393,15 @@ void score_split(const Look& look, int g, int t, int split, float* s, ptrdiff_t 
   const auto place = [&](int page) { return look.page(split * (kSplit / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
     const int a = first - page * kPage, b = last - page * kPage, from = a > 0 ? a : 0, to = b < kPage ? b : kPage;
-    const uint8_t* at = place(page);
+    const uint8_t *at = place(page), *after = (page + 1) * kPage < last ? place(page + 1) : nullptr;
     Ahead next{0, kPage};
-    if (look.kind == KIND && (page + 1) * kPage < last) next.way = place(page + 1) - at;
     alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 2 : 1];
-    if constexpr (KIND == KV::bf16)
-      if (look.kind == KV::rows) at = form_keys(at, to, dim, room);
+    if (look.kind == KIND) {
+      if (after != nullptr) next.way = after - at;
+    } else {
+      fetch_page(after, static_cast<size_t>(kPage) * dim * 2);  // its keys
+      at = form_keys(at, to, dim, room);
+    }
     for (int i = 0; i < n; i++) seats[i] = {queries + i, nullptr, from, to};
     score_all<KIND, kQueries>(open_page(KIND, at, dim), dim, next, seats, n, s + page * kPage, stride);
   }

@@ -53,12 +53,12 @@ struct Sixteen {
 };
 
 // Which tokens lo <= t < hi of a page rows see.
-struct View {
+struct Seen {
   alignas(64) int32_t lo[kTileRows], hi[kTileRows];
   int first = kPage, last = 0;  // of any row
   bool whole = true;            // all rows see all
 
-  View(const Sixteen& s, int page) {
+  Seen(const Sixteen& s, int page) {
     for (int r = 0; r < s.rows; r++) {
       const int a = s.lo[r] - page * kPage, b = s.hi[r] - page * kPage;
       lo[r] = a > 0 ? a : 0;
@@ -70,6 +70,8 @@ struct View {
     }
   }
 };
+
+#include "attention_few.inl"
 
 // So many bytes from a tile's start to where the same tile of the next page starts are fetched.
 inline void fetch_tile(const uint8_t* p, ptrdiff_t stride, ptrdiff_t way) {
@@ -91,7 +93,7 @@ inline const uint8_t* only_seen(const uint8_t* v, int dim, int lo, int hi, uint8
 }
 
 // Scores of a page: s (16, 64).
-inline void score_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, const Sixteen& q, const View& view, float* s) {
+inline void score_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, const Sixteen& q, const Seen& view, float* s) {
   const int from = view.first / 16, to = (view.last + 15) / 16;
   each_tile([&](auto block) {
     if (from <= block && block < to) tile_zero<decltype(block)::value>();
@@ -114,7 +116,7 @@ inline void score_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, 
 // Softmax of sixteen rows over a page, continued: s (16, 64) becomes weights (16, 64). FULL: there are sixteen rows, and
 // all see all.
 template <bool FULL>
-inline void soften_tiles(float* s, Sixteen& q, const View& view, int dim, bf16* weights) {
+inline void soften_tiles(float* s, Sixteen& q, const Seen& view, int dim, bf16* weights) {
   const int rows = FULL ? kTileRows : q.rows;
   Floats part[kTileRows];
   if (!FULL)
@@ -160,7 +162,7 @@ inline void soften_tiles(float* s, Sixteen& q, const View& view, int dim, bf16* 
 }
 
 // Weighted values of a page, added to what rows have.
-inline void add_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, Sixteen& q, const View& view, const bf16* weights) {
+inline void add_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, Sixteen& q, const Seen& view, const bf16* weights) {
   alignas(64) uint8_t room[kPage * kMaxDim * 2];
   const uint8_t* v = only_seen(page.v, dim, view.first, view.last, room);
   const ptrdiff_t row = static_cast<ptrdiff_t>(dim) * 4, wide = kPage * static_cast<ptrdiff_t>(sizeof(bf16));
@@ -183,9 +185,20 @@ inline void add_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, Si
   }
 }
 
-inline void visit_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, Sixteen& q, const View& view) {
+inline void visit_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, Sixteen& q, const Seen& view) {
   alignas(64) float s[kTileRows * kPage];
   alignas(64) bf16 weights[kTileRows * kPage];
+  if (q.rows <= kFewQueries) {
+    alignas(64) uint8_t room[kPage * kMaxDim * 2];
+    const uint8_t* v = only_seen(page.v, dim, view.first, view.last, room);
+    for_rows(q.rows, [&](auto r) {
+      score_few<decltype(r)::value>(page, dim, next, q.query, view, s);
+      soften_tiles<false>(s, q, view, dim, weights);
+      if (v == room) next.way = 0;
+      add_few<decltype(r)::value>(v, dim, next, weights, view, q.out);
+    });
+    return;
+  }
   score_tiles(page, dim, next, q, view, s);
   if (view.whole && q.rows == kTileRows)
     soften_tiles<true>(s, q, view, dim, weights);
@@ -208,7 +221,7 @@ inline float fold_row(const float* q, float scale, const Measures& m, int dim, b
 
 // Sixteen rows on a page of codes. queries: their own, not scaled.
 inline void visit_tile_codes(const Halves<const uint8_t>& codes, const Measures& m, int dim, const float* const* queries, float scale,
-                             Sixteen& q, const View& view) {
+                             Sixteen& q, const Seen& view) {
   alignas(64) float s[kTileRows * kPage];
   alignas(64) bf16 weights[kTileRows * kPage];
   Sixteen fold;
@@ -275,7 +288,8 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
   }
   if (first < 0) first = 0;
   if (last > look.split_tokens) last = look.split_tokens;
-  shape.use();
+  if (n > kFewQueries || look.kind == KV::zip) shape.use();
+  const DenormalsAreZero as_tiles;
   const auto place = [&](int page) { return look.page(split * (look.split_tokens / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
     alignas(64) uint8_t room[kPage * kMaxDim * 4];
@@ -290,7 +304,7 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
       open_codes(place(page), parts, dim, look.fine, room);
       const Halves<const uint8_t> codes = open_page(KV::bf16, static_cast<const uint8_t*>(room), dim);
       for (int i = 0; i < groups; i++) {
-        const View view(all[i], page);
+        const Seen view(all[i], page);
         if (view.first < view.last) visit_tile_codes(codes, m, dim, queries + i * kTileRows, look.scale, all[i], view);
       }
       continue;
@@ -299,7 +313,7 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
     Ahead next = {after != nullptr && raw == nullptr ? after - at : 0, left > 0 ? left : kPage};
     const Halves<const uint8_t> open = open_page(KV::bf16, at, dim);
     for (int i = 0; i < groups; i++) {
-      const View view(all[i], page);
+      const Seen view(all[i], page);
       if (view.first >= view.last) continue;
       visit_tiles(open, dim, next, all[i], view);
       next.way = 0;  // the first rows have fetched it
@@ -338,16 +352,20 @@ void score_walk_tiles(const Look& look, int g, int t0, int t1, int split, float*
   }
   if (first < 0) first = 0;
   if (last > kSplit) last = kSplit;
-  shape.use();
+  if (n > kFewQueries) shape.use();
+  const DenormalsAreZero as_tiles;
   for (int page = first / kPage; page * kPage < last; page++) {
     alignas(64) uint8_t room[kPage * kMaxDim * 4];
     alignas(64) float here[kTileRows * kPage];
     const uint8_t* at = formed(look.kind, look.page(split * (kSplit / kPage) + page, g), last - page * kPage, dim, room);
     const Halves<const uint8_t> open = open_page(KV::bf16, at, dim);
     for (int i = 0; i < groups; i++) {
-      const View view(all[i], page);
+      const Seen view(all[i], page);
       if (view.first >= view.last) continue;
-      score_tiles(open, dim, Ahead{0, 0}, all[i], view, here);
+      if (all[i].rows <= kFewQueries)
+        for_rows(all[i].rows, [&](auto r) { score_few<decltype(r)::value>(open, dim, Ahead{0, 0}, all[i].query, view, here); });
+      else
+        score_tiles(open, dim, Ahead{0, 0}, all[i], view, here);
       for (int r = 0; r < all[i].rows; r++)
         if (view.lo[r] < view.hi[r])
           std::memcpy(s + (i * kTileRows + r) * stride + page * kPage + view.lo[r], here + r * kPage + view.lo[r],

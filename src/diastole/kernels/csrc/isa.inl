@@ -18,12 +18,13 @@ namespace {
 #include "elementwise.inl"
 #include "linear.inl"
 #include "sampling.inl"
+#include "choosing.inl"
 #include "probe.inl"
 #include "shadow.inl"
 }  // namespace
 
 extern const Kernels ISA_TABLE;
 const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, zip_seal, zip_open, score, score_rows, gather, dots, reach, merge,
-                           most, weigh, soften_row, tally, at_least, tops, raise, contenders, rebuild, exp_sum, peak, sweep};
+                           most, weigh, soften_row, tally, at_least, pick, tops, raise, contenders, rebuild, exp_sum, peak, sweep};
 
 }  // namespace diastole

@@ -156,6 +156,8 @@ struct Kernels {
   double (*soften)(float* x, int n);
   void (*tally)(float* w, int n, float by, float* columns, float* pages);
   int (*at_least)(const float* x, int n, float least, int32_t* places);
+  // Places of the k largest, in order: see choosing.inl. There must be room for n + 16 in places and values.
+  int (*pick)(const float* x, int n, int k, int32_t* places, float* values);
   void (*tops)(const float* x, int n, float* out);
   void (*raise)(const float* x, int n, float off, float* to);
   int (*contenders)(const float* w, int n, uint64_t key, float reach, int32_t* places);

@@ -1,9 +1,9 @@
 #include "picking.hpp"
 
 #include <algorithm>
-#include <cfloat>
+#include <atomic>
 #include <cmath>
-#include <functional>
+#include <memory>
 
 #include "memory.hpp"
 #include "pool.hpp"
@@ -18,8 +18,6 @@ struct Owner {  // of a row
       for (int t = streams[b].t0; t < streams[b].t1; t++) stream.push_back(static_cast<int>(b));
   }
 };
-
-constexpr int kSample = 512;  // scores that the first guess of a threshold is made from
 
 }  // namespace
 
@@ -51,38 +49,12 @@ void scores(const Kernels& isa, const Look& look, const std::vector<Span>& strea
 }
 
 int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places) {
-  static thread_local std::vector<float> values;
-  static thread_local std::vector<int32_t> room;
-  room.resize(static_cast<size_t>(n));
-  float least = -FLT_MAX;
-  const int stride = n / kSample;
-  if (k < n && stride >= 4) {  // most are far below: look at those alone that a sample says may be among the largest
-    values.clear();
-    for (int i = stride / 2; i < n; i += stride)
-      if (x[i] >= -FLT_MAX) values.push_back(x[i]);
-    const size_t rank = static_cast<size_t>(k / stride + k / stride / 4 + 8);
-    if (rank < values.size()) {
-      std::nth_element(values.begin(), values.begin() + static_cast<ptrdiff_t>(rank), values.end(), std::greater<float>());
-      least = values[rank];
-    }
-  }
-  int found = isa.at_least(x, n, least, room.data());
-  if (found < k && least > -FLT_MAX) found = isa.at_least(x, n, -FLT_MAX, room.data());
-  if (found <= k) {
-    std::copy_n(room.data(), found, places);
-    return found;
-  }
-  values.clear();
-  for (int i = 0; i < found; i++) values.push_back(x[room[static_cast<size_t>(i)]]);
-  std::nth_element(values.begin(), values.begin() + (k - 1), values.end(), std::greater<float>());
-  const float last = k > 0 ? values[static_cast<size_t>(k - 1)] : INFINITY;
-  int equal = k;  // of those that are equal to the last, so many are in
-  for (int i = 0; i < found; i++) equal -= values[static_cast<size_t>(i)] > last;
-  int count = 0;
-  for (int i = 0; i < found && count < k; i++) {
-    const int32_t at = room[static_cast<size_t>(i)];
-    if (x[at] > last || (x[at] == last && equal-- > 0)) places[count++] = at;
-  }
+  static thread_local Scratch<float> values;
+  static thread_local Scratch<int32_t> all;
+  const size_t room = static_cast<size_t>(n) + 16;
+  int32_t* found = all.get(room);
+  const int count = isa.pick(x, n, k, found, values.get(room));
+  std::copy_n(found, count, places);
   return count;
 }
 
@@ -108,9 +80,8 @@ void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& ch
   Look by = look;
   by.q = own.data(), by.q_stride = static_cast<ptrdiff_t>(heads) * dim;
   by.lo = choice.lo, by.hi = choice.hi, by.row_step = 1, by.head_step = 0, by.table_step = 0;
-  Pool::get().each(choice.r * look.kv_heads * splits, [&](int task) {
+  const auto score = [&](int t, int g, int split) {
     alignas(64) float room[kTile * kSplit];
-    const int split = task % splits, g = task / splits % look.kv_heads, t = task / splits / look.kv_heads;
     const int from = split * kSplit, lo = std::max(from, by.lo[t]), hi = std::min(from + kSplit, by.hi[t]);
     if (lo >= hi) return;
     Look mine = by;
@@ -119,8 +90,8 @@ void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& ch
     float* to = s + (static_cast<size_t>(t) * look.kv_heads + static_cast<size_t>(g)) * n;
     std::copy(room + (lo - from), room + (hi - from), to + lo);
     for (int h = 1; h < look.group; h++) isa.raise(room + h * kSplit + (lo - from), hi - lo, 0.f, to + lo);
-  }, work >= kAlone);
-  Pool::get().each(choice.r * look.kv_heads, [&](int i) {
+  };
+  const auto take = [&](int i) {
     static thread_local std::vector<int32_t> places;
     const int t = i / look.kv_heads, lo = choice.lo[t], hi = choice.hi[t];
     float* row = s + static_cast<size_t>(i) * n;
@@ -135,6 +106,18 @@ void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& ch
       to[j] = static_cast<int64_t>(table[token / kPage]) * kPage + token % kPage;
     }
     std::fill(to + counts[i], to + wide, 0);
+  };
+  // Whoever scores the last tokens of a head chooses among them, while others are at the next one.
+  static thread_local std::unique_ptr<std::atomic<int>[]> open;
+  static thread_local int room = 0;
+  const int sets = choice.r * look.kv_heads;
+  if (sets > room) open.reset(new std::atomic<int>[static_cast<size_t>(room = sets)]);
+  std::atomic<int>* const left = open.get();
+  for (int i = 0; i < sets; i++) left[i].store(splits, std::memory_order_relaxed);
+  Pool::get().each(sets * splits, [&](int task) {
+    const int i = task / splits;
+    score(i / look.kv_heads, i % look.kv_heads, task % splits);
+    if (left[i].fetch_sub(1, std::memory_order_acq_rel) == 1) take(i);
   }, work >= kAlone);
 }
 

@@ -264,6 +264,26 @@ inline void store_bf16(bf16* p, Floats v) {
   narrow16(select(less(splat(0x7f800000), u & 0x7fffffff), (u >> 16) | 0x40, rounded), p);
 }
 
+// The lanes of v whose mask is set, side by side; returns how many. Sixteen words are written.
+inline int squeeze(Ints mask, Ints v, void* p) {
+#if defined(__AVX512F__)
+  const __mmask16 lanes = _mm512_movepi32_mask((__m512i)mask);
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(lanes, (__m512i)v));
+  return __builtin_popcount(lanes);
+#else
+  int32_t in[16], from[16], to[17];
+  write(mask, in);
+  write(v, from);
+  int count = 0;
+  for (int i = 0; i < 16; i++) {
+    to[count] = from[i];
+    count -= in[i];
+  }
+  std::memcpy(p, to, 64);
+  return count;
+#endif
+}
+
 inline float from_bf16(bf16 x) { return as_float(static_cast<int32_t>(static_cast<uint32_t>(x) << 16)); }
 
 // Neighbours as one 32-bit word, the form in which they are multiplied: two bf16 or four bytes.
