@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from diastole.types import Array, Ask, Batch, Grant, KVFormat, PagedSpec, Stream
 
@@ -238,6 +238,17 @@ class Selector(Protocol):
 
     def select(self, view: View, q: Array) -> Selection | None:
         """For q (T, H, D), rotated, whose own keys are written already; None: everything."""
+        ...
+
+
+@runtime_checkable
+class Unbroken(Protocol):
+    """A selector that can act in all layers of a batch without coming back to Python between them."""
+
+    def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
+        """What ``fused`` (see ``nn.fused``) calls in every layer, to the same bits as by ``select``; None: not now.
+
+        No layer has a window."""
         ...
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
+import pytest
 
 from diastole.bench.tiny import Remembered, TinyLlama
 from diastole.clock import FakeClock
@@ -20,6 +22,7 @@ from diastole.engine.engine import Engine
 from diastole.engine.executor import Simulated
 from diastole.engine.service import Service
 from diastole.kernels.table import load
+from diastole.nn.inside import Inside
 from diastole.nn.linear import Loader
 from diastole.params import SamplingParams
 from diastole.state.pages import PAGE
@@ -169,6 +172,37 @@ def survives_preemption(*use: str, length: int = 500, most: int = 60) -> None:
         life.check(idle=True)
         assert life.service.meter.counters[counter] > 0, counter
         assert life.said == want, counter
+
+
+def layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on policies are asked in every layer, also those that could do without."""
+    monkeypatch.setattr(Inside, "between", lambda *_: None)
+
+
+def same_without_coming_back(monkeypatch: pytest.MonkeyPatch, *use: str, kv: str = "auto") -> None:
+    """An ``Unbroken`` says the same bits as when it is asked layer by layer: prompts and answers, long and short."""
+
+    def crowd() -> dict[str, Text]:
+        life = Life(service(*use, kv=kv, chunk=300))
+        for i in range(5):
+            life.ask(f"r{i}", prompt(60 + 270 * i, 40 + i), 30)
+            life.step()
+        life.finish()
+        life.check(idle=True)
+        return life.said
+
+    made: list[object] = []
+    between = Inside.between
+
+    def watch(self: Inside, *args: Any) -> object | None:
+        made.append(between(self, *args))
+        return made[-1]
+
+    monkeypatch.setattr(Inside, "between", watch)
+    unbroken = crowd()
+    assert made and None not in made
+    layer_by_layer(monkeypatch)
+    assert unbroken == crowd()
 
 
 def abort_leaks_nothing(*use: str, length: int = 400, every: int = 1) -> None:

@@ -35,6 +35,11 @@ def test_company_and_chunks_change_nothing() -> None:
     owed.indifferent_to_company(USE)
 
 
+@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+def test_without_coming_back_between_layers(monkeypatch: pytest.MonkeyPatch, kv: str) -> None:
+    owed.same_without_coming_back(monkeypatch, USE, kv=kv)
+
+
 def test_preemption_changes_nothing() -> None:
     """Labels are swapped with their pages, or written again."""
     owed.survives_preemption(USE)
@@ -51,6 +56,7 @@ def test_random_life(seed: int) -> None:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[View, Array, Tokens]]:
+    owed.layer_by_layer(monkeypatch)
     seen = []
     attend = Tokens.attend
 

@@ -78,6 +78,11 @@ def test_company_and_chunks_change_nothing(use: str) -> None:
     owed.indifferent_to_company(use)
 
 
+@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+def test_without_coming_back_between_layers(monkeypatch: pytest.MonkeyPatch, both: str, kv: str) -> None:
+    owed.same_without_coming_back(monkeypatch, both, kv=kv)
+
+
 def test_preemption_changes_nothing(both: str) -> None:
     owed.survives_preemption(both)
 
@@ -104,6 +109,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[View, Pages]]:
         seen.append((view, replace(self, tables=self.tables.copy())))
         attend(self, view, q, out, lse)
 
+    owed.layer_by_layer(monkeypatch)
     monkeypatch.setattr(Pages, "attend", watched)
     return seen
 

@@ -3,7 +3,7 @@
 It runs the same operators in the same order as ``Decoder`` does block by block, so the logits are the same bits; it
 only saves coming back to Python between them. It is possible when the operators offer it (``ops.fuse``). Where policies
 act inside the layers, or the store is not to be written by others, the call comes back once per layer, for what lies
-between the projections.
+between the projections, unless these can do that natively too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class FusedDecoder:
         self._layers = [block.attn for block in decoder.blocks]
         (embed,) = _parts(decoder.embed)
         self._vocab, self._arena = decoder.head.n, Arena()
+        self._alike = all(a.window is None and a.scale == attn.scale for a in self._layers)
         self._native = native(
             embed[2],
             attn.heads,
@@ -59,7 +60,8 @@ class FusedDecoder:
         def between(layer: int) -> None:
             self._layers[layer].mix(layer, qkv, b, kv, inside, seen, self._arena)
 
-        self._native.step_around(b.inputs, b.pos, b.want, logits, qkv, seen, between)
+        own = inside.between(b, kv, self._native, first.scale) if self._alike else None
+        self._native.step_around(b.inputs, b.pos, b.want, logits, qkv, seen, own or between)
         return logits
 
     def phases(self) -> dict[str, float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from diastole.nn.arena import Arena
-from diastole.slots import Kernel, Probe, Selection, Selector, View
-from diastole.types import Array
+from diastole.slots import Kernel, KVStore, Probe, Selection, Selector, Unbroken, View
+from diastole.types import Array, Batch
 
 
 class Paged:
@@ -68,6 +69,11 @@ class Inside:
     def idle(self) -> bool:
         """Whether nobody acts there."""
         return self.select is None and self.kernel is None and not self.probes
+
+    def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
+        """What acts there as native code for all layers of a batch, where that is possible."""
+        alone = self.kernel is None and not self.probes and kv.buffers is not None
+        return self.select.between(b, kv, fused, scale) if alone and isinstance(self.select, Unbroken) else None
 
     def attend(self, view: View, q: Array, out: Array, arena: Arena) -> None:
         """q (T, H, D), whose keys are written -> out (T, H, D)."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diastole.nn.selection import Decoding, Tokens, decoding
-from diastole.slots import Facts, View
+from diastole.slots import Facts, KVStore, View
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch, KVFormat, PagedSpec, UserError
 from diastole.weights.calibration import Calibration, find
@@ -76,9 +76,14 @@ class Labels:
         """(pages, Hkv, bytes) of a layer that is not dense."""
         return self._arrays[layer - self._dense]
 
+    @property
+    def sparse(self) -> tuple[list[Array], list[Array]]:
+        """All of these, and their channels."""
+        return self._arrays, [*self.channels[self._dense :]]
+
 
 class DoubleSparsity:
-    """Slot ``select``."""
+    """Slot ``select``; an ``Unbroken`` too."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows"})
     prefers: KVFormat = "rows"
@@ -86,7 +91,7 @@ class DoubleSparsity:
 
     def __init__(self, p: Params, facts: Facts) -> None:
         _check(p, facts)
-        self.p = p
+        self.p, self.heads, self.dim = p, facts.heads, facts.head_dim
         found = find(NAME, facts, p.calibration)
         # What depends on ``by`` and ``pairs`` is in the channels, and these change with both.
         channels = _channels(_importance(found, p.by, facts), p.channels, p.pairs)
@@ -96,9 +101,7 @@ class DoubleSparsity:
         b, p = view.b, self.p
         if view.layer < p.dense_layers or view.lo is not b.lo:  # a layer with a window sees little
             return None
-        if _NOTE not in b.notes:
-            b.notes[_NOTE] = self._plan(b)
-        plan: _Plan | None = b.notes[_NOTE]
+        plan = self._plan(b)
         if plan is None:
             return None
         rows, chosen, labels = plan.rows, plan.chosen, self.companion
@@ -118,7 +121,22 @@ class DoubleSparsity:
         )
         return chosen
 
+    def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
+        plan, p = self._plan(b), self.p
+        rows = _nobody(b) if plan is None else plan.rows
+        most = rows.which if plan is None else plan.most
+        return fused.ByLabels(
+            kv.buffers, kv.fmt, self.heads, self.dim, b.rows, scale, b.tables, b.starts, b.lo, b.hi,
+            *self.companion.sparse, rows.which, rows.tables, rows.lo, rows.hi, most, p.sink, p.recent,
+        )  # fmt: skip
+
     def _plan(self, b: Batch) -> _Plan | None:
+        if _NOTE not in b.notes:
+            b.notes[_NOTE] = self._made(b)
+        plan: _Plan | None = b.notes[_NOTE]
+        return plan
+
+    def _made(self, b: Batch) -> _Plan | None:
         rows = decoding(b, max(self.p.dense_below, 1))
         if rows is None:
             return None
@@ -138,6 +156,11 @@ class _Plan:
     rows: Decoding
     most: Array  # (R,) int32: how many tokens each attends to
     chosen: Tokens
+
+
+def _nobody(b: Batch) -> Decoding:
+    none = np.empty(0, np.int32)
+    return Decoding(none, none, b.tables[:0], none, none, none)
 
 
 def _channels(importance: Array, count: int, pairs: bool) -> Array:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diastole.nn.selection import Pages
-from diastole.slots import Facts, View
+from diastole.slots import Facts, KVStore, View
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch, KVFormat, PagedSpec, Stream, UserError
 from diastole.weights import calibration
@@ -104,12 +104,16 @@ class Bounds:
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
         """Nothing yet: see ``close``."""
 
+    def ends(self, b: Batch) -> Array:
+        """Rows of the cache with which this batch completes runs of tokens."""
+        rows: Array = b.rows[b.rows % self.tokens == self.tokens - 1]
+        return rows
+
     def close(self, view: View) -> None:
         """Take in the runs of tokens that this batch has completed."""
         key = "lserve/closed"
         if key not in view.b.notes:
-            rows = view.b.rows
-            view.b.notes[key] = rows[rows % self.tokens == self.tokens - 1][:, None] + np.arange(1 - self.tokens, 1)
+            view.b.notes[key] = self.ends(view.b)[:, None] + np.arange(1 - self.tokens, 1)
         at: Array = view.b.notes[key]
         if not len(at):
             return
@@ -124,14 +128,14 @@ class Bounds:
 
 
 class LServe:
-    """Slot ``select``."""
+    """Slot ``select``; an ``Unbroken`` too."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows"})
     prefers: KVFormat = "bf16"
     exact = False
 
     def __init__(self, p: Params, facts: Facts) -> None:
-        self.p = p
+        self.p, self.heads, self.dim = p, facts.heads, facts.head_dim
         _check(p, facts)
         self.streams, pattern = _streaming(p, facts)  # (L, Hkv) bool
         late = np.arange(facts.layers)[:, None] >= p.dense_layers
@@ -145,9 +149,7 @@ class LServe:
     def select(self, view: View, q: Array) -> Pages | None:
         b, layer = view.b, view.layer
         self.companion.close(view)
-        if _NOTE not in b.notes:
-            b.notes[_NOTE] = self._plan(b)
-        plan: Plan | None = b.notes[_NOTE]
+        plan = self._planned(b)
         if plan is None:
             return None
         if plan.due is not None and self.busy[layer]:
@@ -170,7 +172,37 @@ class LServe:
             plan.tables[layer],
         )
 
+    def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
+        plan = self._planned(b) or self._everything(b)
+        own = fused.ByPages(
+            kv.buffers, kv.fmt, self.heads, self.dim, b.rows, scale, [*plan.tables], plan.starts, plan.lo, [*plan.hi],
+            self.companion.arrays, self.companion.tokens, self.companion.ends(b),
+        )  # fmt: skip
+        if (due := plan.due) is not None:
+            which = due.rows.astype(np.int32)
+            places, tables = [*due.places], [*plan.tables]
+            own.due(which, due.runs, due.tables, due.blocks, [*self.asks], FIRST, RECENT, places, tables)
+        return own
+
     # ---- what a batch looks at
+
+    def _planned(self, b: Batch) -> Plan | None:
+        if _NOTE not in b.notes:
+            b.notes[_NOTE] = self._plan(b)
+        plan: Plan | None = b.notes[_NOTE]
+        return plan
+
+    def _everything(self, b: Batch) -> Plan:
+        layers, heads = self.streams.shape
+        tables = np.repeat(b.tables[:, None], heads, 1)
+        lo, hi = (np.repeat(bound[:, None], heads, 1) for bound in (b.lo, b.hi))
+        return Plan(
+            np.broadcast_to(tables, (layers, *tables.shape)),
+            b.starts,
+            lo,
+            np.broadcast_to(hi, (layers, *hi.shape)),
+            None,
+        )
 
     def _plan(self, b: Batch) -> Plan | None:
         """None: everything."""

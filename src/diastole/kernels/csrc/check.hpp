@@ -133,8 +133,8 @@ struct Seen {
   double tokens;                  // that all rows and heads see together
 };
 
-inline Seen open_batch(size_t rows, size_t pages, size_t kv_heads, const In<int32_t, -1>& tables, const In<int32_t, 1>& starts,
-                       const In<int32_t, -1>& lo, const In<int32_t, -1>& hi) {
+template <class Tables, class Bound>
+Seen open_batch(size_t rows, size_t pages, size_t kv_heads, const Tables& tables, const In<int32_t, 1>& starts, const Bound& lo, const Bound& hi) {
   expect_whole(tables, "tables");
   expect_whole(starts, "starts");
   expect_whole(lo, "lo");

@@ -6,7 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include "check.hpp"
+#include "between.hpp"
 #include "products.hpp"
 
 namespace diastole {
@@ -168,17 +168,21 @@ class Fused {
   }
 
   // The same, but what lies between the rotated queries, keys and values and the heads' outputs is done by who is called
-  // with each layer's number: from qkv (T, heads + 2 kv heads, dim) to seen (T, heads, dim).
+  // with each layer's number, from qkv (T, heads + 2 kv heads, dim) to seen (T, heads, dim), or natively by a Between.
   void step_around(In<int32_t, 1> ids, In<int32_t, 1> pos, In<int32_t, 1> want, InOut<float, 2> logits, InOut<float, 3> qkv,
-                   InOut<float, 3> seen, const nb::callable& between) {
+                   InOut<float, 3> seen, nb::object between) {
     expect_step(ids, pos, want, logits);
     expect_whole(qkv, "qkv");
     expect_whole(seen, "seen");
     const size_t t = ids.size();
     expect(qkv.size() == t * static_cast<size_t>((heads_ + 2 * kv_heads_) * dim_) && seen.size() == t * static_cast<size_t>(heads_ * dim_),
            "qkv must be (rows, heads + 2 kv heads, dim) and seen (rows, heads, dim)");
+    Between* native = nullptr;
+    if (nb::try_cast(between, native, false) && native != nullptr)
+      expect(native->fits(layers_.size(), t, heads_, kv_heads_, dim_), "between: it was made for another batch or model");
     const Unlocked unlocked;
-    const auto mix = [&](size_t l, const float*, float*) {
+    const auto mix = [&](size_t l, const float* from, float* to) {
+      if (native != nullptr) return native->mix(isa(), l, from, to);
       const nb::gil_scoped_acquire locked;
       between(l);
     };
@@ -296,7 +300,8 @@ class Fused {
 
 void bind_fused(nb::module_& m) {
   // Arrays are borrowed: whoever makes one keeps them alive as long as it lives.
-  nb::class_<Fused>(m, "Fused")
+  nb::class_<Fused> fused(m, "Fused");
+  fused
       .def(nb::init<int, int, int, int, bool, float, Part, std::vector<Part>, Vector, float>())
       .def("add", &Fused::add, nb::arg("qkv"), nb::arg("qkv_bias").none(), nb::arg("o"), nb::arg("o_bias").none(),
            nb::arg("gate_up"), nb::arg("down"), nb::arg("attn_norm"), nb::arg("mlp_norm"), nb::arg("attn_post").none(),
@@ -305,6 +310,7 @@ void bind_fused(nb::module_& m) {
       .def("step", &Fused::step)
       .def("step_around", &Fused::step_around)
       .def("laps", &Fused::laps, "Seconds in each phase since the last call.");
+  for (const char* name : {"ByLabels", "ByPages"}) fused.attr(name) = m.attr(name);
 }
 
 }  // namespace diastole

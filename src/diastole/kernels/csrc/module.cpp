@@ -15,6 +15,7 @@
 using namespace diastole;
 
 namespace diastole {
+void bind_between(nb::module_& m);
 void bind_fused(nb::module_& m);
 void bind_picking(nb::module_& m);
 void bind_shadow(nb::module_& m);
@@ -308,6 +309,7 @@ NB_MODULE(_native, m) {
     if (found == nullptr) fail("this machine does not run the kernels called " + name);
     active.store(found);
   });
+  bind_between(m);
   bind_fused(m);
   bind_picking(m);
   bind_shadow(m);

@@ -58,6 +58,17 @@ int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places
   return count;
 }
 
+void keys_write(const Kernels& isa, const Pages& to, const int64_t* rows, int t, const float* k, ptrdiff_t stride, int dim,
+                const int32_t* channels, int count) {
+  alignas(64) float some[kMaxDim] = {};
+  for (int i = 0; i < t; i++)
+    for (int h = 0; h < to.heads; h++) {
+      const float* key = k + i * stride + static_cast<ptrdiff_t>(h) * dim;
+      for (int c = 0; c < count; c++) some[c] = key[channels[h * count + c]];
+      isa.key_write(to.at(rows[i], h), static_cast<int>(rows[i] % kPage), to.dim, channels == nullptr ? key : some);
+    }
+}
+
 void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts) {
   static thread_local std::vector<float> own, kept;
   const int heads = look.kv_heads * look.group, dim = look.dim;

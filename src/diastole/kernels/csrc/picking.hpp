@@ -13,6 +13,10 @@ void scores(const Kernels& isa, const Look& look, const std::vector<Span>& strea
 // Returns how many there are, at most k.
 int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places);
 
+// Keys k (t, heads, dim) alone, to rows of a buffer of them; channels (heads, count): of each only these, then zeros, or null.
+void keys_write(const Kernels& isa, const Pages& to, const int64_t* rows, int t, const float* k, ptrdiff_t stride, int dim,
+                const int32_t* channels, int count);
+
 // Tokens chosen by some channels of their keys, which a buffer of keys alone holds: its dimension is `look.dim`, and what
 // is beyond `channels` of it is zero.
 struct Choice {

@@ -1,27 +1,11 @@
 // The Python face of picking.hpp.
 #include "picking.hpp"
 
-#include "check.hpp"
+#include "picking_check.hpp"
 #include "pool.hpp"
 
 namespace diastole {
 namespace {
-
-// Channels of each head: every one of them a dimension of it, and no more than a buffer of keys has room for.
-void expect_channels(const In<int32_t, 2>& channels, size_t heads, size_t head_dim, size_t dim) {
-  expect_whole(channels, "channels");
-  expect(channels.shape(0) == heads && channels.shape(1) <= dim, "channels must be (kv heads, at most the buffer's dimension)");
-  for (size_t i = 0; i < channels.size(); i++)
-    expect(channels.data()[i] >= 0 && channels.data()[i] < static_cast<int64_t>(head_dim), "channels: one is outside a head");
-}
-
-// The dimension of a buffer of keys alone.
-size_t expect_keys(const Cache& buf) {
-  expect_whole(buf, "buf");
-  const size_t dim = buf.shape(2) / (kPage * 2);
-  expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim && buf.shape(2) == dim * kPage * 2, "buf: its pages have not the size of keys alone");
-  return dim;
-}
 
 void keys_write_(Cache buf, In<int64_t, 1> rows, In<float, 3> k, std::optional<In<int32_t, 2>> channels) {
   expect_rows(k, "k");
@@ -30,54 +14,25 @@ void keys_write_(Cache buf, In<int64_t, 1> rows, In<float, 3> k, std::optional<I
   if (channels) expect_channels(*channels, heads, own, dim);
   expect(channels || own == dim, "buf: its pages have not the size of such keys");
   expect(k.shape(0) == rows.size() && heads == buf.shape(1), "k must be (rows, kv heads, dim)");
-  const int64_t limit = static_cast<int64_t>(buf.shape(0)) * kPage;
-  for (size_t i = 0; i < rows.size(); i++) expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
-  const Kernels& kernels = isa();
+  expect_rows_within(rows, buf.shape(0));
   const Unlocked unlocked(static_cast<double>(k.size()));
-  alignas(64) float some[kMaxDim] = {};
-  for (size_t t = 0; t < rows.size(); t++)
-    for (size_t h = 0; h < heads; h++) {
-      const int64_t row = rows.data()[t];
-      const float* key = k.data() + static_cast<ptrdiff_t>(t) * k.stride(0) + static_cast<ptrdiff_t>(h * own);
-      if (channels) {
-        const size_t count = channels->shape(1);
-        for (size_t c = 0; c < count; c++) some[c] = key[channels->data()[h * count + c]];
-        key = some;
-      }
-      kernels.key_write(buf.data() + (static_cast<size_t>(row / kPage) * heads + h) * buf.shape(2), static_cast<int>(row % kPage),
-                        static_cast<int>(dim), key);
-    }
+  const Pages pages{buf.data(), KV::bf16, static_cast<int>(heads), static_cast<int>(dim), buf.shape(2)};
+  keys_write(isa(), pages, rows.data(), static_cast<int>(rows.size()), k.data(), k.stride(0), static_cast<int>(own), channels ? channels->data() : nullptr,
+             channels ? static_cast<int>(channels->shape(1)) : 0);
 }
 
 void choose_(In<float, 3> q, Cache buf, In<int32_t, 2> channels, In<int32_t, 1> which, In<int32_t, 2> tables, In<int32_t, 1> lo,
              In<int32_t, 1> hi, In<int32_t, 1> most, int sink, int recent, InOut<int64_t, 3> at, InOut<int32_t, 2> counts) {
   expect_rows(q, "q");
-  expect_whole(which, "which");
-  expect_whole(tables, "tables");
-  expect_whole(lo, "lo");
-  expect_whole(hi, "hi");
-  expect_whole(most, "most");
   expect_whole(at, "at");
   expect_whole(counts, "counts");
   const size_t r = which.size(), heads = q.shape(1), own = q.shape(2), kv_heads = buf.shape(1), dim = expect_keys(buf), width = tables.shape(1);
   expect(kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kTile, "q: heads must be a multiple of the key/value heads, at most 48 times");
   expect_channels(channels, kv_heads, own, dim);
-  expect(tables.shape(0) == r && lo.size() == r && hi.size() == r && most.size() == r, "tables, lo, hi and most must have one entry for each of which");
   expect(at.shape(0) == r && at.shape(1) == kv_heads && counts.shape(0) == r && counts.shape(1) == kv_heads, "at and counts must be (rows, kv heads, ...)");
   expect(sink >= 0 && recent >= 0, "sink and recent must not be negative");
-  double tokens = 0;
-  for (size_t i = 0; i < r; i++) {
-    const int from = lo.data()[i], to = hi.data()[i];
-    expect(which.data()[i] >= 0 && which.data()[i] < static_cast<int64_t>(q.shape(0)), "which: a row is outside q");
-    expect(from >= 0 && from <= to, "lo must be between 0 and hi");
-    expect(to <= static_cast<int64_t>(width) * kPage, "hi: a row looks beyond its stream's pages");
-    expect(most.data()[i] >= 0 && most.data()[i] <= static_cast<int64_t>(at.shape(2)), "most must be between 0 and the width of at");
-    for (int p = from / kPage; p * kPage < to; p++) {
-      const int32_t id = tables.data()[i * width + static_cast<size_t>(p)];
-      expect(id >= 0 && id < static_cast<int64_t>(buf.shape(0)), "tables: a page id is out of range");
-    }
-    tokens += to - from;
-  }
+  const double tokens = expect_choosers(which, tables, lo, hi, most, q.shape(0), buf.shape(0));
+  for (size_t i = 0; i < r; i++) expect(most.data()[i] <= static_cast<int64_t>(at.shape(2)), "most must be between 0 and the width of at");
   if (r == 0) return;
   Look look{};
   look.q = q.data(), look.q_stride = q.stride(0), look.pages = buf.data(), look.kind = KV::bf16, look.scale = 1.f;
@@ -206,34 +161,13 @@ void pick_pages_(In<float, 3> q, Cache index, int per, In<int32_t, 2> tables, In
                  int recent, InOut<int32_t, 3> places, In<int32_t, 1> runs, InOut<int32_t, 3> pages) {
   expect_rows(q, "q");
   expect_whole(index, "index");
-  expect_whole(tables, "tables");
-  expect_whole(blocks, "blocks");
-  expect_whole(heads, "heads");
-  expect_whole(places, "places");
   const size_t rows = q.shape(0), dim = q.shape(2), kv_heads = index.shape(1), width = tables.shape(1), k = places.shape(2);
   expect(kv_heads > 0 && q.shape(1) % kv_heads == 0, "q: heads must be a multiple of the key/value heads");
   expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim, "q: the last axis must be a multiple of 16 up to 256");
   expect(per > 0 && per <= 16 && 16 % per == 0, "per must be 1, 2, 4, 8 or 16");
   expect(index.shape(2) == 4 * dim * static_cast<size_t>(per), "index must hold twice `per` rows of q's last axis for each page");
   expect(reinterpret_cast<uintptr_t>(index.data()) % 2 == 0, "index must be aligned to 2 bytes");
-  expect(tables.shape(0) == rows && blocks.size() == rows, "tables and blocks must have one entry per row of q");
-  expect(heads.size() == kv_heads, "heads must have one entry per key/value head");
-  expect(places.shape(0) == rows && places.shape(1) == kv_heads, "places must be (rows, kv heads, pages)");
-  expect(first >= 0 && recent >= 1 && static_cast<size_t>(first) + static_cast<size_t>(recent) <= k, "places must have room for the first and recent pages");
-  expect_whole(runs, "runs");
-  expect_whole(pages, "pages");
-  expect(runs.size() == rows, "runs must have one entry per row of q");
-  expect(pages.shape(1) == kv_heads && pages.shape(2) >= k, "pages must be (runs, kv heads, as many as places or more)");
-  for (size_t i = 0; i < rows; i++) {
-    const int last = blocks.data()[i];
-    expect(runs.data()[i] >= 0 && runs.data()[i] < static_cast<int>(pages.shape(0)), "runs: one is outside pages");
-    expect(last >= 0 && last < static_cast<int>(width), "blocks must lie within tables");
-    expect(static_cast<size_t>(last) >= k, "blocks: a row must have more pages than are chosen");
-    for (int p = 0; p <= last; p++) {
-      const int32_t id = tables.data()[i * width + static_cast<size_t>(p)];
-      expect(id >= 0 && id < static_cast<int>(index.shape(0)), "tables: a page id is out of range");
-    }
-  }
+  expect_bounded(rows, kv_heads, index.shape(0), tables, blocks, heads, first, recent, places, runs, pages);
   Look look{};
   look.q = q.data(), look.q_stride = q.stride(0), look.dim = static_cast<int>(dim);
   look.kv_heads = static_cast<int>(kv_heads), look.group = static_cast<int>(q.shape(1) / kv_heads);
