@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diastole.kernels.ref_labels import labels_read
 from diastole.types import Array
 from kernels.cases import PAGE, REF, Cache, bf16, each_isa, native, normal, same_bits
 
@@ -309,6 +310,64 @@ def test_tokens_chosen_by_some_channels(isa: str, heads: int, dim: int, count: i
     for fast, slow in zip(*found, strict=True):
         np.testing.assert_array_equal(fast, slow)
     assert found[0][1].tolist() == [[300] * 3, [64] * 3, [90] * 3, [9] * 3]
+
+
+@each_isa()
+@pytest.mark.parametrize(("dim", "count"), [(64, 16), (64, 6), (80, 33), (32, 32)])
+def test_labels_of_four_bits(isa: str, dim: int, count: int) -> None:
+    """The same bytes as the twin's, and each number within half a step, but for what bfloat16 rounds."""
+    rng = np.random.default_rng(count)
+    k = 3 * normal(rng, 300, 3, dim)
+    k[7], k[8, 0] = 2.5, np.nan  # no step; no number
+    channels = np.stack([rng.permutation(dim)[:count] for _ in range(3)]).astype(np.int32)
+    written = []
+    for ops in (native(isa), REF):
+        cache = Cache(ops, "bf16", [300], 3, dim)
+        buf = ops.alloc(len(cache.buf) * 3 * 32 * (-(-count // 16) * 16 + 8)).reshape(len(cache.buf), 3, -1)
+        ops.keys_write(buf, cache.rows(0, 0, 300), k, channels, 4)
+        written.append(buf)
+    rows = cache.rows(0, 0, 300)
+    codes, step, least = (x[rows // 64, :, rows % 64] for x in labels_read(written[0]))
+    number = np.isfinite(k).all(2)
+    for fast, slow in zip(
+        (codes, step, least), (x[rows // 64, :, rows % 64] for x in labels_read(written[1])), strict=True
+    ):
+        np.testing.assert_array_equal(fast[number], slow[number])
+    some = np.take_along_axis(k, channels[None].astype(np.int64), 2)
+    back = least[..., None] + step[..., None] * codes[..., :count]
+    bound = 0.55 * step[..., None] + 0.01 * np.abs(some).max(2, keepdims=True)
+    assert (np.abs(back - some) <= bound)[number].all()
+    assert np.isnan(step[8, 0])
+    assert not codes[8, 0].any()
+
+
+@each_isa()
+@pytest.mark.parametrize(("heads", "dim", "count"), [(9, 64, 16), (3, 64, 6), (6, 80, 32), (24, 64, 24)])
+def test_tokens_chosen_by_labels_of_four_bits(isa: str, heads: int, dim: int, count: int) -> None:
+    """The same as the twin where nothing is rounded: keys from -7 to 8, queries to 127."""
+    rng = np.random.default_rng(count)
+    channels = np.stack([rng.permutation(dim)[:count] for _ in range(3)]).astype(np.int32)
+    keys = rng.integers(-7, 9, (1300, 3, dim)).astype(np.float32)
+    q = rng.integers(-127, 128, (6, heads, dim)).astype(np.float32)
+    for g in range(3):
+        keys[:, g, channels[g, 0]], keys[:, g, channels[g, 1]] = -7, 8
+        q[:, g * heads // 3 : (g + 1) * heads // 3, channels[g, 2]] = 127
+    lo, hi = ranges(3, (0, 1300), (7, 800), (3, 20))
+    which, most = np.array([4, 0, 5], np.int32), np.array([300, 64, 9], np.int32)
+    found = []
+    for ops in (native(isa), REF):
+        cache = Cache(ops, "bf16", [1300], 3, dim)
+        buf = ops.alloc(len(cache.buf) * 3 * 32 * (-(-count // 16) * 16 + 8)).reshape(len(cache.buf), 3, -1)
+        ops.keys_write(buf, cache.rows(0, 0, 1300), keys, channels, 4)
+        tables = np.ascontiguousarray(cache.tables[[0, 0, 0]])
+        at, counts = np.full((3, 3, 310), 7, np.int64), np.empty((3, 3), np.int32)
+        ops.choose(q, buf, channels, which, tables, lo, hi, most, 4, 8, at, counts, 4)
+        found.append((at, counts))
+        alone = np.empty_like(at[1:2])
+        ops.choose(q, buf, channels, which[1:2], tables[1:2], lo[1:2], hi[1:2], most[1:2], 4, 8, alone, counts[1:2], 4)
+        np.testing.assert_array_equal(alone, at[1:2])
+    for fast, slow in zip(*found, strict=True):
+        np.testing.assert_array_equal(fast, slow)
 
 
 def test_wrong_choices_are_named() -> None:

@@ -83,7 +83,7 @@ def test_how_much_is_read(watched: list[tuple[View, Array, Tokens]]) -> None:
 
 def test_with_all_channels_the_largest_scores_are_chosen(watched: list[tuple[View, Array, Tokens]]) -> None:
     """Beside exact scores, up to ties in bfloat16."""
-    owed.alone(owed.service("double-sparsity:budget=64,channels=32,dense_below=100"), owed.prompt(300), most=3)
+    owed.alone(owed.service("double-sparsity:budget=64,channels=32,bits=16,dense_below=100"), owed.prompt(300), most=3)
     for view, q, chosen in watched[-14:]:
         n = int(view.b.hi[0])
         rows = view.b.tables[0, np.arange(n) // 64].astype(np.int64) * 64 + np.arange(n) % 64
@@ -99,8 +99,9 @@ def test_bytes_of_labels_are_counted() -> None:
     """Of 16 layers the first two keep none; in memory there are 16 channels, or 32."""
     plain = owed.service(kv="rows").state["kv"].bytes_per_token
     for channels, padded in ((4, 16), (16, 16), (18, 32)):
-        kv = owed.service(f"double-sparsity:channels={channels}").state["kv"]
-        assert kv.bytes_per_token - plain == 14 * 2 * padded * 2
+        for bits, each in ((16, padded * 2), (4, padded // 2 + 4)):
+            kv = owed.service(f"double-sparsity:channels={channels},bits={bits}").state["kv"]
+            assert kv.bytes_per_token - plain == 14 * 2 * each
 
 
 # ---- calibrations

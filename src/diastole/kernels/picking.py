@@ -50,9 +50,13 @@ class Picking(Protocol):
         before they are compared. fmt "keys": see ``keys_write``."""
         ...
 
-    def keys_write(self, buf: Array, rows: Array, k: Array, channels: Array | None = None) -> None:
+    def keys_write(self, buf: Array, rows: Array, k: Array, channels: Array | None = None, bits: int = 16) -> None:
         """Store k (T, Hkv, R), R a multiple of 16, as bfloat16 at rows (T,) of a buffer of keys alone: (pages, Hkv,
-        128·R) uint8. channels (Hkv, C) int32, C ≤ R: of k (T, Hkv, D) only these of each head, then zeros."""
+        128·R) uint8. channels (Hkv, C) int32, C ≤ R: of k (T, Hkv, D) only these of each head, then zeros.
+
+        bits 4: each as least + step · code, code 0 to 15 and step and least of bfloat16 for all channels of a token and
+        head, (pages, Hkv, 32·R + 256) uint8; see csrc/labels.inl.
+        """
         ...
 
     def choose(
@@ -69,13 +73,15 @@ class Picking(Protocol):
         recent: int,
         at: Array,
         counts: Array,
+        bits: int = 16,
     ) -> None:
         """For rows ``which`` (R,) of q (T, H, D) the tokens whose keys' ``channels`` give the largest product with any
         of the query heads that share them, as ``attend_tokens`` takes them.
 
-        buf: what ``keys_write`` stored with the same channels. Row i sees tokens lo[i] <= j < hi[i] on the pages
-        tables[i] (R, P) and gets most[i] of them, in order: at (R, Hkv, K) int64, counts (R, Hkv) int32. The first
-        ``sink`` and the latest ``recent`` that it sees come before all others.
+        buf: what ``keys_write`` stored with the same channels and bits; with 4 bits queries are rounded too, to int8.
+        Row i sees tokens lo[i] <= j < hi[i] on the pages tables[i] (R, P) and gets most[i] of them, in order: at (R,
+        Hkv, K) int64, counts (R, Hkv) int32. The first ``sink`` and the latest ``recent`` that it sees come before all
+        others.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from diastole.kernels.ref_labels import label_scores, labels_write
 from diastole.kernels.ref_parts import PAGE, by_head, cells, keys_alone, softmax, some_channels, tensor, wide
 from diastole.types import Array
 
@@ -61,7 +62,11 @@ class PickingTwins:
                     s -= less[t, heads, None]
                 out[t, g * per : (g + 1) * per, low[t, g] : high[t, g]] = s if per > 1 or share == 1 else s.max(0)
 
-    def keys_write(self, buf: Array, rows: Array, k: Array, channels: Array | None = None) -> None:
+    def keys_write(self, buf: Array, rows: Array, k: Array, channels: Array | None = None, bits: int = 16) -> None:
+        if bits == 4:
+            own = k if channels is None else some_channels(k, channels, channels.shape[1])
+            labels_write(buf, rows, own)
+            return
         dim = buf.shape[2] // (2 * PAGE)
         rounded = tensor(k if channels is None else some_channels(k, channels, dim)).bfloat16().float().numpy()
         keys_alone(buf, dim)[rows // PAGE, :, rows % PAGE] = rounded.view(np.uint32) >> 16
@@ -80,11 +85,16 @@ class PickingTwins:
         recent: int,
         at: Array,
         counts: Array,
+        bits: int = 16,
     ) -> None:
-        groups, dim = buf.shape[1], buf.shape[2] // (2 * PAGE)
+        groups, count = buf.shape[1], channels.shape[1]
+        dim = buf.shape[2] // (2 * PAGE) if bits == 16 else count
         own = some_channels(q[which], channels.repeat(q.shape[1] // groups, 0), dim)
         s = np.empty((len(which), groups, max(int(hi.max(initial=0)), 1)), np.float32)
-        self.scores(own, buf, "keys", tables, np.arange(len(which) + 1, dtype=np.int32), lo, hi, 1.0, s)
+        if bits == 16:
+            self.scores(own, buf, "keys", tables, np.arange(len(which) + 1, dtype=np.int32), lo, hi, 1.0, s)
+        else:
+            label_scores(own, buf, tables, lo, hi, s)
         at[...] = 0
         for i, g in np.ndindex(len(which), groups):
             s[i, g, lo[i] : min(lo[i] + sink, hi[i])] = s[i, g, max(lo[i], hi[i] - recent) : hi[i]] = np.inf

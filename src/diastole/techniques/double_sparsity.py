@@ -8,8 +8,9 @@ the embedded model come along.
 
 Ours: query heads that share a key share its channels (the largest summed importance) and its tokens (the largest score
 that any of them gives), because labels per query head would triple the cache; the first tokens and the latest, the
-stream's own among them, are always in. Labels are bfloat16, taken from keys before these are rounded, and padded in
-memory to a multiple of 16 channels. The variant that fetches from a host's memory is no part of this.
+stream's own among them, are always in. Labels are taken from keys before these are rounded, and padded in memory to a
+multiple of 16 channels; four bits for twice the channels are fewer bytes and choose better. The variant that fetches
+from a host's memory is no part of this.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ _LEAST = 16  # tokens of a budget
 class Params:
     """Knobs."""
 
-    channels: int = 16  # of each key that are kept as its label
+    channels: int = 32  # of each key that are kept as its label
+    bits: int = 4  # of a label's channels: 4 (with one step and one least value for all of a key's), or 16
     budget: int = 512  # tokens that a row attends to at least, sink and recent ones among them
     share: float = 0.0  # of the context that a row attends to, where that is more than the budget
     by: str = "qk"  # importance: "qk" (mean |q k|, rotated), "q" or "k" (mean |q|, |k|, before rotation)
@@ -55,22 +57,23 @@ class Params:
 class Labels:
     """Companion: some channels of every key, layer by layer."""
 
-    def __init__(self, channels: Array, dense_layers: int, calibration: str) -> None:
+    def __init__(self, channels: Array, bits: int, dense_layers: int, calibration: str) -> None:
         self.channels = channels  # (layers, Hkv, r) int32, ascending
-        self._dense = dense_layers
-        self.layout = f"labels{channels.shape[2]}-{dense_layers}-{calibration}"
+        self.bits, self._dense = bits, dense_layers
+        self.layout = f"labels{channels.shape[2]}x{bits}-{dense_layers}-{calibration}"
         self._arrays: list[Array] = []
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> Sequence[Array]:
         self._ops = ops
-        size = PAGE * 2 * (-(-self.channels.shape[2] // _LANES) * _LANES)
+        size = PAGE * (-(-self.channels.shape[2] // _LANES) * _LANES) * self.bits // 8
+        size += 0 if self.bits == 16 else PAGE * 4  # step and least value of each key
         shape = (pages, spec.kv_heads, size)
         self._arrays = [ops.alloc(pages * spec.kv_heads * size).reshape(shape) for _ in range(self._dense, spec.layers)]
         return self._arrays
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
         if layer >= self._dense:
-            self._ops.keys_write(self.of(layer), rows, k, self.channels[layer])
+            self._ops.keys_write(self.of(layer), rows, k, self.channels[layer], self.bits)
 
     def of(self, layer: int) -> Array:
         """(pages, Hkv, bytes) of a layer that is not dense."""
@@ -95,7 +98,7 @@ class DoubleSparsity:
         found = find(NAME, facts, p.calibration)
         # What depends on ``by`` and ``pairs`` is in the channels, and these change with both.
         channels = _channels(_importance(found, p.by, facts), p.channels, p.pairs)
-        self.companion = Labels(channels, p.dense_layers, f"{found.id}-{p.by}{'2' if p.pairs else ''}")
+        self.companion = Labels(channels, p.bits, p.dense_layers, f"{found.id}-{p.by}{'2' if p.pairs else ''}")
 
     def select(self, view: View, q: Array) -> Tokens | None:
         b, p = view.b, self.p
@@ -118,6 +121,7 @@ class DoubleSparsity:
             p.recent,
             chosen.at,
             chosen.counts,
+            labels.bits,
         )
         return chosen
 
@@ -127,7 +131,7 @@ class DoubleSparsity:
         most = rows.which if plan is None else plan.most
         return fused.ByLabels(
             kv.buffers, kv.fmt, self.heads, self.dim, b.rows, scale, b.tables, b.starts, b.lo, b.hi,
-            *self.companion.sparse, rows.which, rows.tables, rows.lo, rows.hi, most, p.sink, p.recent,
+            *self.companion.sparse, rows.which, rows.tables, rows.lo, rows.hi, most, p.sink, p.recent, p.bits,
         )  # fmt: skip
 
     def _plan(self, b: Batch) -> _Plan | None:
@@ -186,6 +190,8 @@ def _importance(found: Calibration, by: str, facts: Facts) -> Array:
 def _check(p: Params, facts: Facts) -> None:
     if not 1 <= p.channels <= facts.head_dim:
         raise _wrong("channels", f"must be between 1 and the head's {facts.head_dim}")
+    if p.bits not in {4, 16}:
+        raise _wrong("bits", "must be 4 or 16")
     if p.pairs and p.channels % 2:
         raise _wrong("channels", "must be even when pairs are chosen")
     if p.sink < 0 or p.recent < 1:

@@ -417,6 +417,38 @@ void score(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride
   }
 }
 
+// The largest score that a row's heads of a group give each token of a split that it sees, for all key/value heads in turn
+// on every page: so a page's keys of all heads are read one after the other, as they lie.
+void score_best(const Look& look, int t, int split, float* s, ptrdiff_t stride) {
+  Query queries[kTile];
+  Seat seats[kTile];
+  alignas(64) float here[kTile * kPage];
+  const int dim = look.dim, n = look.group, lo = look.from(t, 0), hi = look.to(t, 0);
+  const int begin = split * kSplit, first = lo > begin ? lo : begin, last = hi < begin + kSplit ? hi : begin + kSplit;
+  if (first >= last) return;
+  for (int g0 = 0, heads = kTile / n; g0 < look.kv_heads; g0 += heads) {
+    const int g1 = g0 + heads < look.kv_heads ? g0 + heads : look.kv_heads;
+    for (int i = 0; i < (g1 - g0) * n; i++)
+      open_query(KV::bf16, look.q + t * look.q_stride + static_cast<ptrdiff_t>(g0 * n + i) * dim, look.scale, dim, queries[i]);
+    for (int page = first / kPage; page * kPage < last; page++) {
+      const int a = first - page * kPage, b = last - page * kPage, from = a > 0 ? a : 0, to = b < kPage ? b : kPage;
+      for (int i = 0; i < (g1 - g0) * n; i++) seats[i] = {queries + i, nullptr, from, to};
+      for (int g = g0; g < g1; g++) {
+        const uint8_t* at = look.page(page, g);
+        Ahead next{0, kPage};
+        if ((page + 1) * kPage < last) next.way = look.page(page + 1, g) - at;
+        score_all<KV::bf16, kQueries>(open_page(KV::bf16, at, dim), dim, next, seats + (g - g0) * n, n, here, kPage);
+        for (int c = from / 16 * 16; c < to; c += 16) {
+          Floats best = load(here + c);
+          for (int i = 1; i < n; i++) best = max(load(here + i * kPage + c), best);
+          store(here + c, best);
+        }
+        std::memcpy(s + g * stride + page * kPage + from, here + from, sizeof(float) * static_cast<size_t>(to - from));
+      }
+    }
+  }
+}
+
 // ---- scores of many rows, which share the pages that they look at
 
 template <KV KIND, int R>
@@ -470,6 +502,7 @@ void score_rows(const Look& look, int g, int t0, int t1, int split, float* s, pt
     case KV::f32: return score_walk<KV::f32>(look, g, t0, t1, split, s, stride);
     case KV::bf16:
     case KV::rows: return score_walk<KV::bf16>(look, g, t0, t1, split, s, stride);
+    case KV::zip: return;  // nobody asks for them
     case KV::int8: return score_walk<KV::int8>(look, g, t0, t1, split, s, stride);
   }
 }

@@ -62,10 +62,10 @@ class ByLabels final : public Stored {
  public:
   ByLabels(Caches caches, const std::string& fmt, int heads, int dim, In<int64_t, 1> rows, float scale, In<int32_t, 2> tables,
            In<int32_t, 1> starts, In<int32_t, 1> lo, In<int32_t, 1> hi, Caches labels, std::vector<In<int32_t, 2>> channels, In<int32_t, 1> which,
-           In<int32_t, 2> own, In<int32_t, 1> from, In<int32_t, 1> to, In<int32_t, 1> most, int sink, int recent)
+           In<int32_t, 2> own, In<int32_t, 1> from, In<int32_t, 1> to, In<int32_t, 1> most, int sink, int recent, int bits)
       : Stored(std::move(caches), fmt, heads, dim, std::move(rows), scale), tables_(std::move(tables)), lo_(std::move(lo)),
         labels_(std::move(labels)), channels_(std::move(channels)), which_(std::move(which)), own_(std::move(own)),
-        from_(std::move(from)), to_(std::move(to)), most_(std::move(most)) {
+        from_(std::move(from)), to_(std::move(to)), most_(std::move(most)), form_(alone(bits)) {
     expect(labels_.size() <= caches_.size() && channels_.size() == labels_.size(), "labels and channels: there must be one for each of the last layers");
     const size_t kv_heads = static_cast<size_t>(kv_heads_);
     expect_whole(tables_, "tables");
@@ -75,10 +75,11 @@ class ByLabels final : public Stored {
     streams_ = open_batch(rows_.size(), pages(), kv_heads, tables_, starts, lo_, hi);
     hi_.assign(hi.data(), hi.data() + hi.size());
     for (size_t i = 0; i < labels_.size(); i++) {
-      const size_t size = expect_keys(labels_[i]);
+      const size_t size = expect_keys(labels_[i], form_);
       expect(labels_[i].shape(0) == pages() && labels_[i].shape(1) == kv_heads, "labels must be (pages, kv heads, bytes)");
       expect_channels(channels_[i], kv_heads, static_cast<size_t>(dim_), size);
-      expect(channels_[i].shape(1) == channels_[0].shape(1) && size == labels_[0].shape(2) / (kPage * 2), "labels: layers differ");
+      expect(channels_[i].shape(1) == channels_[0].shape(1) && labels_[i].shape(2) == labels_[0].shape(2), "labels: layers differ");
+      label_dim_ = static_cast<int>(size);
     }
     expect(sink >= 0 && recent >= 0, "sink and recent must not be negative");
     expect_choosers(which_, own_, from_, to_, most_, rows_.size(), pages());
@@ -104,19 +105,19 @@ class ByLabels final : public Stored {
     if (!chooses) return;
     const Cache& labels = labels_[layer - dense];
     Look by = look(layer, qkv);
-    by.pages = labels.data(), by.kind = KV::bf16, by.dim = static_cast<int>(labels.shape(2) / (kPage * 2));
+    by.pages = labels.data(), by.kind = KV::bf16, by.dim = label_dim_;
     by.page_bytes = labels.shape(2), by.scale = 1.f;
     Choice choice = choice_;
     choice.channels = channels_[layer - dense].data();
-    choose(isa, by, dim_, choice, wide_, at_.data(), counts_.data());
+    choose(isa, form_, by, dim_, choice, wide_, at_.data(), counts_.data());
     attend_tokens(isa, look(layer, qkv), {which_.data(), at_.data(), counts_.data(), choice_.r, kv_heads_, wide_}, seen, nullptr);
   }
 
  private:
   void write_labels(const Kernels& isa, size_t i, const float* qkv) const {
     const In<int32_t, 2>& channels = channels_[i];
-    keys_write(isa, {labels_[i].data(), KV::bf16, kv_heads_, static_cast<int>(labels_[i].shape(2) / (kPage * 2)), labels_[i].shape(2)},
-               rows_.data(), static_cast<int>(rows_.size()), keys(qkv), width(), dim_, channels.data(), static_cast<int>(channels.shape(1)));
+    const Pages to{labels_[i].data(), KV::bf16, kv_heads_, label_dim_, labels_[i].shape(2)};
+    keys_write(isa, form_, to, rows_.data(), static_cast<int>(rows_.size()), keys(qkv), width(), dim_, channels.data(), static_cast<int>(channels.shape(1)));
   }
 
   In<int32_t, 2> tables_;
@@ -130,7 +131,8 @@ class ByLabels final : public Stored {
   In<int32_t, 2> own_;
   In<int32_t, 1> from_, to_, most_;
   Choice choice_{};
-  int wide_ = 0;
+  Alone form_;
+  int wide_ = 0, label_dim_ = 0;
 };
 
 // Pages of their own for every head, some of them chosen by bounds: see `attend` and `pick_pages`.
@@ -247,7 +249,7 @@ void bind_between(nb::module_& m) {
   nb::class_<Between>(m, "Between");
   nb::class_<ByLabels, Between>(m, "ByLabels")
       .def(nb::init<Caches, const std::string&, int, int, In<int64_t, 1>, float, In<int32_t, 2>, In<int32_t, 1>, In<int32_t, 1>, In<int32_t, 1>,
-                    Caches, std::vector<In<int32_t, 2>>, In<int32_t, 1>, In<int32_t, 2>, In<int32_t, 1>, In<int32_t, 1>, In<int32_t, 1>, int, int>());
+                    Caches, std::vector<In<int32_t, 2>>, In<int32_t, 1>, In<int32_t, 2>, In<int32_t, 1>, In<int32_t, 1>, In<int32_t, 1>, int, int, int>());
   nb::class_<ByPages, Between>(m, "ByPages")
       .def(nb::init<Caches, const std::string&, int, int, In<int64_t, 1>, float, ByPages::Tables, In<int32_t, 1>, In<int32_t, 2>,
                     std::vector<In<int32_t, 2>>, Caches, int, In<int64_t, 1>>())

@@ -132,6 +132,8 @@ struct Kernels {
   void (*attend)(const Look& look, int g, int t0, int t1, int split, Partial* partials);
   // The keys of a page of KV::bf16 that holds no values.
   void (*key_write)(uint8_t* page, int slot, int dim, const float* k);
+  // A token of a page of labels, `count` channels of at most dim: see labels.inl.
+  void (*label_write)(uint8_t* page, int slot, int dim, const float* channels, int count);
   // A page of KV::bf16 as one of codes, in which the tokens of `mask` keep four bits; and such a page as numbers, k and v
   // (64, dim) in order of position, rows `stride` apart.
   void (*zip_seal)(const uint8_t* raw, int dim, uint64_t mask, uint8_t* page);
@@ -139,6 +141,11 @@ struct Kernels {
   // Scores of the tokens that row t and the heads of key/value head g see in a split: s[head of the group][token of it].
   // What is not seen is left alone.
   void (*score)(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride);
+  // The largest of a group's scores for row t and every key/value head of pages that hold keys alone, in bf16: s (kv heads,
+  // stride), from token 0 on. What is not seen is left alone.
+  void (*score_best)(const Look& look, int t, int split, float* s, ptrdiff_t stride);
+  // The same of pages of labels.
+  void (*score_labels)(const Look& look, int t, int split, float* s, ptrdiff_t stride);
   // Scores of all tokens of a split for rows t0..t1 and the heads of key/value head g, at most kTile together: one row of s
   // each, kUnseen for what is not seen.
   void (*score_rows)(const Look& look, int g, int t0, int t1, int split, float* s, ptrdiff_t stride);

@@ -1,9 +1,7 @@
 #include "picking.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <memory>
 
 #include "memory.hpp"
 #include "pool.hpp"
@@ -58,18 +56,27 @@ int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places
   return count;
 }
 
-void keys_write(const Kernels& isa, const Pages& to, const int64_t* rows, int t, const float* k, ptrdiff_t stride, int dim,
+size_t alone_page_bytes(Alone form, int dim) {
+  return static_cast<size_t>(form == Alone::bf16 ? kPage * dim * 2 : kPage * dim / 2 + kPage * 4);
+}
+
+void keys_write(const Kernels& isa, Alone form, const Pages& to, const int64_t* rows, int t, const float* k, ptrdiff_t stride, int dim,
                 const int32_t* channels, int count) {
   alignas(64) float some[kMaxDim] = {};
   for (int i = 0; i < t; i++)
     for (int h = 0; h < to.heads; h++) {
       const float* key = k + i * stride + static_cast<ptrdiff_t>(h) * dim;
       for (int c = 0; c < count; c++) some[c] = key[channels[h * count + c]];
-      isa.key_write(to.at(rows[i], h), static_cast<int>(rows[i] % kPage), to.dim, channels == nullptr ? key : some);
+      const float* from = channels == nullptr ? key : some;
+      const int slot = static_cast<int>(rows[i] % kPage);
+      if (form == Alone::bf16)
+        isa.key_write(to.at(rows[i], h), slot, to.dim, from);
+      else
+        isa.label_write(to.at(rows[i], h), slot, to.dim, from, channels == nullptr ? dim : count);
     }
 }
 
-void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts) {
+void choose(const Kernels& isa, Alone form, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts) {
   static thread_local std::vector<float> own, kept;
   const int heads = look.kv_heads * look.group, dim = look.dim;
   own.assign(static_cast<size_t>(choice.r) * heads * dim, 0.f);
@@ -91,17 +98,6 @@ void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& ch
   Look by = look;
   by.q = own.data(), by.q_stride = static_cast<ptrdiff_t>(heads) * dim;
   by.lo = choice.lo, by.hi = choice.hi, by.row_step = 1, by.head_step = 0, by.table_step = 0;
-  const auto score = [&](int t, int g, int split) {
-    alignas(64) float room[kTile * kSplit];
-    const int from = split * kSplit, lo = std::max(from, by.lo[t]), hi = std::min(from + kSplit, by.hi[t]);
-    if (lo >= hi) return;
-    Look mine = by;
-    mine.table = choice.tables + static_cast<ptrdiff_t>(t) * choice.width;
-    isa.score(mine, g, t, split, room, kSplit);
-    float* to = s + (static_cast<size_t>(t) * look.kv_heads + static_cast<size_t>(g)) * n;
-    std::copy(room + (lo - from), room + (hi - from), to + lo);
-    for (int h = 1; h < look.group; h++) isa.raise(room + h * kSplit + (lo - from), hi - lo, 0.f, to + lo);
-  };
   const auto take = [&](int i) {
     static thread_local std::vector<int32_t> places;
     const int t = i / look.kv_heads, lo = choice.lo[t], hi = choice.hi[t];
@@ -118,18 +114,14 @@ void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& ch
     }
     std::fill(to + counts[i], to + wide, 0);
   };
-  // Whoever scores the last tokens of a head chooses among them, while others are at the next one.
-  static thread_local std::unique_ptr<std::atomic<int>[]> open;
-  static thread_local int room = 0;
-  const int sets = choice.r * look.kv_heads;
-  if (sets > room) open.reset(new std::atomic<int>[static_cast<size_t>(room = sets)]);
-  std::atomic<int>* const left = open.get();
-  for (int i = 0; i < sets; i++) left[i].store(splits, std::memory_order_relaxed);
-  Pool::get().each(sets * splits, [&](int task) {
-    const int i = task / splits;
-    score(i / look.kv_heads, i % look.kv_heads, task % splits);
-    if (left[i].fetch_sub(1, std::memory_order_acq_rel) == 1) take(i);
+  Pool& pool = Pool::get();
+  pool.each(choice.r * splits, [&](int task) {
+    const int t = task / splits;
+    Look mine = by;
+    mine.table = choice.tables + static_cast<ptrdiff_t>(t) * choice.width;
+    (form == Alone::bf16 ? isa.score_best : isa.score_labels)(mine, t, task % splits, s + static_cast<size_t>(t) * look.kv_heads * n, n);
   }, work >= kAlone);
+  pool.each(choice.r * look.kv_heads, take, work >= kAlone);
 }
 
 void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, float* out, float* lse) {

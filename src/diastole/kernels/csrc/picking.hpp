@@ -13,12 +13,15 @@ void scores(const Kernels& isa, const Look& look, const std::vector<Span>& strea
 // Returns how many there are, at most k.
 int top_places(const Kernels& isa, const float* x, int n, int k, int32_t* places);
 
-// Keys k (t, heads, dim) alone, to rows of a buffer of them; channels (heads, count): of each only these, then zeros, or null.
-void keys_write(const Kernels& isa, const Pages& to, const int64_t* rows, int t, const float* k, ptrdiff_t stride, int dim,
+// Keys k (t, heads, dim) alone, to rows of a buffer of them in bf16, or as labels; channels (heads, count): of each only
+// these, then zeros; null, where all are kept.
+enum class Alone { bf16, labels };
+size_t alone_page_bytes(Alone form, int dim);
+void keys_write(const Kernels& isa, Alone form, const Pages& to, const int64_t* rows, int t, const float* k, ptrdiff_t stride, int dim,
                 const int32_t* channels, int count);
 
-// Tokens chosen by some channels of their keys, which a buffer of keys alone holds: its dimension is `look.dim`, and what
-// is beyond `channels` of it is zero.
+// Tokens chosen by some channels of their keys, which a buffer of keys alone holds: its dimension is `look.dim`, a multiple
+// of 16, and what is beyond `channels` of it is zero.
 struct Choice {
   const int32_t* which;          // (r,): a row of q
   const int32_t* tables;         // (r, width)
@@ -29,7 +32,7 @@ struct Choice {
 };
 // To at (r, kv heads, wide): page * 64 + slot of those with the largest product with any query head of their group, in
 // order; counts (r, kv heads) how many. look.q: rows of whole query heads, each of head_dim.
-void choose(const Kernels& isa, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts);
+void choose(const Kernels& isa, Alone form, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts);
 
 // What some rows attend to, by sets: one for all query heads that share it.
 struct Chosen {

@@ -1,6 +1,7 @@
 // Checks of what is chosen by, for the files that bind it.
 #pragma once
 #include "check.hpp"
+#include "picking.hpp"
 
 namespace diastole {
 
@@ -12,11 +13,16 @@ inline void expect_channels(const In<int32_t, 2>& channels, size_t heads, size_t
     expect(channels.data()[i] >= 0 && channels.data()[i] < static_cast<int64_t>(head_dim), "channels: one is outside a head");
 }
 
+inline Alone alone(int bits) {
+  expect(bits == 16 || bits == 4, "bits must be 16 or 4");
+  return bits == 16 ? Alone::bf16 : Alone::labels;
+}
+
 // The dimension of a buffer of keys alone.
-inline size_t expect_keys(const Cache& buf) {
+inline size_t expect_keys(const Cache& buf, Alone form) {
   expect_whole(buf, "buf");
-  const size_t dim = buf.shape(2) / (kPage * 2);
-  expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim && buf.shape(2) == dim * kPage * 2, "buf: its pages have not the size of keys alone");
+  const size_t dim = form == Alone::bf16 ? buf.shape(2) / (kPage * 2) : (buf.shape(2) - std::min(buf.shape(2), size_t{kPage * 4})) / (kPage / 2);
+  expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim && buf.shape(2) == alone_page_bytes(form, static_cast<int>(dim)), "buf: its pages have not the size of keys alone");
   return dim;
 }
 

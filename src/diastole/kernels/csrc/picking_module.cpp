@@ -7,26 +7,26 @@
 namespace diastole {
 namespace {
 
-void keys_write_(Cache buf, In<int64_t, 1> rows, In<float, 3> k, std::optional<In<int32_t, 2>> channels) {
+void keys_write_(Cache buf, In<int64_t, 1> rows, In<float, 3> k, std::optional<In<int32_t, 2>> channels, int bits) {
   expect_rows(k, "k");
   expect_whole(rows, "rows");
-  const size_t heads = k.shape(1), own = k.shape(2), dim = expect_keys(buf);
+  const size_t heads = k.shape(1), own = k.shape(2), dim = expect_keys(buf, alone(bits));
   if (channels) expect_channels(*channels, heads, own, dim);
   expect(channels || own == dim, "buf: its pages have not the size of such keys");
   expect(k.shape(0) == rows.size() && heads == buf.shape(1), "k must be (rows, kv heads, dim)");
   expect_rows_within(rows, buf.shape(0));
   const Unlocked unlocked(static_cast<double>(k.size()));
   const Pages pages{buf.data(), KV::bf16, static_cast<int>(heads), static_cast<int>(dim), buf.shape(2)};
-  keys_write(isa(), pages, rows.data(), static_cast<int>(rows.size()), k.data(), k.stride(0), static_cast<int>(own), channels ? channels->data() : nullptr,
+  keys_write(isa(), alone(bits), pages, rows.data(), static_cast<int>(rows.size()), k.data(), k.stride(0), static_cast<int>(own), channels ? channels->data() : nullptr,
              channels ? static_cast<int>(channels->shape(1)) : 0);
 }
 
 void choose_(In<float, 3> q, Cache buf, In<int32_t, 2> channels, In<int32_t, 1> which, In<int32_t, 2> tables, In<int32_t, 1> lo,
-             In<int32_t, 1> hi, In<int32_t, 1> most, int sink, int recent, InOut<int64_t, 3> at, InOut<int32_t, 2> counts) {
+             In<int32_t, 1> hi, In<int32_t, 1> most, int sink, int recent, InOut<int64_t, 3> at, InOut<int32_t, 2> counts, int bits) {
   expect_rows(q, "q");
   expect_whole(at, "at");
   expect_whole(counts, "counts");
-  const size_t r = which.size(), heads = q.shape(1), own = q.shape(2), kv_heads = buf.shape(1), dim = expect_keys(buf), width = tables.shape(1);
+  const size_t r = which.size(), heads = q.shape(1), own = q.shape(2), kv_heads = buf.shape(1), dim = expect_keys(buf, alone(bits)), width = tables.shape(1);
   expect(kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kTile, "q: heads must be a multiple of the key/value heads, at most 48 times");
   expect_channels(channels, kv_heads, own, dim);
   expect(at.shape(0) == r && at.shape(1) == kv_heads && counts.shape(0) == r && counts.shape(1) == kv_heads, "at and counts must be (rows, kv heads, ...)");
@@ -41,7 +41,7 @@ void choose_(In<float, 3> q, Cache buf, In<int32_t, 2> channels, In<int32_t, 1> 
   const Choice choice{which.data(), tables.data(), lo.data(), hi.data(), most.data(), channels.data(), static_cast<int>(r),
                       static_cast<int>(width), static_cast<int>(channels.shape(1)), sink, recent};
   const Unlocked unlocked(tokens * static_cast<double>(heads * dim));
-  choose(isa(), look, static_cast<int>(own), choice, static_cast<int>(at.shape(2)), at.data(), counts.data());
+  choose(isa(), alone(bits), look, static_cast<int>(own), choice, static_cast<int>(at.shape(2)), at.data(), counts.data());
 }
 
 void scores_(In<float, 3> q, Cache buf, const std::string& fmt, In<int32_t, -1> tables, In<int32_t, 1> starts, In<int32_t, -1> lo,
@@ -180,8 +180,9 @@ void pick_pages_(In<float, 3> q, Cache index, int per, In<int32_t, 2> tables, In
 }  // namespace
 
 void bind_picking(nb::module_& m) {
-  m.def("keys_write", keys_write_, nb::arg("buf"), nb::arg("rows"), nb::arg("k"), nb::arg("channels").none() = nb::none());
-  m.def("choose", choose_);
+  m.def("keys_write", keys_write_, nb::arg("buf"), nb::arg("rows"), nb::arg("k"), nb::arg("channels").none() = nb::none(), nb::arg("bits") = 16);
+  m.def("choose", choose_, nb::arg("q"), nb::arg("buf"), nb::arg("channels"), nb::arg("which"), nb::arg("tables"), nb::arg("lo"), nb::arg("hi"),
+        nb::arg("most"), nb::arg("sink"), nb::arg("recent"), nb::arg("at"), nb::arg("counts"), nb::arg("bits") = 16);
   m.def("scores", scores_, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("tables"), nb::arg("starts"), nb::arg("lo"), nb::arg("hi"),
         nb::arg("scale"), nb::arg("out"), nb::arg("less").none() = nb::none());
   m.def("tops", tops_);
