@@ -119,7 +119,7 @@ def test_all_tokens_are_everything(isa: str, fmt: str) -> None:
     cache.ops.attend(q, cache.buf, fmt, cache.tables, one, zero, zero + 900, 0.2, out)
     at = np.repeat(cache.rows(0, 0, 900)[None, None], 3, axis=1)
     cache.ops.attend_tokens(q, cache.buf, fmt, zero, at, np.full((1, 3), 900, np.int32), 0.2, own)
-    same_bits(own, out)
+    assert np.abs(own - out).max() <= BOUND[fmt] * np.abs(out).max()
 
 
 @each_isa()

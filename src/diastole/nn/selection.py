@@ -27,7 +27,8 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Some rows attend to tokens one by one, the others to everything."""
+    """Some rows attend to tokens one by one, the others to everything: among these should be who would choose all, for
+    sums over single tokens are made in other pieces, and rounded otherwise."""
 
     which: Array  # (R,) int32: rows of the batch
     at: Array  # (R, S, K) int64: rows of the cache; S sets, one per key/value head or per query head

@@ -141,7 +141,9 @@ class DoubleSparsity:
         return plan
 
     def _made(self, b: Batch) -> _Plan | None:
-        rows = decoding(b, max(self.p.dense_below, 1))
+        if self.p.share == 1:
+            return None
+        rows = decoding(b, max(self.p.dense_below, self.p.budget + 1))
         if rows is None:
             return None
         seen = rows.hi - rows.lo

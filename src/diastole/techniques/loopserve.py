@@ -136,7 +136,7 @@ class LoopServe:
         memory.next = position + 1
         known, every = memory.next - memory.begin, self.p.reselect_every
         due = known == every or (known > every and memory.next % every == 0)
-        choose = due and memory.next >= self.p.dense_below
+        choose = due and memory.next > max(self.p.dense_below - 1, self.p.budget)
         if choose:
             memory.chosen = memory.next
         return Step(i, memory, position, choose)

@@ -43,7 +43,7 @@ class SinkWindow:
         self.p, self._sets = p, facts.kv_heads
 
     def select(self, view: View, q: Array) -> Tokens | None:
-        rows = decoding(view.b, max(self.p.dense_below, 1))
+        rows = decoding(view.b, max(self.p.dense_below, self.p.budget + 1))
         if rows is None or view.layer < self.p.dense_layers:
             return None
         if _NOTE not in view.b.notes:  # the same for all layers

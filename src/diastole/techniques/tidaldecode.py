@@ -63,7 +63,7 @@ class Tidal:
         self.sets = facts.heads if p.share == "head" else facts.kv_heads
 
     def _rows(self, b: Batch) -> Decoding | None:
-        return decoding(b, max(self.p.dense_below, 1))
+        return decoding(b, max(self.p.dense_below, self.p.budget + 1))
 
     def select(self, view: View, q: Array) -> Tokens | None:
         """What the last selection layer chose; None in selection layers and before them."""

@@ -17,6 +17,8 @@ struct Owner {  // of a row
   }
 };
 
+constexpr int kPart = 2 * kPage;  // tokens by themselves that one thread attends to at a time: few, for there are few of them
+
 }  // namespace
 
 void scores(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t table_stride,
@@ -135,7 +137,7 @@ void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, f
   tasks.clear();
   double work = 0;
   for (int s = 0; s < chosen.r * chosen.sets; s++) {
-    for (int split = 0; split == 0 || split * kSplit < chosen.counts[s]; split++)
+    for (int split = 0; split == 0 || split * kPart < chosen.counts[s]; split++)
       tasks.push_back({s, split, tasks.size() * static_cast<size_t>(group)});
     work += static_cast<double>(chosen.counts[s]) * group * look.dim;
   }
@@ -143,19 +145,19 @@ void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, f
   const std::vector<Task>& all = tasks;  // the caller's, in every thread
   Pool::get().each(static_cast<int>(all.size()), [&](int i) {
     static thread_local Scratch<uint8_t> room;
-    static const int32_t places[kSplit / kPage] = {0, 1, 2, 3, 4, 5, 6, 7};
+    static const int32_t places[kPart / kPage] = {0, 1};
     const Task& task = all[static_cast<size_t>(i)];
     const int set = task.set % chosen.sets, t = chosen.which[task.set / chosen.sets];
-    const int64_t* at = chosen.at + static_cast<ptrdiff_t>(task.set) * chosen.width + task.split * kSplit;
-    const int32_t lo = 0, hi = std::min(chosen.counts[task.set] - task.split * kSplit, kSplit);
+    const int64_t* at = chosen.at + static_cast<ptrdiff_t>(task.set) * chosen.width + task.split * kPart;
+    const int32_t lo = 0, hi = std::min(chosen.counts[task.set] - task.split * kPart, kPart);
     Look own = look;
     own.kv_heads = 1, own.group = group;
     own.q = look.q + t * look.q_stride + static_cast<ptrdiff_t>(set) * group * look.dim;
     own.table = places, own.table_step = 0;
     own.lo = &lo, own.hi = &hi, own.row_step = 0, own.head_step = 0;
-    uint8_t* copy = room.get(kSplit / kPage * look.page_bytes);
+    uint8_t* copy = room.get(kPart / kPage * look.page_bytes);
     isa.gather(look, set * look.kv_heads / chosen.sets, at, hi, copy);
-    own.pages = copy, own.split_tokens = kSplit;
+    own.pages = copy, own.split_tokens = kPart;
     if (own.kind == KV::rows) own.kind = KV::bf16;
     isa.attend(own, 0, 0, 1, 0, parts + task.at);
   }, work >= kAlone);
