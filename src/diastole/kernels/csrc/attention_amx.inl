@@ -185,10 +185,10 @@ inline void add_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, Si
   }
 }
 
-inline void visit_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, Sixteen& q, const Seen& view) {
+inline void visit_tiles(const Halves<const uint8_t>& page, int dim, Ahead next, bool near, Sixteen& q, const Seen& view) {
   alignas(64) float s[kTileRows * kPage];
   alignas(64) bf16 weights[kTileRows * kPage];
-  if (q.rows <= kFewQueries) {
+  if (q.rows <= kFewQueries && !near) {
     alignas(64) uint8_t room[kPage * kMaxDim * 2];
     const uint8_t* v = only_seen(page.v, dim, view.first, view.last, room);
     for_rows(q.rows, [&](auto r) {
@@ -288,7 +288,7 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
   }
   if (first < 0) first = 0;
   if (last > look.split_tokens) last = look.split_tokens;
-  if (n > kFewQueries || look.kind == KV::zip) shape.use();
+  if (n > kFewQueries || look.near || look.kind == KV::zip) shape.use();
   const DenormalsAreZero as_tiles;
   const auto place = [&](int page) { return look.page(split * (look.split_tokens / kPage) + page, g); };
   for (int page = first / kPage; page * kPage < last; page++) {
@@ -315,7 +315,7 @@ void walk_tiles(const Look& look, int g, int t0, int t1, int split, Partial* par
     for (int i = 0; i < groups; i++) {
       const Seen view(all[i], page);
       if (view.first >= view.last) continue;
-      visit_tiles(open, dim, next, all[i], view);
+      visit_tiles(open, dim, next, look.near, all[i], view);
       next.way = 0;  // the first rows have fetched it
     }
   }

@@ -86,6 +86,7 @@ struct Look {
   float scale;
   const uint8_t* next;  // the page that this thread probably looks at afterwards, or null
   int split_tokens = kSplit;  // whole pages
+  bool near = false;          // they are in this thread's cache
   // KV::zip: the pages are of codes, `fine` tokens of each with four bits; those with a slot that is not negative are
   // found in bf16 instead, and slots have pages of their own.
   const int32_t* slots = nullptr;
@@ -149,6 +150,8 @@ struct Kernels {
   // Scores of all tokens of a split for rows t0..t1 and the heads of key/value head g, at most kTile together: one row of s
   // each, kUnseen for what is not seen.
   void (*score_rows)(const Look& look, int g, int t0, int t1, int split, float* s, ptrdiff_t stride);
+  // Asks for n tokens of KV::rows that are going to be copied.
+  void (*fetch)(const Look& look, int g, const int64_t* at, int n);
   // Copies n tokens, rows `at` = page * 64 + slot, onto pages of room: as they are, those of KV::rows as KV::bf16.
   void (*gather)(const Look& look, int g, const int64_t* at, int n, uint8_t* room);
   // Products of r rows q (r, n), even columns before odd ones, with bf16 rows (m, n): out (r, m).

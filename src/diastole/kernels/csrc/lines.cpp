@@ -245,6 +245,7 @@ class Run {
     for (int at = 0; at < tokens; at += kSplit) {  // single tokens, brought together on pages
       const int32_t lo = 0, hi = std::min(kSplit, tokens - at);
       uint8_t* copy = room.get(kSplit / kPage * look.page_bytes);
+      isa.fetch(look, own_.g, tokens_.data() + at, hi);
       isa.gather(look, own_.g, tokens_.data() + at, hi, copy);
       Look picked = look;
       picked.q += static_cast<ptrdiff_t>(own_.g) * look.dim;

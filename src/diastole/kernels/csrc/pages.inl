@@ -185,6 +185,27 @@ inline void copy_token(KV kind, const uint8_t* page, int slot, uint8_t* to, int 
   std::memcpy(b.scales + (kPage + at) * 4, a.scales + (kPage + slot) * 4, 4);
 }
 
+// Where a token's key and value of KV::rows lie.
+struct Row {
+  const bf16 *key, *value;
+  Row(const Look& look, int g, int64_t at) {
+    const Halves<const uint8_t> page =
+        open_page(KV::rows, static_cast<const uint8_t*>(look.pages) + (static_cast<size_t>(at / kPage) * look.kv_heads + static_cast<size_t>(g)) * look.page_bytes, look.dim);
+    key = reinterpret_cast<const bf16*>(page.k) + at % kPage * look.dim;
+    value = reinterpret_cast<const bf16*>(page.v) + at % kPage * look.dim;
+  }
+};
+
+void fetch(const Look& look, int g, const int64_t* at, int n) {
+  for (int i = 0; look.kind == KV::rows && i < n; i++) {
+    const Row row(look, g, at[i]);
+    for (int d = 0; d < look.dim; d += 32) {
+      prefetch(row.key + d);
+      prefetch(row.value + d);
+    }
+  }
+}
+
 void gather(const Look& look, int g, const int64_t* at, int n, uint8_t* room) {
   const auto page = [&](int i) {
     return look.pages + (static_cast<size_t>(at[i] / kPage) * look.kv_heads + static_cast<size_t>(g)) * look.page_bytes;
@@ -198,13 +219,8 @@ void gather(const Look& look, int g, const int64_t* at, int n, uint8_t* room) {
     const bf16 *keys[kPage], *values[kPage];
     const int here = n - i < kPage ? n - i : kPage;
     for (int t = 0; t < here; t++) {
-      const Halves<const uint8_t> from = open_page(KV::rows, page(i + t), look.dim);
-      keys[t] = reinterpret_cast<const bf16*>(from.k) + at[i + t] % kPage * look.dim;
-      values[t] = reinterpret_cast<const bf16*>(from.v) + at[i + t] % kPage * look.dim;
-      for (int d = 0; d < look.dim; d += 32) {
-        prefetch(keys[t] + d);
-        prefetch(values[t] + d);
-      }
+      const Row row(look, g, at[i + t]);
+      keys[t] = row.key, values[t] = row.value;
     }
     form_page(keys, values, here, look.dim, room);
   }

@@ -143,23 +143,36 @@ void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, f
   }
   Partial* parts = kept.get(tasks.size() * static_cast<size_t>(group));
   const std::vector<Task>& all = tasks;  // the caller's, in every thread
-  Pool::get().each(static_cast<int>(all.size()), [&](int i) {
+  const auto set_of = [&](const Task& task) { return task.set % chosen.sets; };
+  const auto tokens = [&](const Task& task) { return chosen.at + static_cast<ptrdiff_t>(task.set) * chosen.width + task.split * kPart; };
+  const auto count = [&](const Task& task) { return std::min(chosen.counts[task.set] - task.split * kPart, kPart); };
+  const auto head = [&](const Task& task) { return set_of(task) * look.kv_heads / chosen.sets; };
+  const auto walk = [&](const Task& task) {
     static thread_local Scratch<uint8_t> room;
     static const int32_t places[kPart / kPage] = {0, 1};
-    const Task& task = all[static_cast<size_t>(i)];
-    const int set = task.set % chosen.sets, t = chosen.which[task.set / chosen.sets];
-    const int64_t* at = chosen.at + static_cast<ptrdiff_t>(task.set) * chosen.width + task.split * kPart;
-    const int32_t lo = 0, hi = std::min(chosen.counts[task.set] - task.split * kPart, kPart);
+    const int32_t lo = 0, hi = count(task);
     Look own = look;
     own.kv_heads = 1, own.group = group;
-    own.q = look.q + t * look.q_stride + static_cast<ptrdiff_t>(set) * group * look.dim;
+    own.q = look.q + chosen.which[task.set / chosen.sets] * look.q_stride + static_cast<ptrdiff_t>(set_of(task)) * group * look.dim;
     own.table = places, own.table_step = 0;
     own.lo = &lo, own.hi = &hi, own.row_step = 0, own.head_step = 0;
     uint8_t* copy = room.get(kPart / kPage * look.page_bytes);
-    isa.gather(look, set * look.kv_heads / chosen.sets, at, hi, copy);
-    own.pages = copy, own.split_tokens = kPart;
+    isa.gather(look, head(task), tokens(task), hi, copy);
+    own.pages = copy, own.split_tokens = kPart, own.near = true;
     if (own.kind == KV::rows) own.kind = KV::bf16;
     isa.attend(own, 0, 0, 1, 0, parts + task.at);
+  };
+  // Some at a time: while one part is multiplied, the next one comes from wherever it is.
+  const int n = static_cast<int>(all.size()), shares = std::min(n, 3 * Pool::get().threads());
+  Pool::get().each(shares, [&](int share) {
+    const int first = n * share / shares, last = n * (share + 1) / shares;
+    for (int i = first; i < last; i++) {
+      for (int next = i == first ? i : i + 1; next <= i + 1 && next < last; next++) {
+        const Task& task = all[static_cast<size_t>(next)];
+        isa.fetch(look, head(task), tokens(task), count(task));
+      }
+      walk(all[static_cast<size_t>(i)]);
+    }
   }, work >= kAlone);
   for (size_t i = 0; i < all.size();) {  // the splits of a set, in order
     const int set = all[i].set;
