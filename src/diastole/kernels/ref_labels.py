@@ -51,7 +51,7 @@ def label_scores(q: Array, buf: Array, tables: Array, lo: Array, hi: Array, out:
         own = np.where(scale > 0, np.rint(q * (1 / scale)), 0)
     out[...] = -np.inf
     for i, g in np.ndindex(len(q), groups):
-        at = np.arange(lo[i], hi[i])
+        at = np.arange(int(lo[i]), int(hi[i]))
         cell = tables[i, at // PAGE], g, at % PAGE
         mine = own[i].reshape(groups, -1, dim)[g]
         dots = (mine @ codes[cell][:, :dim].T.astype(np.float32)).astype(np.float32)
