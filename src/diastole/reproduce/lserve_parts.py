@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from diastole.bench.rig import Rig
 from diastole.nn.arena import Arena
 from diastole.nn.inside import Inside, Paged
 from diastole.nn.selection import Pages
-from diastole.slots import Selection, View
+from diastole.slots import KVStore, Selection, View
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch
 
@@ -51,6 +52,9 @@ class _Watch(Inside):
     @property
     def idle(self) -> bool:
         return False
+
+    def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> None:
+        """Layer by layer, to be timed."""
 
 
 @contextmanager

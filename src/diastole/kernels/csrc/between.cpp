@@ -246,7 +246,17 @@ class ByPages final : public Stored {
 }  // namespace
 
 void bind_between(nb::module_& m) {
-  nb::class_<Between>(m, "Between");
+  nb::class_<Between>(m, "Between")
+      .def("mix", [](Between& self, size_t layers, size_t layer, In<float, 3> qkv, InOut<float, 3> seen) {
+        expect_whole(qkv, "qkv");
+        expect_whole(seen, "seen");
+        const int heads = static_cast<int>(seen.shape(1)), dim = static_cast<int>(seen.shape(2)), all = static_cast<int>(qkv.shape(1));
+        expect(layer < layers && seen.shape(0) == qkv.shape(0) && qkv.shape(2) == seen.shape(2) && all > heads && (all - heads) % 2 == 0 &&
+                   self.fits(layers, qkv.shape(0), heads, (all - heads) / 2, dim),
+               "qkv must be (rows, heads + 2 kv heads, dim) and seen (rows, heads, dim), of the batch and model that this was made for");
+        const Unlocked unlocked;
+        self.mix(isa(), layer, qkv.data(), seen.data());
+      });
   nb::class_<ByLabels, Between>(m, "ByLabels")
       .def(nb::init<Caches, const std::string&, int, int, In<int64_t, 1>, float, In<int32_t, 2>, In<int32_t, 1>, In<int32_t, 1>, In<int32_t, 1>,
                     Caches, std::vector<In<int32_t, 2>>, In<int32_t, 1>, In<int32_t, 2>, In<int32_t, 1>, In<int32_t, 1>, In<int32_t, 1>, int, int, int>());
