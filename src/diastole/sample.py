@@ -113,7 +113,7 @@ def choose_all(samplers: Sequence[Sampler], logits: Array, positions: Sequence[i
         SomeFailed: an error for some of them, each on its own account.
     """
     try:
-        ids = _draw(samplers, logits, positions)
+        ids = draw(samplers, logits, positions)
         if all(s.plain for s in samplers):
             return [Chosen(i) for i in ids]
     except Exception:
@@ -121,7 +121,7 @@ def choose_all(samplers: Sequence[Sampler], logits: Array, positions: Sequence[i
     return _noted(samplers, logits, dict(enumerate(ids)), {})
 
 
-def _draw(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[int]:
+def draw(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[int]:
     """Ids, not yet noted anywhere: it can be done again."""
     out = np.empty(len(samplers), np.int64)
     adjusted = [i for i, s in enumerate(samplers) if s.adjusts]
@@ -142,7 +142,7 @@ def _each(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) 
     errors: dict[int, Exception] = {}
     for row, sampler in enumerate(samplers):
         try:
-            ids[row] = _draw([sampler], logits[row : row + 1], positions[row : row + 1])[0]
+            ids[row] = draw([sampler], logits[row : row + 1], positions[row : row + 1])[0]
         except Exception as e:  # whatever it is, the other rows are not to blame
             errors[row] = e
     return _noted(samplers, logits, ids, errors)

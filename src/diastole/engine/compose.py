@@ -43,7 +43,7 @@ class Mixed:
 def _in_time(emitting: list[Ask], seconds: float, cost: CostModel) -> list[Grant]:
     """All that they could run; else the least that the most urgent of them could, as far as it is predicted to end in
     time, and at least one."""
-    grants = [Grant(a.stream, a.hi) for a in emitting]
+    grants = [tuple.__new__(Grant, (a.stream, a.hi)) for a in emitting]
     if math.isinf(seconds) or cost.predict(grants) <= seconds:
         return grants
     urgent = sorted(emitting, key=lambda a: (a.due, a.stream.serial))

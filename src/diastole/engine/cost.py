@@ -22,10 +22,8 @@ EARLY = frozenset({16, 32, 64, 128, 256})
 
 def features(grants: Sequence[Grant]) -> tuple[float, float, float]:
     """(1, units, work in thousands of units)."""
-    units, work = 0, 0.0
-    for stream, n in grants:
-        units += n
-        work += n * (stream.done + n / 2)
+    units = sum([n for _, n in grants])
+    work = sum([n * (stream.done + n / 2) for stream, n in grants])
     return 1.0, float(units), work / 1000
 
 

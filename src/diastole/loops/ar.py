@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from diastole.loops import pooling
+from diastole.loops import decoding, pooling
 from diastole.loops.prompt import check_prompt
 from diastole.loops.texts import Text, Tokens
 from diastole.params import PoolParams, SamplingParams
@@ -167,7 +167,7 @@ class AutoRegressive:
             most = max(min(stream.given - stream.done, self._span(stream)), 1)
             return Ask(stream, self._whole(stream, 1), most, stream.due, False)
         if left == 1:
-            return Ask(stream, 1, 1, stream.due, True)
+            return decoding.ask(stream)
         return Ask(stream, self._whole(stream, 1), self._span(stream), stream.due, False)
 
     def _span(self, stream: Stream) -> int:
@@ -190,9 +190,11 @@ class AutoRegressive:
     def prepare(self, grants: Sequence[Grant]) -> Batch:
         kept: list[Grant] = []
         starved: list[Stream] = []
-        grow = self.pool.grow
+        grow, decode = self.pool.grow, True
         for grant in grants:
             stream, n = grant
+            if n > 1 or stream.known - stream.done > 1 or not stream.speaks:
+                decode = False
             if n > 1 or self.block > 1:
                 n = self._whole(stream, min(n, self._span(stream)))
                 grant = Grant(stream, n)
@@ -200,8 +202,7 @@ class AutoRegressive:
                 kept.append(grant)
             else:
                 starved.append(stream)
-        decode = kept and all(n == 1 and s.known - s.done == 1 and s.speaks for s, n in kept)
-        return (self._gather_decode if decode else self._gather)(kept, tuple(starved))
+        return (decoding.gather if decode and kept else self._gather)(kept, tuple(starved))
 
     def _gather(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
         streams = [s for s, _ in grants]
@@ -227,40 +228,12 @@ class AutoRegressive:
             tap=pooling.tap(grants, starts, self.width),
         )
 
-    def _gather_decode(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
-        """``_gather`` where every stream absorbs its last known token: through few calls, because after a forward pass
-        each one finds its code and data gone from the caches."""
-        streams = [s for s, _ in grants]
-        leases = [s.leases for s in streams]
-        places = [x["kv"].places for x in leases]
-        done = [s.done for s in streams]
-        b, longest = len(streams), max(map(len, places))
-        flat = [s.own.tip for s in streams]  # five arrays in one
-        flat += done
-        flat += [d + 1 for d in done]
-        flat += [0] * b
-        flat += range(b + 1)
-        for row in places:
-            flat += row
-            flat += [0] * (longest - len(row))
-        numbers = np.array(flat, np.int32)
-        starts = numbers[4 * b : 5 * b + 1]
-        return Batch(
-            grants=tuple(grants),
-            leases=tuple(leases),
-            inputs=numbers[:b],
-            pos=numbers[b : 2 * b],
-            starts=starts,
-            rows=np.array([row[d // PAGE] * PAGE + d % PAGE for row, d in zip(places, done, strict=True)], np.int64),
-            tables=numbers[5 * b + 1 :].reshape(b, longest),
-            lo=numbers[3 * b : 4 * b],
-            hi=numbers[2 * b : 3 * b],
-            want=starts[:b],
-            starved=starved,
-        )
-
     def commit(self, batch: Batch, output: Array, now: float) -> Outcome:
         """output (W, V) float32: logits of the streams whose last known token was absorbed, in batch order."""
+        if len(batch.want) == len(batch.inputs) and self.kv is None and self.refresh is None:
+            spoken = decoding.commit(batch, output, now, self._offer, self.close)
+            if spoken is not None:
+                return Outcome(spoken, [])
         speaking: list[Stream] = []
         rows: list[int] = []  # of output, one for each of them
         born: list[Stream] = []
