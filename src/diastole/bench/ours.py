@@ -77,7 +77,7 @@ class Ours:
         id = self._add(prompt, 1)
         began = time.perf_counter()
         while self._open[id] == 0:
-            self._step()
+            self.step()
         seconds = time.perf_counter() - began
         self.end()
         return seconds
@@ -86,7 +86,7 @@ class Ours:
         for prompt in prompts:
             self._add(prompt, self._context - len(prompt))
         while not all(self._open.values()):
-            self._step()
+            self.step()
 
     def decode(self, steps: int) -> float:
         return self._until({id: given + steps for id, given in self._open.items()})
@@ -103,7 +103,7 @@ class Ours:
     def _until(self, goal: dict[str, int]) -> float:
         began = time.perf_counter()
         while any(self._open[id] < wanted for id, wanted in goal.items()):
-            self._step()
+            self.step()
         return time.perf_counter() - began
 
     def end(self) -> None:
@@ -118,8 +118,13 @@ class Ours:
         self._open[id] = 0
         return id
 
-    def _step(self) -> None:
-        for event in self.engine.step() or ():
+    def step(self) -> float:
+        """One step of the engine: seconds."""
+        began = time.perf_counter()
+        events = self.engine.step()
+        seconds = time.perf_counter() - began
+        for event in events or ():
             if isinstance(event.data, Ended):
                 raise RuntimeError("the engine failed on a request: see the log")
             self._open[event.id] += 1
+        return seconds

@@ -76,7 +76,7 @@ def measure(model: str, threads: int, streams: int, steps: int, params: Sampling
     with native_sampling() as chooser:
         for _ in range(steps):
             forward.seconds = chooser.seconds = 0.0
-            seconds = ours.decode(1)
+            seconds = ours.step()
             whole.append(seconds)
             choosing.append(chooser.seconds)
             python.append(seconds - chooser.seconds - forward.seconds)

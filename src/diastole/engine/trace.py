@@ -84,7 +84,7 @@ class Trace:
         """
         self.last += 1
         works = [
-            (s.req.id, s.index, DECODE if n == 1 == s.known - s.done and s.emitted_at is not None else PREFILL, n)
+            (s.req.id, s.index, DECODE if n == 1 and s.emitted_at is not None and s.known - s.done == 1 else PREFILL, n)
             for s, n in grants
         ]
         self._ring.append((self.last, began, took, service, works))
