@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from diastole.bench.rig import Rig
 from diastole.nn.arena import Arena
 from diastole.nn.inside import Inside
-from diastole.slots import View
+from diastole.slots import KVStore, View
 from diastole.types import Array, Batch
 
 
@@ -39,6 +40,9 @@ class Recorded:
     @property
     def idle(self) -> bool:
         return False
+
+    def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> None:
+        """Layer by layer, to be seen."""
 
     def attend(self, view: View, q: Array, out: Array, arena: Arena) -> None:
         self._calls.append((view, q.copy()))

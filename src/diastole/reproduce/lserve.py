@@ -180,7 +180,7 @@ def quality(study: Study, size: Sizes, ladder: dict[str, tuple[str, ...]]) -> No
         claim="needles held",
         why="bounds of 64 tokens' keys are loose here: of few pages they choose others than those with the most mass",
     )
-    study.check("share of needles lost by static", whole - static, at_most(0.1), baseline=1 - whole, fallback=True)
+    study.note(f"share of needles lost by static alone: {whole - static:.2f}")
 
 
 def coverage(study: Study, size: Sizes) -> None:
@@ -284,7 +284,6 @@ def speed(study: Study, size: Sizes, ladder: dict[str, tuple[str, ...]]) -> None
         unit="x",
         claim="constant",
     )
-    study.check("selection in a step", parts["both"].select, at_most(0.2), unit="ms", claim="amortised by reuse")
     _bytes(study, size, rigs["both"], short["both"], parts["both"])
 
 

@@ -17,7 +17,9 @@ struct Owner {  // of a row
   }
 };
 
-constexpr int kPart = 2 * kPage;  // tokens by themselves that one thread attends to at a time: few, for there are few of them
+// Tokens by themselves that one thread attends to at a time, of so many: of few tokens few, or threads would wait; of many
+// as many as attention to everything takes.
+inline int part_of(int tokens) { return tokens <= 2 * kSplit ? 2 * kPage : kSplit; }
 
 }  // namespace
 
@@ -129,7 +131,7 @@ void choose(const Kernels& isa, Alone form, const Look& look, int head_dim, cons
 void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, float* out, float* lse) {
   const int heads = look.kv_heads * look.group, group = heads / chosen.sets;  // query heads of a set
   struct Task {
-    int set, split;
+    int set, first, count;
     size_t at;
   };
   static thread_local std::vector<Task> tasks;
@@ -137,28 +139,28 @@ void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, f
   tasks.clear();
   double work = 0;
   for (int s = 0; s < chosen.r * chosen.sets; s++) {
-    for (int split = 0; split == 0 || split * kPart < chosen.counts[s]; split++)
-      tasks.push_back({s, split, tasks.size() * static_cast<size_t>(group)});
-    work += static_cast<double>(chosen.counts[s]) * group * look.dim;
+    const int count = chosen.counts[s], part = part_of(count);
+    for (int first = 0; first == 0 || first < count; first += part)
+      tasks.push_back({s, first, std::min(count - first, part), tasks.size() * static_cast<size_t>(group)});
+    work += static_cast<double>(count) * group * look.dim;
   }
   Partial* parts = kept.get(tasks.size() * static_cast<size_t>(group));
   const std::vector<Task>& all = tasks;  // the caller's, in every thread
   const auto set_of = [&](const Task& task) { return task.set % chosen.sets; };
-  const auto tokens = [&](const Task& task) { return chosen.at + static_cast<ptrdiff_t>(task.set) * chosen.width + task.split * kPart; };
-  const auto count = [&](const Task& task) { return std::min(chosen.counts[task.set] - task.split * kPart, kPart); };
+  const auto tokens = [&](const Task& task) { return chosen.at + static_cast<ptrdiff_t>(task.set) * chosen.width + task.first; };
   const auto head = [&](const Task& task) { return set_of(task) * look.kv_heads / chosen.sets; };
   const auto walk = [&](const Task& task) {
     static thread_local Scratch<uint8_t> room;
-    static const int32_t places[kPart / kPage] = {0, 1};
-    const int32_t lo = 0, hi = count(task);
+    static const int32_t places[kSplit / kPage] = {0, 1, 2, 3, 4, 5, 6, 7};
+    const int32_t lo = 0, hi = task.count;
     Look own = look;
     own.kv_heads = 1, own.group = group;
     own.q = look.q + chosen.which[task.set / chosen.sets] * look.q_stride + static_cast<ptrdiff_t>(set_of(task)) * group * look.dim;
     own.table = places, own.table_step = 0;
     own.lo = &lo, own.hi = &hi, own.row_step = 0, own.head_step = 0;
-    uint8_t* copy = room.get(kPart / kPage * look.page_bytes);
+    uint8_t* copy = room.get(kSplit / kPage * look.page_bytes);
     isa.gather(look, head(task), tokens(task), hi, copy);
-    own.pages = copy, own.split_tokens = kPart, own.near = true;
+    own.pages = copy, own.near = true;
     if (own.kind == KV::rows) own.kind = KV::bf16;
     isa.attend(own, 0, 0, 1, 0, parts + task.at);
   };
@@ -169,7 +171,7 @@ void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, f
     for (int i = first; i < last; i++) {
       for (int next = i == first ? i : i + 1; next <= i + 1 && next < last; next++) {
         const Task& task = all[static_cast<size_t>(next)];
-        isa.fetch(look, head(task), tokens(task), count(task));
+        isa.fetch(look, head(task), tokens(task), task.count);
       }
       walk(all[static_cast<size_t>(i)]);
     }
