@@ -19,7 +19,7 @@ struct Owner {  // of a row
 
 // Tokens by themselves that one thread attends to at a time, of so many: of few tokens few, or threads would wait; of many
 // as many as attention to everything takes.
-inline int part_of(int tokens) { return tokens <= 2 * kSplit ? 2 * kPage : kSplit; }
+inline int part_of(int tokens) { return tokens <= kSplit ? 2 * kPage : kSplit; }
 
 }  // namespace
 
