@@ -76,6 +76,11 @@ def decoding(b: Batch, least: int) -> Decoding | None:
 
 
 def _decoding(b: Batch, least: int) -> Decoding | None:
+    if len(b.grants) == len(b.pos):  # a row of each stream: few, and mostly all of them
+        seen = zip(b.grants, b.pos.tolist(), b.lo.tolist(), b.hi.tolist(), strict=True)
+        if all([pos >= grant[0].given and hi - lo >= least for grant, pos, lo, hi in seen]):  # noqa: C419 - half the time
+            each = np.arange(len(b.pos) + 1, dtype=np.int32)
+            return Decoding(each[:-1], each[:-1], b.tables, each, b.lo, b.hi)
     given = np.array([s.given for s, _ in b.grants], np.int32)
     owner = np.repeat(np.arange(len(b.grants), dtype=np.int32), np.diff(b.starts))
     which = np.flatnonzero((b.pos >= given[owner]) & (b.hi - b.lo >= least)).astype(np.int32)

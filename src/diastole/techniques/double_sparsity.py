@@ -95,6 +95,7 @@ class DoubleSparsity:
     def __init__(self, p: Params, facts: Facts) -> None:
         _check(p, facts)
         self.p, self.heads, self.dim = p, facts.heads, facts.head_dim
+        self._native: Any = None  # see ``between``
         found = find(NAME, facts, p.calibration)
         # What depends on ``by`` and ``pairs`` is in the channels, and these change with both.
         channels = _channels(_importance(found, p.by, facts), p.channels, p.pairs)
@@ -129,10 +130,14 @@ class DoubleSparsity:
         plan, p = self._plan(b), self.p
         rows = _nobody(b) if plan is None else plan.rows
         most = rows.which if plan is None else plan.most
-        return fused.ByLabels(
-            kv.buffers, kv.fmt, self.heads, self.dim, b.rows, scale, b.tables, b.starts, b.lo, b.hi,
-            *self.companion.sparse, rows.which, rows.tables, rows.lo, rows.hi, most, p.sink, p.recent, p.bits,
+        if self._native is None:
+            labels = self.companion
+            self._native = fused.ByLabels(kv.buffers, kv.fmt, self.heads, self.dim, scale, *labels.sparse, labels.bits)
+        self._native.batch(
+            b.rows, b.tables, b.starts, b.lo, b.hi,
+            rows.which, rows.tables, rows.lo, rows.hi, most, p.sink, p.recent,
         )  # fmt: skip
+        return self._native
 
     def _plan(self, b: Batch) -> _Plan | None:
         if _NOTE not in b.notes:
@@ -147,8 +152,11 @@ class DoubleSparsity:
         if rows is None:
             return None
         seen = rows.hi - rows.lo
-        wanted = np.maximum(np.ceil(self.p.share * seen), self.p.budget)
-        most = np.minimum(wanted, seen).astype(np.int32)
+        if self.p.share:
+            wanted = np.maximum(np.ceil(self.p.share * seen), self.p.budget)
+            most = np.minimum(wanted, seen).astype(np.int32)
+        else:
+            most = np.full(len(seen), self.p.budget, np.int32)
         shape = (len(most), self.companion.channels.shape[1])
         return _Plan(
             rows, most, Tokens(rows.which, np.empty((*shape, int(most.max())), np.int64), np.empty(shape, np.int32))

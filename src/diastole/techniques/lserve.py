@@ -136,6 +136,7 @@ class LServe:
 
     def __init__(self, p: Params, facts: Facts) -> None:
         self.p, self.heads, self.dim = p, facts.heads, facts.head_dim
+        self._native: Any = None  # see ``between``
         _check(p, facts)
         self.streams, pattern = _streaming(p, facts)  # (L, Hkv) bool
         late = np.arange(facts.layers)[:, None] >= p.dense_layers
@@ -174,10 +175,11 @@ class LServe:
 
     def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
         plan = self._planned(b) or self._everything(b)
-        own = fused.ByPages(
-            kv.buffers, kv.fmt, self.heads, self.dim, b.rows, scale, [*plan.tables], plan.starts, plan.lo, [*plan.hi],
-            self.companion.arrays, self.companion.tokens, self.companion.ends(b),
-        )  # fmt: skip
+        if self._native is None:
+            bounds = self.companion
+            self._native = fused.ByPages(kv.buffers, kv.fmt, self.heads, self.dim, scale, bounds.arrays, bounds.tokens)
+        own = self._native
+        own.batch(b.rows, [*plan.tables], plan.starts, plan.lo, [*plan.hi], self.companion.ends(b))
         if (due := plan.due) is not None:
             which = due.rows.astype(np.int32)
             places, tables = [*due.places], [*plan.tables]

@@ -14,11 +14,11 @@ namespace {
 
 using Caches = std::vector<Cache>;
 
-// The caches of all layers and where this batch's rows go.
+// The caches of all layers, which stay the same, and where a batch's rows go.
 class Stored : public Between {
  public:
-  Stored(Caches caches, const std::string& fmt, int heads, int dim, In<int64_t, 1> rows, float scale)
-      : caches_(std::move(caches)), kind_(kv_kind(fmt)), dim_(dim), rows_(std::move(rows)), scale_(scale) {
+  Stored(Caches caches, const std::string& fmt, int heads, int dim, float scale)
+      : caches_(std::move(caches)), kind_(kv_kind(fmt)), dim_(dim), scale_(scale) {
     expect(!caches_.empty(), "there must be one cache per layer");
     for (const Cache& cache : caches_) {
       expect_cache(cache, kind_, static_cast<size_t>(dim));
@@ -27,15 +27,19 @@ class Stored : public Between {
     kv_heads_ = static_cast<int>(caches_[0].shape(1));
     expect(kv_heads_ > 0 && heads > 0 && heads % kv_heads_ == 0 && heads / kv_heads_ <= kTile, "heads do not fit the key/value heads");
     group_ = heads / kv_heads_;
-    expect_whole(rows_, "rows");
-    expect_rows_within(rows_, pages());
   }
 
   bool fits(size_t layers, size_t rows, int heads, int kv_heads, int dim) const override {
-    return layers == caches_.size() && rows == rows_.size() && heads == kv_heads_ * group_ && kv_heads == kv_heads_ && dim == dim_;
+    return layers == caches_.size() && rows == rows_.size() && rows > 0 && heads == kv_heads_ * group_ && kv_heads == kv_heads_ && dim == dim_;
   }
 
  protected:
+  void take(In<int64_t, 1> rows) {
+    rows_ = {};
+    expect_whole(rows, "rows");
+    expect_rows_within(rows, pages());
+    rows_ = std::move(rows);
+  }
   size_t pages() const { return caches_[0].shape(0); }
   int heads() const { return kv_heads_ * group_; }
   int width() const { return (heads() + 2 * kv_heads_) * dim_; }
@@ -53,27 +57,17 @@ class Stored : public Between {
   Caches caches_;
   KV kind_;
   int dim_, kv_heads_ = 0, group_ = 0;
-  In<int64_t, 1> rows_;
   float scale_;
+  In<int64_t, 1> rows_;
 };
 
 // Tokens chosen by labels, from layer `dense` on: see `choose` and `keys_write`.
 class ByLabels final : public Stored {
  public:
-  ByLabels(Caches caches, const std::string& fmt, int heads, int dim, In<int64_t, 1> rows, float scale, In<int32_t, 2> tables,
-           In<int32_t, 1> starts, In<int32_t, 1> lo, In<int32_t, 1> hi, Caches labels, std::vector<In<int32_t, 2>> channels, In<int32_t, 1> which,
-           In<int32_t, 2> own, In<int32_t, 1> from, In<int32_t, 1> to, In<int32_t, 1> most, int sink, int recent, int bits)
-      : Stored(std::move(caches), fmt, heads, dim, std::move(rows), scale), tables_(std::move(tables)), lo_(std::move(lo)),
-        labels_(std::move(labels)), channels_(std::move(channels)), which_(std::move(which)), own_(std::move(own)),
-        from_(std::move(from)), to_(std::move(to)), most_(std::move(most)), form_(alone(bits)) {
+  ByLabels(Caches caches, const std::string& fmt, int heads, int dim, float scale, Caches labels, std::vector<In<int32_t, 2>> channels, int bits)
+      : Stored(std::move(caches), fmt, heads, dim, scale), form_(alone(bits)), labels_(std::move(labels)), channels_(std::move(channels)) {
     expect(labels_.size() <= caches_.size() && channels_.size() == labels_.size(), "labels and channels: there must be one for each of the last layers");
     const size_t kv_heads = static_cast<size_t>(kv_heads_);
-    expect_whole(tables_, "tables");
-    expect_whole(starts, "starts");
-    expect_whole(lo_, "lo");
-    expect_whole(hi, "hi");
-    streams_ = open_batch(rows_.size(), pages(), kv_heads, tables_, starts, lo_, hi);
-    hi_.assign(hi.data(), hi.data() + hi.size());
     for (size_t i = 0; i < labels_.size(); i++) {
       const size_t size = expect_keys(labels_[i], form_);
       expect(labels_[i].shape(0) == pages() && labels_[i].shape(1) == kv_heads, "labels must be (pages, kv heads, bytes)");
@@ -81,15 +75,31 @@ class ByLabels final : public Stored {
       expect(channels_[i].shape(1) == channels_[0].shape(1) && labels_[i].shape(2) == labels_[0].shape(2), "labels: layers differ");
       label_dim_ = static_cast<int>(size);
     }
+  }
+
+  // The next batch: its rows, and which of them choose what.
+  void batch(In<int64_t, 1> rows, In<int32_t, 2> tables, In<int32_t, 1> starts, In<int32_t, 1> lo, In<int32_t, 1> hi, In<int32_t, 1> which,
+             In<int32_t, 2> own, In<int32_t, 1> from, In<int32_t, 1> to, In<int32_t, 1> most, int sink, int recent) {
+    take({});
+    const size_t kv_heads = static_cast<size_t>(kv_heads_);
+    streams_ = open_batch(rows.size(), pages(), kv_heads, tables, starts, lo, hi);
+    expect(tables.ndim() == 2 && lo.ndim() == 1, "heads must look at the same pages");
     expect(sink >= 0 && recent >= 0, "sink and recent must not be negative");
-    expect_choosers(which_, own_, from_, to_, most_, rows_.size(), pages());
+    expect_choosers(which, own, from, to, most, rows.size(), pages());
+    hi_.assign(hi.data(), hi.data() + hi.size());
+    others_ = hi_;
+    tables_ = std::move(tables), lo_ = std::move(lo), which_ = std::move(which), own_ = std::move(own);
+    from_ = std::move(from), to_ = std::move(to), most_ = std::move(most);
     choice_ = {which_.data(), own_.data(), from_.data(), to_.data(), most_.data(), nullptr, static_cast<int>(which_.size()),
                static_cast<int>(own_.shape(1)), labels_.empty() ? 0 : static_cast<int>(channels_[0].shape(1)), sink, recent};
-    for (int i = 0; i < choice_.r; i++) wide_ = std::max(wide_, most_.data()[i]);
+    wide_ = 0;
+    for (int i = 0; i < choice_.r; i++) {
+      wide_ = std::max(wide_, most_.data()[i]);
+      others_[static_cast<size_t>(which_.data()[i])] = 0;  // these see nothing but what they choose
+    }
     at_.resize(static_cast<size_t>(choice_.r) * kv_heads * static_cast<size_t>(wide_));
     counts_.resize(static_cast<size_t>(choice_.r) * kv_heads);
-    others_ = hi_;
-    for (int i = 0; i < choice_.r; i++) others_[static_cast<size_t>(which_.data()[i])] = 0;  // these see nothing but what they choose
+    take(std::move(rows));
   }
 
   void mix(const Kernels& isa, size_t layer, const float* qkv, float* seen) override {
@@ -120,19 +130,18 @@ class ByLabels final : public Stored {
     keys_write(isa, form_, to, rows_.data(), static_cast<int>(rows_.size()), keys(qkv), width(), dim_, channels.data(), static_cast<int>(channels.shape(1)));
   }
 
-  In<int32_t, 2> tables_;
-  In<int32_t, 1> lo_;
+  Alone form_;
+  Caches labels_;
+  std::vector<In<int32_t, 2>> channels_;
+  int label_dim_ = 0;
+  // of a batch
+  In<int32_t, 2> tables_, own_;
+  In<int32_t, 1> lo_, which_, from_, to_, most_;
   std::vector<int32_t> hi_, others_, counts_;
   std::vector<int64_t> at_;
   Seen streams_;
-  Caches labels_;
-  std::vector<In<int32_t, 2>> channels_;
-  In<int32_t, 1> which_;
-  In<int32_t, 2> own_;
-  In<int32_t, 1> from_, to_, most_;
   Choice choice_{};
-  Alone form_;
-  int wide_ = 0, label_dim_ = 0;
+  int wide_ = 0;
 };
 
 // Pages of their own for every head, some of them chosen by bounds: see `attend` and `pick_pages`.
@@ -140,23 +149,34 @@ class ByPages final : public Stored {
  public:
   using Tables = std::vector<In<int32_t, 3>>;  // of each layer: (runs, kv heads, pages)
 
-  ByPages(Caches caches, const std::string& fmt, int heads, int dim, In<int64_t, 1> rows, float scale, Tables tables,
-          In<int32_t, 1> starts, In<int32_t, 2> lo, std::vector<In<int32_t, 2>> hi, Caches bounds, int tokens, In<int64_t, 1> closed)
-      : Stored(std::move(caches), fmt, heads, dim, std::move(rows), scale), tables_(std::move(tables)), lo_(std::move(lo)), hi_(std::move(hi)),
-        bounds_(std::move(bounds)), tokens_(tokens), closed_(std::move(closed)) {
-    const size_t layers = caches_.size(), kv_heads = static_cast<size_t>(kv_heads_);
-    expect(tables_.size() == layers && hi_.size() == layers && bounds_.size() == layers, "tables, hi and bounds: there must be one for each layer");
+  ByPages(Caches caches, const std::string& fmt, int heads, int dim, float scale, Caches bounds, int tokens)
+      : Stored(std::move(caches), fmt, heads, dim, scale), bounds_(std::move(bounds)), tokens_(tokens) {
+    expect(bounds_.size() == caches_.size(), "bounds: there must be one for each layer");
     expect(tokens > 0 && kPage % tokens == 0 && tokens >= 4, "tokens must divide a page, and be 4 or more");
-    for (size_t l = 0; l < layers; l++) {
-      seen_.push_back(open_batch(rows_.size(), pages(), kv_heads, tables_[l], starts, lo_, hi_[l]));
-      expect_whole(bounds_[l], "bounds");
-      expect(bounds_[l].shape(0) == pages() && bounds_[l].shape(1) == kv_heads && bounds_[l].shape(2) == 4 * static_cast<size_t>(dim_) * per(),
+    for (const Cache& bounds_of : bounds_) {
+      expect_whole(bounds_of, "bounds");
+      expect(bounds_of.shape(0) == pages() && bounds_of.shape(1) == static_cast<size_t>(kv_heads_) && bounds_of.shape(2) == 4 * static_cast<size_t>(dim_) * per(),
              "bounds must be (pages, kv heads, 4 dim per page's runs)");
-      expect(reinterpret_cast<uintptr_t>(bounds_[l].data()) % 2 == 0, "bounds must be aligned to 2 bytes");
+      expect(reinterpret_cast<uintptr_t>(bounds_of.data()) % 2 == 0, "bounds must be aligned to 2 bytes");
     }
-    expect_whole(closed_, "closed");
-    expect_rows_within(closed_, pages());
-    for (size_t i = 0; i < closed_.size(); i++) expect(closed_.data()[i] % tokens == tokens - 1, "closed: a row is not the last of its run");
+  }
+
+  // The next batch: its rows, what they look at in each layer, and which of them complete a run of tokens.
+  void batch(In<int64_t, 1> rows, Tables tables, In<int32_t, 1> starts, In<int32_t, 2> lo, std::vector<In<int32_t, 2>> hi, In<int64_t, 1> closed) {
+    take({});
+    places_.clear();
+    const size_t layers = caches_.size();
+    expect(tables.size() == layers && hi.size() == layers, "tables and hi: there must be one for each layer");
+    seen_.clear();
+    for (size_t l = 0; l < layers; l++) {
+      expect(tables[l].ndim() == 3 && hi[l].ndim() == 2, "heads must look at pages of their own");
+      seen_.push_back(open_batch(rows.size(), pages(), static_cast<size_t>(kv_heads_), tables[l], starts, lo, hi[l]));
+    }
+    expect_whole(closed, "closed");
+    expect_rows_within(closed, pages());
+    for (size_t i = 0; i < closed.size(); i++) expect(closed.data()[i] % tokens_ == tokens_ - 1, "closed: a row is not the last of its run");
+    tables_ = std::move(tables), lo_ = std::move(lo), hi_ = std::move(hi), closed_ = std::move(closed);
+    take(std::move(rows));
   }
 
   // Rows of this batch that choose anew, and the tables that are written to then.
@@ -228,12 +248,13 @@ class ByPages final : public Stored {
                to_[layer].data(), static_cast<ptrdiff_t>(to_[layer].shape(2)));
   }
 
+  Caches bounds_;
+  int tokens_;
+  // of a batch
   Tables tables_;
   In<int32_t, 2> lo_;
   std::vector<In<int32_t, 2>> hi_;
   std::vector<Seen> seen_;
-  Caches bounds_;
-  int tokens_;
   In<int64_t, 1> closed_;
   In<int32_t, 1> which_, runs_, blocks_;
   In<int32_t, 2> own_;
@@ -258,11 +279,11 @@ void bind_between(nb::module_& m) {
         self.mix(isa(), layer, qkv.data(), seen.data());
       });
   nb::class_<ByLabels, Between>(m, "ByLabels")
-      .def(nb::init<Caches, const std::string&, int, int, In<int64_t, 1>, float, In<int32_t, 2>, In<int32_t, 1>, In<int32_t, 1>, In<int32_t, 1>,
-                    Caches, std::vector<In<int32_t, 2>>, In<int32_t, 1>, In<int32_t, 2>, In<int32_t, 1>, In<int32_t, 1>, In<int32_t, 1>, int, int, int>());
+      .def(nb::init<Caches, const std::string&, int, int, float, Caches, std::vector<In<int32_t, 2>>, int>())
+      .def("batch", &ByLabels::batch);
   nb::class_<ByPages, Between>(m, "ByPages")
-      .def(nb::init<Caches, const std::string&, int, int, In<int64_t, 1>, float, ByPages::Tables, In<int32_t, 1>, In<int32_t, 2>,
-                    std::vector<In<int32_t, 2>>, Caches, int, In<int64_t, 1>>())
+      .def(nb::init<Caches, const std::string&, int, int, float, Caches, int>())
+      .def("batch", &ByPages::batch)
       .def("due", &ByPages::due);
 }
 
