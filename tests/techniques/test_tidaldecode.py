@@ -33,6 +33,11 @@ def test_company_and_chunks_change_nothing() -> None:
     owed.indifferent_to_company(USE)
 
 
+@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+def test_without_coming_back_between_layers(monkeypatch: pytest.MonkeyPatch, kv: str) -> None:
+    owed.same_without_coming_back(monkeypatch, USE, kv=kv)
+
+
 def test_preemption_changes_nothing() -> None:
     owed.survives_preemption(USE)
 
@@ -55,6 +60,7 @@ def test_how_much_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append((view.layer, self.counts, self.at[0, :, : self.counts[0, 0]]))
         attend(self, view, q, out, lse)
 
+    owed.layer_by_layer(monkeypatch)
     monkeypatch.setattr(Tokens, "attend", watched)
     owed.alone(
         owed.service("tidaldecode:budget=64,layers=2+7,dense_below=100,correct_every=0"), owed.prompt(300), most=6

@@ -72,7 +72,8 @@ class Inside:
 
     def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
         """What acts there as native code for all layers of a batch, where that is possible."""
-        alone = self.kernel is None and not self.probes and kv.buffers is not None
+        looking_on = any(id(p) != id(self.select) for p in self.probes)  # but for the selector itself
+        alone = self.kernel is None and not looking_on and kv.buffers is not None
         return self.select.between(b, kv, fused, scale) if alone and isinstance(self.select, Unbroken) else None
 
     def attend(self, view: View, q: Array, out: Array, arena: Arena) -> None:

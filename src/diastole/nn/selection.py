@@ -75,6 +75,12 @@ def decoding(b: Batch, least: int) -> Decoding | None:
     return found
 
 
+def nobody(b: Batch) -> Decoding:
+    """No rows of a batch."""
+    none = np.empty(0, np.int32)
+    return Decoding(none, none, b.tables[:0], none, none, none)
+
+
 def _decoding(b: Batch, least: int) -> Decoding | None:
     if len(b.grants) == len(b.pos):  # a row of each stream: few, and mostly all of them
         seen = zip(b.grants, b.pos.tolist(), b.lo.tolist(), b.hi.tolist(), strict=True)

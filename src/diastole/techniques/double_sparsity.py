@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diastole.nn.selection import Decoding, Tokens, decoding
+from diastole.nn.selection import Decoding, Tokens, decoding, nobody
 from diastole.slots import Facts, KVStore, View
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch, KVFormat, PagedSpec, UserError
@@ -128,7 +128,7 @@ class DoubleSparsity:
 
     def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
         plan, p = self._plan(b), self.p
-        rows = _nobody(b) if plan is None else plan.rows
+        rows = nobody(b) if plan is None else plan.rows
         most = rows.which if plan is None else plan.most
         if self._native is None:
             labels = self.companion
@@ -170,11 +170,6 @@ class _Plan:
     rows: Decoding
     most: Array  # (R,) int32: how many tokens each attends to
     chosen: Tokens
-
-
-def _nobody(b: Batch) -> Decoding:
-    none = np.empty(0, np.int32)
-    return Decoding(none, none, b.tables[:0], none, none, none)
 
 
 def _channels(importance: Array, count: int, pairs: bool) -> Array:

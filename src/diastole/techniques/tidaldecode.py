@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from diastole.nn.selection import Decoding, Tokens, decoding, largest, weights
-from diastole.slots import Facts, View
+from diastole.nn.selection import Decoding, Tokens, decoding, largest, nobody, weights
+from diastole.slots import Facts, KVStore, View
 from diastole.types import Array, Batch, KVFormat, Stream, UserError
 
 NEEDS = frozenset({"paged_kv"})
@@ -40,7 +40,7 @@ class Params:
 
 
 class Tidal:
-    """Slots ``select``, ``probe`` and ``refresh``."""
+    """Slots ``select``, ``probe`` and ``refresh``; an ``Unbroken`` too."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows"})
     prefers: KVFormat = "rows"
@@ -48,7 +48,8 @@ class Tidal:
     companion = None
 
     def __init__(self, p: Params, facts: Facts) -> None:
-        self.p = p
+        self.p, self.facts = p, facts
+        self._native: Any = None  # see ``between``
         self.chosen_by = _layers(p.layers, facts.layers)
         if p.budget < p.sink + p.recent or p.recent < 1 or p.sink < 0:
             raise _wrong("budget", "must hold sink and recent, and recent is at least 1")
@@ -71,6 +72,21 @@ class Tidal:
             view.b.notes.pop(_NOTE, None)
         chosen: Tokens | None = view.b.notes.get(_NOTE)
         return chosen
+
+    def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
+        """Heads that share a key choose together there."""
+        if self.p.share != "group":
+            return None
+        if self._native is None:
+            f, chooses = self.facts, [layer in self.chosen_by for layer in range(self.facts.layers)]
+            self._native = fused.ByScores(kv.buffers, kv.fmt, f.heads, f.head_dim, scale, chooses)
+        p, rows = self.p, self._rows(b) or nobody(b)
+        most = np.full(len(rows.which), p.budget, np.int32)
+        self._native.batch(
+            b.rows, b.tables, b.starts, b.lo, b.hi,
+            rows.which, rows.tables, rows.lo, rows.hi, most, p.sink, p.recent,
+        )  # fmt: skip
+        return self._native
 
     def need(self, layer: int, b: Batch) -> bool:
         return layer in self.chosen_by and self._rows(b) is not None

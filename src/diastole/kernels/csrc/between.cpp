@@ -61,11 +61,66 @@ class Stored : public Between {
   In<int64_t, 1> rows_;
 };
 
-// Tokens chosen by labels, from layer `dense` on: see `choose` and `keys_write`.
-class ByLabels final : public Stored {
+// Some rows of a batch attend to tokens that they choose, the others to everything.
+class Picked : public Stored {
+ public:
+  using Stored::Stored;
+
+  // The next batch: its rows, and which of them choose how many tokens.
+  void batch(In<int64_t, 1> rows, In<int32_t, 2> tables, In<int32_t, 1> starts, In<int32_t, 1> lo, In<int32_t, 1> hi, In<int32_t, 1> which,
+             In<int32_t, 2> own, In<int32_t, 1> from, In<int32_t, 1> to, In<int32_t, 1> most, int sink, int recent) {
+    take({});
+    const size_t kv_heads = static_cast<size_t>(kv_heads_);
+    streams_ = open_batch(rows.size(), pages(), kv_heads, tables, starts, lo, hi);
+    expect(sink >= 0 && recent >= 0, "sink and recent must not be negative");
+    expect_choosers(which, own, from, to, most, rows.size(), pages());
+    hi_.assign(hi.data(), hi.data() + hi.size());
+    others_ = hi_;
+    tables_ = std::move(tables), lo_ = std::move(lo), which_ = std::move(which), own_ = std::move(own);
+    from_ = std::move(from), to_ = std::move(to), most_ = std::move(most);
+    choice_ = {which_.data(), own_.data(), from_.data(), to_.data(), most_.data(), nullptr, static_cast<int>(which_.size()),
+               static_cast<int>(own_.shape(1)), 0, sink, recent};
+    wide_ = 0;
+    for (int i = 0; i < choice_.r; i++) {
+      wide_ = std::max(wide_, most_.data()[i]);
+      others_[static_cast<size_t>(which_.data()[i])] = 0;  // these see nothing but what they choose
+    }
+    at_.resize(static_cast<size_t>(choice_.r) * kv_heads * static_cast<size_t>(wide_));
+    counts_.resize(static_cast<size_t>(choice_.r) * kv_heads);
+    take(std::move(rows));
+  }
+
+ protected:
+  bool picks() const { return choice_.r > 0; }
+
+  void attend_all(const Kernels& isa, const Look& look, float* seen, float* lse) const { attend_to(isa, look, hi_, seen, lse); }
+
+  // Who has chosen attends to that, the others to everything.
+  void attend_chosen(const Kernels& isa, const Look& look, float* seen) const {
+    if (static_cast<size_t>(choice_.r) < rows_.size()) attend_to(isa, look, others_, seen, nullptr);
+    attend_tokens(isa, look, {which_.data(), at_.data(), counts_.data(), choice_.r, kv_heads_, wide_}, seen, nullptr);
+  }
+
+  In<int32_t, 2> tables_, own_;
+  In<int32_t, 1> lo_, which_, from_, to_, most_;
+  std::vector<int32_t> hi_, others_, counts_;
+  std::vector<int64_t> at_;
+  Seen streams_;
+  Choice choice_{};
+  int wide_ = 0;
+
+ private:
+  void attend_to(const Kernels& isa, Look all, const std::vector<int32_t>& hi, float* seen, float* lse) const {
+    all.lo = lo_.data(), all.hi = hi.data();
+    attend(isa, all, streams_.streams, tables_.data(), streams_.stride, seen, lse);
+  }
+};
+
+// Tokens chosen by labels, which the last layers have: see `choose` and `keys_write`.
+class ByLabels final : public Picked {
  public:
   ByLabels(Caches caches, const std::string& fmt, int heads, int dim, float scale, Caches labels, std::vector<In<int32_t, 2>> channels, int bits)
-      : Stored(std::move(caches), fmt, heads, dim, scale), form_(alone(bits)), labels_(std::move(labels)), channels_(std::move(channels)) {
+      : Picked(std::move(caches), fmt, heads, dim, scale), form_(alone(bits)), labels_(std::move(labels)), channels_(std::move(channels)) {
     expect(labels_.size() <= caches_.size() && channels_.size() == labels_.size(), "labels and channels: there must be one for each of the last layers");
     const size_t kv_heads = static_cast<size_t>(kv_heads_);
     for (size_t i = 0; i < labels_.size(); i++) {
@@ -77,71 +132,56 @@ class ByLabels final : public Stored {
     }
   }
 
-  // The next batch: its rows, and which of them choose what.
-  void batch(In<int64_t, 1> rows, In<int32_t, 2> tables, In<int32_t, 1> starts, In<int32_t, 1> lo, In<int32_t, 1> hi, In<int32_t, 1> which,
-             In<int32_t, 2> own, In<int32_t, 1> from, In<int32_t, 1> to, In<int32_t, 1> most, int sink, int recent) {
-    take({});
-    const size_t kv_heads = static_cast<size_t>(kv_heads_);
-    streams_ = open_batch(rows.size(), pages(), kv_heads, tables, starts, lo, hi);
-    expect(tables.ndim() == 2 && lo.ndim() == 1, "heads must look at the same pages");
-    expect(sink >= 0 && recent >= 0, "sink and recent must not be negative");
-    expect_choosers(which, own, from, to, most, rows.size(), pages());
-    hi_.assign(hi.data(), hi.data() + hi.size());
-    others_ = hi_;
-    tables_ = std::move(tables), lo_ = std::move(lo), which_ = std::move(which), own_ = std::move(own);
-    from_ = std::move(from), to_ = std::move(to), most_ = std::move(most);
-    choice_ = {which_.data(), own_.data(), from_.data(), to_.data(), most_.data(), nullptr, static_cast<int>(which_.size()),
-               static_cast<int>(own_.shape(1)), labels_.empty() ? 0 : static_cast<int>(channels_[0].shape(1)), sink, recent};
-    wide_ = 0;
-    for (int i = 0; i < choice_.r; i++) {
-      wide_ = std::max(wide_, most_.data()[i]);
-      others_[static_cast<size_t>(which_.data()[i])] = 0;  // these see nothing but what they choose
-    }
-    at_.resize(static_cast<size_t>(choice_.r) * kv_heads * static_cast<size_t>(wide_));
-    counts_.resize(static_cast<size_t>(choice_.r) * kv_heads);
-    take(std::move(rows));
-  }
-
   void mix(const Kernels& isa, size_t layer, const float* qkv, float* seen) override {
     store(isa, layer, qkv);
+    const Look all = look(layer, qkv);
     const size_t dense = caches_.size() - labels_.size();
-    const bool labelled = layer >= dense, chooses = labelled && choice_.r > 0;
-    Look all = look(layer, qkv);
-    if (labelled) write_labels(isa, layer - dense, qkv);
-    if (!chooses || static_cast<size_t>(choice_.r) < rows_.size()) {
-      all.lo = lo_.data(), all.hi = (chooses ? others_ : hi_).data();
-      attend(isa, all, streams_.streams, tables_.data(), streams_.stride, seen, nullptr);
-    }
-    if (!chooses) return;
+    if (layer < dense) return attend_all(isa, all, seen, nullptr);
     const Cache& labels = labels_[layer - dense];
-    Look by = look(layer, qkv);
-    by.pages = labels.data(), by.kind = KV::bf16, by.dim = label_dim_;
-    by.page_bytes = labels.shape(2), by.scale = 1.f;
+    const In<int32_t, 2>& channels = channels_[layer - dense];
+    const int count = static_cast<int>(channels.shape(1));
+    const Pages to{labels.data(), KV::bf16, kv_heads_, label_dim_, labels.shape(2)};
+    keys_write(isa, form_, to, rows_.data(), static_cast<int>(rows_.size()), keys(qkv), width(), dim_, channels.data(), count);
+    if (!picks()) return attend_all(isa, all, seen, nullptr);
+    Look by = all;
+    by.pages = labels.data(), by.kind = KV::bf16, by.dim = label_dim_, by.page_bytes = labels.shape(2), by.scale = 1.f;
     Choice choice = choice_;
-    choice.channels = channels_[layer - dense].data();
+    choice.channels = channels.data(), choice.count = count;
     choose(isa, form_, by, dim_, choice, wide_, at_.data(), counts_.data());
-    attend_tokens(isa, look(layer, qkv), {which_.data(), at_.data(), counts_.data(), choice_.r, kv_heads_, wide_}, seen, nullptr);
+    attend_chosen(isa, all, seen);
   }
 
  private:
-  void write_labels(const Kernels& isa, size_t i, const float* qkv) const {
-    const In<int32_t, 2>& channels = channels_[i];
-    const Pages to{labels_[i].data(), KV::bf16, kv_heads_, label_dim_, labels_[i].shape(2)};
-    keys_write(isa, form_, to, rows_.data(), static_cast<int>(rows_.size()), keys(qkv), width(), dim_, channels.data(), static_cast<int>(channels.shape(1)));
-  }
-
   Alone form_;
   Caches labels_;
   std::vector<In<int32_t, 2>> channels_;
   int label_dim_ = 0;
-  // of a batch
-  In<int32_t, 2> tables_, own_;
-  In<int32_t, 1> lo_, which_, from_, to_, most_;
-  std::vector<int32_t> hi_, others_, counts_;
-  std::vector<int64_t> at_;
-  Seen streams_;
-  Choice choice_{};
-  int wide_ = 0;
+};
+
+// Tokens chosen in some layers by whole keys, for the layers that follow: see `choose_by_scores`.
+class ByScores final : public Picked {
+ public:
+  // chooses (layers,): whether a layer attends to everything and chooses; those before the first attend to everything.
+  ByScores(Caches caches, const std::string& fmt, int heads, int dim, float scale, std::vector<bool> chooses)
+      : Picked(std::move(caches), fmt, heads, dim, scale), chooses_(std::move(chooses)) {
+    expect(chooses_.size() == caches_.size(), "chooses: there must be one for each layer");
+    first_ = static_cast<size_t>(std::find(chooses_.begin(), chooses_.end(), true) - chooses_.begin());
+  }
+
+  void mix(const Kernels& isa, size_t layer, const float* qkv, float* seen) override {
+    store(isa, layer, qkv);
+    const Look all = look(layer, qkv);
+    if (picks() && layer > first_ && !chooses_[layer]) return attend_chosen(isa, all, seen);
+    if (!picks() || !chooses_[layer]) return attend_all(isa, all, seen, nullptr);
+    float* lse = lse_.get(rows_.size() * static_cast<size_t>(heads()));
+    attend_all(isa, all, seen, lse);
+    choose_by_scores(isa, all, choice_, lse, wide_, at_.data(), counts_.data());
+  }
+
+ private:
+  std::vector<bool> chooses_;
+  size_t first_;
+  Scratch<float> lse_;
 };
 
 // Pages of their own for every head, some of them chosen by bounds: see `attend` and `pick_pages`.
@@ -281,6 +321,9 @@ void bind_between(nb::module_& m) {
   nb::class_<ByLabels, Between>(m, "ByLabels")
       .def(nb::init<Caches, const std::string&, int, int, float, Caches, std::vector<In<int32_t, 2>>, int>())
       .def("batch", &ByLabels::batch);
+  nb::class_<ByScores, Between>(m, "ByScores")
+      .def(nb::init<Caches, const std::string&, int, int, float, std::vector<bool>>())
+      .def("batch", &ByScores::batch);
   nb::class_<ByPages, Between>(m, "ByPages")
       .def(nb::init<Caches, const std::string&, int, int, float, Caches, int>())
       .def("batch", &ByPages::batch)

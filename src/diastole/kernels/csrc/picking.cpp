@@ -80,6 +80,30 @@ void keys_write(const Kernels& isa, Alone form, const Pages& to, const int64_t* 
     }
 }
 
+namespace {
+
+// Of each row and head of scores s (r, kv heads, n) the tokens that it gets.
+void take(const Kernels& isa, const Choice& choice, int kv_heads, float* s, int n, int wide, int64_t* at, int32_t* counts) {
+  Pool::get().each(choice.r * kv_heads, [&](int i) {
+    static thread_local std::vector<int32_t> places;
+    const int t = i / kv_heads, lo = choice.lo[t], hi = choice.hi[t];
+    float* row = s + static_cast<size_t>(i) * n;
+    std::fill(row + lo, row + std::min(hi, lo + choice.sink), INFINITY);
+    std::fill(row + std::max(lo, hi - choice.recent), row + hi, INFINITY);
+    places.resize(static_cast<size_t>(wide));
+    counts[i] = top_places(isa, row + lo, hi - lo, std::min(choice.most[t], hi - lo), places.data());
+    const int32_t* table = choice.tables + static_cast<ptrdiff_t>(t) * choice.width;
+    int64_t* to = at + static_cast<ptrdiff_t>(i) * wide;
+    for (int j = 0; j < counts[i]; j++) {
+      const int token = lo + places[static_cast<size_t>(j)];
+      to[j] = static_cast<int64_t>(table[token / kPage]) * kPage + token % kPage;
+    }
+    std::fill(to + counts[i], to + wide, 0);
+  }, static_cast<double>(choice.r) * kv_heads * n >= kAlone / 8);
+}
+
+}  // namespace
+
 void choose(const Kernels& isa, Alone form, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts) {
   static thread_local std::vector<float> own, kept;
   const int heads = look.kv_heads * look.group, dim = look.dim;
@@ -102,22 +126,6 @@ void choose(const Kernels& isa, Alone form, const Look& look, int head_dim, cons
   Look by = look;
   by.q = own.data(), by.q_stride = static_cast<ptrdiff_t>(heads) * dim;
   by.lo = choice.lo, by.hi = choice.hi, by.row_step = 1, by.head_step = 0, by.table_step = 0;
-  const auto take = [&](int i) {
-    static thread_local std::vector<int32_t> places;
-    const int t = i / look.kv_heads, lo = choice.lo[t], hi = choice.hi[t];
-    float* row = s + static_cast<size_t>(i) * n;
-    std::fill(row + lo, row + std::min(hi, lo + choice.sink), INFINITY);
-    std::fill(row + std::max(lo, hi - choice.recent), row + hi, INFINITY);
-    places.resize(static_cast<size_t>(wide));
-    counts[i] = top_places(isa, row + lo, hi - lo, std::min(choice.most[t], hi - lo), places.data());
-    const int32_t* table = choice.tables + static_cast<ptrdiff_t>(t) * choice.width;
-    int64_t* to = at + static_cast<ptrdiff_t>(i) * wide;
-    for (int j = 0; j < counts[i]; j++) {
-      const int token = lo + places[static_cast<size_t>(j)];
-      to[j] = static_cast<int64_t>(table[token / kPage]) * kPage + token % kPage;
-    }
-    std::fill(to + counts[i], to + wide, 0);
-  };
   Pool& pool = Pool::get();
   pool.each(choice.r * splits, [&](int task) {
     const int t = task / splits;
@@ -125,7 +133,29 @@ void choose(const Kernels& isa, Alone form, const Look& look, int head_dim, cons
     mine.table = choice.tables + static_cast<ptrdiff_t>(t) * choice.width;
     (form == Alone::bf16 ? isa.score_best : isa.score_labels)(mine, t, task % splits, s + static_cast<size_t>(t) * look.kv_heads * n, n);
   }, work >= kAlone);
-  pool.each(choice.r * look.kv_heads, take, work >= kAlone);
+  take(isa, choice, look.kv_heads, s, n, wide, at, counts);
+}
+
+void choose_by_scores(const Kernels& isa, const Look& look, const Choice& choice, const float* lse, int wide, int64_t* at, int32_t* counts) {
+  static thread_local std::vector<float> own, off, kept;
+  const int heads = look.kv_heads * look.group;
+  const size_t size = static_cast<size_t>(heads) * static_cast<size_t>(look.dim);
+  own.resize(static_cast<size_t>(choice.r) * size);
+  off.resize(static_cast<size_t>(choice.r * heads));
+  std::vector<Span> each;
+  int n = 0;
+  for (int i = 0; i < choice.r; i++) {
+    std::copy_n(look.q + choice.which[i] * look.q_stride, size, own.data() + static_cast<size_t>(i) * size);
+    std::copy_n(lse + static_cast<ptrdiff_t>(choice.which[i]) * heads, heads, off.data() + i * heads);
+    each.push_back({i, i + 1});
+    n = std::max(n, choice.hi[i]);
+  }
+  kept.resize(static_cast<size_t>(choice.r) * look.kv_heads * n);
+  Look by = look;
+  by.q = own.data(), by.q_stride = static_cast<ptrdiff_t>(size);
+  by.lo = choice.lo, by.hi = choice.hi, by.row_step = 1, by.head_step = 0, by.table_step = 0;
+  scores(isa, by, each, choice.tables, choice.width, off.data(), kept.data(), look.kv_heads, n);
+  take(isa, choice, look.kv_heads, kept.data(), n, wide, at, counts);
 }
 
 void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, float* out, float* lse) {

@@ -34,6 +34,10 @@ struct Choice {
 // order; counts (r, kv heads) how many. look.q: rows of whole query heads, each of head_dim.
 void choose(const Kernels& isa, Alone form, const Look& look, int head_dim, const Choice& choice, int wide, int64_t* at, int32_t* counts);
 
+// The same by their whole keys: those with the largest softmax weight that any query head of a group gives them. lse (rows of
+// q, query heads): what its softmax divides by. choice.channels and count are not looked at.
+void choose_by_scores(const Kernels& isa, const Look& look, const Choice& choice, const float* lse, int wide, int64_t* at, int32_t* counts);
+
 // What some rows attend to, by sets: one for all query heads that share it.
 struct Chosen {
   const int32_t* which;  // (r,): a row of q
