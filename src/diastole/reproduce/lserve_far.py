@@ -19,26 +19,27 @@ from diastole.state.kv import PagedKV
 from diastole.types import Array, Batch, Grant, Request, Stream
 from diastole.weights.calibration import Calibration, about
 
+LAYERS = 6  # a step's planning is shared by them; a model has more
 _STEPS = 32  # decoded tokens of one turn
 
 
 def far(study: Study, knobs: str, rounds: int, folder: Path) -> None:
     """Selection and attention of decode steps over random keys: the time of steps, nothing about quality."""
-    study.note("at 32k and more: random keys and values, two layers, every second head streams")
+    study.note(f"at 32k and more: random keys and values, {LAYERS} layers, every second head streams")
     ops = load()
     rows, ratios = [], {}
     for n in (8_192, 32_768) if study.quick else (8_192, 32_768, 131_072):
         policy = _policy(knobs, n, ops, folder)
         store = PagedKV("bf16")
         store.attach(policy.companion)
-        field = Synthetic(replace(SMOLLM2, layers=2), store, ops, (n,))
+        field = Synthetic(replace(SMOLLM2, layers=LAYERS), store, ops, (n,))
         _bound(field, policy, ops)
         found = study.interleaved(
             {"dense": partial(_steps, field, None, ops), "sparse": partial(_steps, field, policy, ops)}, rounds, 2
         )
         ratio = found.speedup("sparse", over="dense")
         ratios[n] = ratio
-        rows.append([n, *(1e3 * found.median(x) / _STEPS / 2 for x in ("dense", "sparse")), ratio.median])
+        rows.append([n, *(1e3 * found.median(x) / _STEPS / LAYERS for x in ("dense", "sparse")), ratio.median])
     study.table("a layer's attention in ms, synthetic", ["tokens", "dense", "sparse with selection", "ratio"], rows)
     study.curve(
         "attention beside dense", [r[0] for r in rows], [r[3] for r in rows], xlabel="tokens", ylabel="times as fast"
@@ -49,10 +50,10 @@ def far(study: Study, knobs: str, rounds: int, folder: Path) -> None:
 
 
 def _policy(knobs: str, tokens: int, ops: Ops, folder: Path) -> Any:
-    """The technique for two layers of the synthetic geometry, in which half of the heads stream."""
-    facts = Facts(frozenset({"paged_kv"}), 2, 9, 3, 64, tokens, fingerprint="synthetic", ops=ops)
+    """The technique for some layers of the synthetic geometry, in which half of the heads stream."""
+    facts = Facts(frozenset({"paged_kv"}), LAYERS, 9, 3, 64, tokens, fingerprint="synthetic", ops=ops)
     table = folder / "synthetic.safetensors"
-    gates = np.arange(6, dtype=np.float32).reshape(2, 3) % 2
+    gates = np.arange(3 * LAYERS, dtype=np.float32).reshape(LAYERS, 3) % 2
     Calibration({"gates": gates}, about("lserve", facts)).write(table)
     module, params = registry.load(registry.Spec.parse(f"lserve:{knobs},pattern={table}"))
     return module.TECHNIQUE(params, facts)["select"]
@@ -81,17 +82,19 @@ def _bound(field: Synthetic, policy: Any, ops: Ops) -> None:
 
 def _steps(field: Synthetic, policy: Any, ops: Ops) -> None:
     """The last tokens of a stream, decoded: everything that attention does in them, and what selection does."""
-    n = field.lengths[0]
+    n, g, scale = field.lengths[0], field.geometry, field.geometry.head_dim**-0.5
     q = field.queries()
     out = np.empty_like(q)
+    qkv = np.concatenate([q, q[:, : 2 * g.kv_heads]], 1)
+    k, v = (qkv[:, at : at + g.kv_heads] for at in (g.heads, g.heads + g.kv_heads))
     given = n - _STEPS
     stream = Stream(Request("far", "far", (), None), 0, known=n, given=given)
     for pos in range(given, n):
         b = _batch(field, np.array([pos], np.int32), stream)
-        for layer in range(field.geometry.layers):
-            view = _view(field, layer, b, ops)
-            selection = None if policy is None else policy.select(view, q)
-            if selection is None:
-                field.store.attend(layer, q, b.tables, b.starts, b.lo, b.hi, view.scale, out)
+        native: Any = None if policy is None else policy.between(b, field.store, ops.fuse(), scale)
+        for layer in range(g.layers):
+            if native is None:
+                field.store.write(layer, b.rows, k, v)
+                field.store.attend(layer, q, b.tables, b.starts, b.lo, b.hi, scale, out)
             else:
-                selection.attend(view, q, out, None)
+                native.mix(g.layers, layer, qkv, out)
