@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from diastole.loops import decoding
 from diastole.state.pages import PAGE
-from diastole.types import SLO, Request, UserError
+from diastole.types import SLO, Event, Request, UserError
 from engine.toy import assert_clean, expected, request, run, texts, toy_engine, toy_service
 
 PROMPTS = {f"r{i}": [(7 * i + 3 * j) % 97 for j in range(5 + 37 * i)] for i in range(6)}
@@ -24,6 +25,28 @@ def test_texts_do_not_depend_on_chunks_or_company(cap: int, prefix: bool) -> Non
     assert texts(run(engine)) == {(id, 0): expected(p, 8) for id, p in PROMPTS.items()}
     assert_clean(service)
     assert service.ledger.pools["kv"].used == 0
+
+
+def test_decode_steps_are_committed_as_any_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through few calls or stream by stream: the same events at the same times, the same pages in the prefix cache."""
+
+    def lived() -> tuple[list[Event], int]:
+        service = toy_service()
+        engine = toy_engine(service)
+        for id, prompt in PROMPTS.items():
+            engine.add(request(id, prompt, most=90))
+        events = run(engine)
+        engine.add(request("again", PROMPTS["r5"], most=3))
+        events += run(engine)
+        assert_clean(service)
+        return events, service.meter.counters["prefix_cache_hits"]
+
+    quick = lived()
+    assert len({e.at for e in quick[0]}) > 20
+    called: list[int] = []
+    monkeypatch.setattr(decoding, "commit", lambda *_: called.append(1))
+    assert lived() == quick
+    assert called
 
 
 def test_starvation_preempts_and_every_text_is_still_right() -> None:
