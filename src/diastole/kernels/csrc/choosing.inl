@@ -50,12 +50,12 @@ inline int keep_reaching(const float* x, int n, int32_t order, float* values, in
     const Floats v = load(x + i);
     const Ints in = reaches(v, order);
     const int here = squeeze(in, lanes + i, places + count);
-    if (values != nullptr) squeeze(in, bits(v), values + count);
+    squeeze(in, bits(v), values + count);
     count += here;
   }
   for (; i < n; i++) {
     places[count] = i;
-    if (values != nullptr) values[count] = x[i];
+    values[count] = x[i];
     count += x[i] > of_order(order - 1);
   }
   return count;
