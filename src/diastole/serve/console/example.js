@@ -1,5 +1,5 @@
 // An example for the engine's view: two streams speak, and a long prompt arrives. The long one is absorbed in chunks,
-// between which the others go on.
+// between which the others go on. No answer ends by itself: they must be seen together, however fast they are.
 import { write } from "./answer.js";
 
 const SPEAK = "Tell me a long story about the sea.";
@@ -19,11 +19,11 @@ export async function run(model, signal) {
     const turn = { content: "" };
     // A salt of its own: otherwise the second time nothing is left to absorb.
     const cache_salt = String(Math.random());
-    const body = { model, messages: [{ role: "user", content }], max_tokens, temperature: 0.7, cache_salt };
+    const body = { model, messages: [{ role: "user", content }], max_tokens, ignore_eos: true, temperature: 0.7, cache_salt };
     if (!signal.aborted) await write(turn, body, signal, () => {});
     return turn.error ?? null;
   };
-  const later = wait(LATER_MS, signal).then(() => ask(LONG, 40));
-  const said = await Promise.all([ask(SPEAK, 300), ask(SPEAK, 300), later]);
+  const later = wait(LATER_MS, signal).then(() => ask(LONG, 200));
+  const said = await Promise.all([ask(SPEAK, 800), ask(SPEAK, 800), later]);
   return said.find((error) => error !== null) ?? null;
 }
