@@ -92,8 +92,8 @@ class ServiceConfig:
     )
     kv: str = knob(
         "auto",
-        "format of keys and values; rows: bf16, but token by token; auto: bf16, or what a technique in use prefers",
-        choices=("auto", "f32", "bf16", "int8", "rows"),
+        "format of keys and values; rows, rows8: bf16, int8 token by token; auto: bf16, or what a technique prefers",
+        choices=("auto", "f32", "bf16", "int8", "rows", "rows8"),
     )
     context: int = knob(0, "most tokens of a stream; 0: the model's own", unit="tokens", low=0, high=2**31 - 1)
     max_streams: int = knob(64, "streams that hold state at once", low=1, high=65_536)

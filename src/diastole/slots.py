@@ -115,6 +115,10 @@ class KVStore(Protocol):
         """Whether the native kernels may write its buffers too."""
         ...
 
+    def suit(self, prefers: KVFormat) -> None:
+        """Lie as a selector that prefers this form reads fastest, in as many bits as before. Before ``alloc``."""
+        ...
+
     def attach(self, companion: Companion) -> None:
         """Keep this beside every page. Before ``alloc``."""
         ...

@@ -185,4 +185,4 @@ class CellSpec:
     dtype: str = "float32"
 
 
-KVFormat: TypeAlias = Literal["f32", "bf16", "int8", "rows"]  # rows: bf16 too, each token one run of bytes
+KVFormat: TypeAlias = Literal["f32", "bf16", "int8", "rows", "rows8"]  # rows, rows8: bf16 and int8 token by token

@@ -66,7 +66,7 @@ def test_attention_rows(ops: Ops, fmt: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(("group", "dim"), [(1, 32), (2, 64), (3, 64), (5, 96), (7, 128)])
-@pytest.mark.parametrize("fmt", ["bf16", "rows"])
+@pytest.mark.parametrize("fmt", ["bf16", "rows", "rows8"])
 def test_few_attention_rows(ops: Ops, fmt: str, group: int, dim: int) -> None:
     """One row, two, three and so on beside twenty: scores so far apart that many weights are next to nothing."""
     cache = Cache(ops, fmt, dim, 2, 700)

@@ -10,8 +10,8 @@ import pytest
 from diastole.types import Array
 from kernels.cases import PAGE, REF, Cache, each_isa, native, normal, same_bits, softmax
 
-FORMATS = ("f32", "bf16", "int8", "rows")
-BOUND = {"f32": 2e-6, "bf16": 6e-3, "rows": 6e-3, "int8": 2e-2}
+FORMATS = ("f32", "bf16", "int8", "rows", "rows8")
+BOUND = {"f32": 2e-6, "bf16": 6e-3, "rows": 6e-3, "int8": 2e-2, "rows8": 2e-2}
 LENGTH, FIRST, HEADS = 1300, 1088, 9  # the block's rows are 1088..1299
 
 

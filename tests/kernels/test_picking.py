@@ -7,8 +7,9 @@ from diastole.kernels.ref_labels import labels_read
 from diastole.types import Array
 from kernels.cases import PAGE, REF, Cache, bf16, each_isa, native, normal, same_bits
 
-FORMATS = ("f32", "bf16", "int8", "rows")
-BOUND = {"f32": 2e-6, "bf16": 6e-3, "rows": 6e-3, "int8": 2e-2}  # of the error, beside the twin's result as a whole
+FORMATS = ("f32", "bf16", "int8", "rows", "rows8")
+# of the error, beside the twin's result as a whole
+BOUND = {"f32": 2e-6, "bf16": 6e-3, "rows": 6e-3, "int8": 2e-2, "rows8": 2e-2}
 
 
 def ranges(n: int, *rows: tuple[int, int]) -> tuple[Array, Array]:
@@ -35,6 +36,35 @@ def test_rows_hold_what_bf16_holds_and_give_the_same_bits(isa: str, dim: int) ->
             same_bits(a, other)
     for a, other in zip(rows.attend(q, streams, lo, hi), plain.attend(q, streams, lo, hi), strict=True):
         same_bits(a, other)
+
+
+@each_isa()
+@pytest.mark.parametrize("dim", [16, 64, 80, 256])
+def test_rows_of_bytes_are_those_of_the_twin(isa: str, dim: int) -> None:
+    """Their steps are in their lowest bits: whatever the size of the numbers, from nothing to what has no number."""
+    rng = np.random.default_rng(12)
+    size = np.float32(2.0) ** rng.integers(-30, 25, (200, 3, 1)).astype(np.float32)
+    size[7], size[8, 1], size[9] = 0, np.nan, np.float32(1e30)
+    k, v = (normal(rng, 200, 3, dim) * size for _ in range(2))
+    v[10, 0, dim - 1] = -np.inf
+    results = []
+    for ops in (native(isa), REF):
+        buf = ops.alloc(4 * 3 * ops.kv_page_bytes("rows8", dim)).reshape(4, 3, -1)
+        rows, out = rng.permutation(200), (np.empty_like(k), np.empty_like(v))
+        ops.kv_write(buf, "rows8", rows, k[rows], v[rows])
+        ops.kv_read(buf, "rows8", np.arange(200), *out)
+        results.append(out)
+    for given, fast, slow in zip((k, v), *results, strict=True):
+        same_bits(*(np.where(np.isnan(x), np.float32(7e30), x) for x in (fast, slow)))
+        most = np.abs(given).max(-1, keepdims=True)
+        held = (most < 2.0**11.75 * 127) & (most > 1e-3)  # a step is neither too small nor the least
+        step = np.where(held, most, 1) / 127 * 1.0906  # an eighth of an octave
+        error = np.where(held, np.abs(fast - given), 0) / step
+        assert error[..., 8:].max(initial=0) <= 0.5 + 0.5  # a half of 2**-7 is what bf16 rounds 127 steps by
+        assert error[..., :8].max() <= 1 + 0.5
+        assert (np.isnan(fast).all(-1) == ~(most[..., 0] < 2.0**11.75 * 127)).all()
+        assert (fast[7] == 0).all()
+    assert native(isa).kv_page_bytes("rows8", dim) * 2 == native(isa).kv_page_bytes("bf16", dim)
 
 
 def pages_of_heads(cache: Cache, rng: np.random.Generator, rows: int, most: int) -> tuple[Array, Array, Array]:

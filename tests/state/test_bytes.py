@@ -36,7 +36,7 @@ print(empty, resident() - before, int(kv.bytes_per_token * pages * PAGE))
 
 
 @pytest.mark.skipif(compiled() is None or not sys.platform.startswith("linux"), reason="reads /proc; native pages")
-@pytest.mark.parametrize("fmt", ["bf16", "rows", "int8", "f32"])
+@pytest.mark.parametrize("fmt", ["bf16", "rows", "int8", "rows8", "f32"])
 def test_bytes_per_token_are_what_the_process_grows_by(fmt: str) -> None:
     found = subprocess.run([sys.executable, "-c", GROWS, fmt], capture_output=True, text=True, check=True)
     empty, grown, told = map(int, found.stdout.split())

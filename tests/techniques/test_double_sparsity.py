@@ -17,7 +17,7 @@ from techniques import owed
 USE = "double-sparsity:budget=64,channels=8,dense_below=100"
 
 
-@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+@pytest.mark.parametrize("kv", ["rows", "rows8", "bf16", "int8", "f32"])
 @pytest.mark.parametrize("knobs", ["budget=2048", "budget=32,share=1"])
 def test_a_budget_for_everything_is_dense(knobs: str, kv: str) -> None:
     owed.same_as_plain(f"double-sparsity:{knobs},dense_below=1", kv=kv)
@@ -35,7 +35,7 @@ def test_company_and_chunks_change_nothing() -> None:
     owed.indifferent_to_company(USE)
 
 
-@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+@pytest.mark.parametrize("kv", ["rows", "rows8", "bf16", "int8", "f32"])
 def test_without_coming_back_between_layers(monkeypatch: pytest.MonkeyPatch, kv: str) -> None:
     owed.same_without_coming_back(monkeypatch, USE, kv=kv)
 
@@ -102,6 +102,16 @@ def test_bytes_of_labels_are_counted() -> None:
         for bits, each in ((16, padded * 2), (4, padded // 2 + 4)):
             kv = owed.service(f"double-sparsity:channels={channels},bits={bits}").state["kv"]
             assert kv.bytes_per_token - plain == 14 * 2 * each
+
+
+def test_int8_lies_token_by_token_for_who_picks_tokens() -> None:
+    """In as many bytes; pages for who picks none, and as the user says where he says it."""
+    form = lambda *use, **settings: owed.service(*use, **settings).state["kv"].fmt  # noqa: E731
+    assert form("int8-kv") == form("int8-kv", "lserve") == form("double-sparsity", kv="int8") == "int8"
+    assert form("double-sparsity", "int8-kv") == form("tidaldecode", "int8-kv") == "rows8"
+    assert form("double-sparsity") == "rows"
+    bytes_of = lambda kv: owed.service(kv=kv).state["kv"].bytes_per_token  # noqa: E731
+    assert bytes_of("rows8") * 2 == bytes_of("rows")
 
 
 # ---- calibrations

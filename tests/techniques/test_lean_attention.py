@@ -23,7 +23,7 @@ def native(of: Service) -> Native:
     return ops
 
 
-@pytest.mark.parametrize("kv", ["bf16", "int8", "f32", "rows"])
+@pytest.mark.parametrize("kv", ["bf16", "int8", "f32", "rows", "rows8"])
 @pytest.mark.parametrize("knobs", ["", ":workers=7", ":help=false,workers=3"])
 def test_with_the_engine_s_own_pieces_every_bit_is_the_same(knobs: str, kv: str) -> None:
     owed.same_as_plain(f"lean-attention{knobs}", kv=kv)

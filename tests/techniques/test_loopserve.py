@@ -13,7 +13,7 @@ KNOBS = "sample_rows=16,block=64,budget=64,reselect_every=4,sink=4,recent=16,den
 USE = f"loopserve:alpha=0.7,{KNOBS}"
 
 
-@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+@pytest.mark.parametrize("kv", ["rows", "rows8", "bf16", "int8", "f32"])
 def test_all_of_the_attention_and_a_budget_for_everything_are_dense(kv: str) -> None:
     owed.same_as_plain("loopserve:alpha=1,budget=2048,reselect_every=4,recent=16,dense_below=1", kv=kv)
 

@@ -50,7 +50,7 @@ def write(path: Path, gates: Array, facts: Facts = FACTS) -> None:
 # ---- identity
 
 
-@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+@pytest.mark.parametrize("kv", ["rows", "rows8", "bf16", "int8", "f32"])
 def test_a_budget_for_everything_is_dense(kv: str) -> None:
     owed.same_as_plain("lserve:sparsity=0,budget=2048", kv=kv)
 
@@ -78,7 +78,7 @@ def test_company_and_chunks_change_nothing(use: str) -> None:
     owed.indifferent_to_company(use)
 
 
-@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+@pytest.mark.parametrize("kv", ["rows", "rows8", "bf16", "int8", "f32"])
 def test_without_coming_back_between_layers(monkeypatch: pytest.MonkeyPatch, both: str, kv: str) -> None:
     owed.same_without_coming_back(monkeypatch, both, kv=kv)
 

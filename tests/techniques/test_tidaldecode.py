@@ -16,7 +16,7 @@ USE = "tidaldecode:budget=64,layers=2+7,dense_below=100,correct_every=16"
 
 
 @pytest.mark.parametrize("share", ["group", "head", "layer"])
-@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+@pytest.mark.parametrize("kv", ["rows", "rows8", "bf16", "int8", "f32"])
 def test_a_budget_for_everything_is_dense(share: str, kv: str) -> None:
     owed.same_as_plain(f"tidaldecode:budget=2048,dense_below=1,layers=2+7,share={share}", kv=kv)
 
@@ -33,7 +33,7 @@ def test_company_and_chunks_change_nothing() -> None:
     owed.indifferent_to_company(USE)
 
 
-@pytest.mark.parametrize("kv", ["rows", "bf16", "int8", "f32"])
+@pytest.mark.parametrize("kv", ["rows", "rows8", "bf16", "int8", "f32"])
 def test_without_coming_back_between_layers(monkeypatch: pytest.MonkeyPatch, kv: str) -> None:
     owed.same_without_coming_back(monkeypatch, USE, kv=kv)
 

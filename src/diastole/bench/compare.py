@@ -77,7 +77,7 @@ def field(
     tell: Callable[[str], None],
 ) -> list[Entry]:
     """Everybody: Diastole on these kernels, as it comes, with int8 keys and values, with bf16 weights as transformers
-    has them, and with each of the techniques ``use``; llama.cpp in these formats; transformers.
+    has them, and with each of the techniques ``use``, several joined by "+"; llama.cpp in these formats; transformers.
 
     Raises:
         UserError: a peer is unknown or not installed.
@@ -87,7 +87,7 @@ def field(
         Entry("diastole", "diastole", model, (own,)),
         Entry("diastole int8 kv", "diastole", model, (own, ("kv", "int8"))),
         Entry("diastole bf16 weights", "diastole", model, (own, ("weights", "bf16"))),
-        *(Entry(f"{WITH}{spec}", "diastole", model, (own, ("use", (spec,)))) for spec in use),
+        *(Entry(f"{WITH}{spec}", "diastole", model, (own, ("use", tuple(spec.split("+"))))) for spec in use),
     ]
     for peer in peers:
         if peer == "llama.cpp":

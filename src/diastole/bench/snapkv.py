@@ -35,7 +35,7 @@ class Snap:
     """Slot ``select``: each layer attends to ``budget`` tokens of a prompt, with the first ``sink`` and the ``window``
     last ones, which choose, and to all output."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
     prefers: KVFormat = "rows"
     exact = False
     companion = None

@@ -281,7 +281,10 @@ def compare(
     threads: Threads = 0,
     kernels: Annotated[str, typer.Option(help="Diastole's, as in `diastole serve`; peers choose their own")] = "auto",
     use: Annotated[
-        list[str] | None, typer.Option(help="also Diastole with this technique, in long contexts; may be repeated")
+        list[str] | None,
+        typer.Option(
+            help="also Diastole with this technique, or several joined by +, in long contexts; may be repeated"
+        ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="folder for compare.json and compare.png")] = None,
 ) -> None:

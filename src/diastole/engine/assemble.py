@@ -99,6 +99,8 @@ def store(stack: registry.Stack, kv: str) -> KVStore:
     select, owners = stack.select, stack.owners
     auto = "bf16" if select is None else select.prefers
     keeper: KVStore = stack.kv or PagedKV(cast(KVFormat, auto if kv == "auto" else kv))
+    if select is not None:
+        keeper.suit(select.prefers)
     whose = f"{owners['kv']} keeps" if "kv" in owners else f"kv = {kv!r} keeps"
     for slot in ("select", "kernel"):
         policy = getattr(stack, slot)

@@ -223,5 +223,23 @@ def _stored(x: torch.Tensor, fmt: str) -> torch.Tensor:
         return x
     if fmt in {"bf16", "rows"}:
         return x.bfloat16().float()
+    if fmt == "rows8":
+        return _row8(x)
     scale = x.abs().amax(-1, keepdim=True) / 127
     return torch.where(scale > 0, (x / scale).round() * scale, 0)
+
+
+_STEPS = np.float32(2.0 ** (np.arange(8) / 8)) * np.float32(2.0) ** np.arange(-20, 12)[:, None].astype(np.float32)
+
+
+def _row8(x: torch.Tensor) -> torch.Tensor:
+    """Rows in int8 whose first eight numbers end with the bits of the number of their step; see ``rows.inl``."""
+    steps = torch.from_numpy(_STEPS.reshape(-1)[:-1].astype(np.float32))
+    number = torch.searchsorted(steps * 127, x.abs().amax(-1, keepdim=True).contiguous())
+    step = steps[number.clamp(max=254)]
+    scaled = x * (1 / step)
+    bit = number >> torch.arange(8) & 1
+    first = ((scaled[..., :8] - bit) / 2).round() * 2 + bit
+    first = torch.where(first > 127, first - 2, first)
+    q = torch.cat([first, scaled[..., 8:].round()], -1)
+    return torch.where(number < 255, (q + 0.0) * step, torch.nan)  # no zero is negative

@@ -15,7 +15,7 @@ from diastole.types import Array, Batch
 class Paged:
     """The default ``kernel`` policy: the operators' own attention over whatever form the store keeps."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows", "zip"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8", "zip"})
 
     def __call__(self, view: View, q: Array, selection: Selection | None, out: Array, lse: Array | None) -> None:
         if selection is not None:
@@ -29,7 +29,7 @@ class Read:
     """Attention in plain numpy over rows that the store reads out: slow, obvious, for stores that have them all. The
     twin of faster ways."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows", "zip"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8", "zip"})
 
     def __call__(self, view: View, q: Array, selection: Selection | None, out: Array, lse: Array | None) -> None:
         if selection is not None:

@@ -1,4 +1,4 @@
-"""PagedKV: key and value rows in the pages that the native kernels read, as f32, bf16, int8 or bf16 token by token."""
+"""PagedKV: key and value rows in pages that native kernels read: f32, bf16 or int8, the latter two also by token."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 class PagedKV(Passive):
     """The default ``kv`` policy: rows as they are, in one number format.
 
-    int8 keeps one scale per token and head; its error is about half a percent of a row's largest value.
+    int8 and rows8 keep one scale per token and head; their error is about half a percent of a row's largest value.
+
+    Args:
+        fmt: form of the rows.
+        by_token: form for who picks single tokens, in as many bits; None: the same.
     """
 
-    def __init__(self, fmt: KVFormat = "bf16") -> None:
+    def __init__(self, fmt: KVFormat = "bf16", by_token: KVFormat | None = None) -> None:
         self.fmt: KVFormat = fmt
+        self._by_token = by_token
         self.layout = f"paged-{fmt}"
         self.bytes_per_token = 0.0
         self.buffers: list[Array] = []
@@ -34,6 +39,10 @@ class PagedKV(Passive):
     @property
     def bare(self) -> bool:
         return not self._companions
+
+    def suit(self, prefers: KVFormat) -> None:
+        if prefers == "rows" and self._by_token is not None:
+            self.fmt = self._by_token
 
     def attach(self, companion: Companion) -> None:
         self._companions.append(companion)

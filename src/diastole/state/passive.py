@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from diastole.slots import Rooms
 from diastole.state.lease import Lease, Pool
-from diastole.types import Array, Stream
+from diastole.types import Array, KVFormat, Stream
 
 
 class Passive:
@@ -18,6 +18,9 @@ class Passive:
     @property
     def rooms(self) -> Rooms | None:
         return None
+
+    def suit(self, prefers: KVFormat) -> None:
+        """Nothing changes."""
 
     def settle(self, stream: Stream) -> Mapping[str, Lease] | None:
         return {}

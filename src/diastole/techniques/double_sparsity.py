@@ -88,7 +88,7 @@ class Labels:
 class DoubleSparsity:
     """Slot ``select``; an ``Unbroken`` too."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
     prefers: KVFormat = "rows"
     exact = False
 

@@ -32,7 +32,7 @@ class Params:
 class Exact:
     """Slot ``select``."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
     prefers: KVFormat = "rows"
     exact = False
     companion = None

@@ -35,7 +35,7 @@ class Params:
 class Lean:
     """Slot ``kernel``."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
 
     def __init__(self, p: Params) -> None:
         if p.tile % 64 or not 64 <= p.tile <= _MOST_TILE:

@@ -99,7 +99,7 @@ class TopPositions:
 class LoopServe:
     """Slots ``select`` and ``ingest``."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
     prefers: KVFormat = "rows"
     exact = False
     companion = None

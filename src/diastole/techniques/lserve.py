@@ -130,7 +130,7 @@ class Bounds:
 class LServe:
     """Slot ``select``; an ``Unbroken`` too."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
     prefers: KVFormat = "bf16"
     exact = False
 

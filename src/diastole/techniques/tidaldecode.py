@@ -42,7 +42,7 @@ class Params:
 class Tidal:
     """Slots ``select``, ``probe`` and ``refresh``; an ``Unbroken`` too."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
     prefers: KVFormat = "rows"
     exact = False
     companion = None

@@ -332,8 +332,8 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
       }
     }
     const uint8_t* at = place(page);
-    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 4 : 1];
-    if constexpr (KIND == KV::bf16) at = formed(look.kind, at, last - page * kPage, dim, room);
+    alignas(64) uint8_t room[KIND == KV::f32 ? 1 : kPage * kMaxDim * 4];
+    if constexpr (KIND != KV::f32) at = formed(look.kind, at, last - page * kPage, dim, room);
     const int left = last - (page + 1) * kPage;
     const uint8_t* after = left > 0 ? place(page + 1) : look.next;
     const Ahead next = {after != nullptr ? after - at : 0, left > 0 ? left : kPage};
@@ -343,14 +343,15 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
 
 void attend(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
 #if defined(__AMX_TILE__)
-  if ((look.kind == KV::bf16 || look.kind == KV::rows || look.kind == KV::zip) && fits_tiles(look.dim)) return walk_tiles(look, g, t0, t1, split, partials);
+  if ((multiplied(look.kind) == KV::bf16 || look.kind == KV::zip) && fits_tiles(look.dim)) return walk_tiles(look, g, t0, t1, split, partials);
 #endif
   switch (look.kind) {
     case KV::f32: return walk<KV::f32>(look, g, t0, t1, split, partials);
     case KV::bf16:
     case KV::rows:
     case KV::zip: return walk<KV::bf16>(look, g, t0, t1, split, partials);
-    case KV::int8: return walk<KV::int8>(look, g, t0, t1, split, partials);
+    case KV::int8:
+    case KV::rows8: return walk<KV::int8>(look, g, t0, t1, split, partials);
   }
 }
 
@@ -395,12 +396,12 @@ void score_split(const Look& look, int g, int t, int split, float* s, ptrdiff_t 
     const int a = first - page * kPage, b = last - page * kPage, from = a > 0 ? a : 0, to = b < kPage ? b : kPage;
     const uint8_t *at = place(page), *after = (page + 1) * kPage < last ? place(page + 1) : nullptr;
     Ahead next{0, kPage};
-    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 2 : 1];
+    alignas(64) uint8_t room[KIND == KV::f32 ? 1 : kPage * kMaxDim * 2 + 2 * kPage * sizeof(float)];
     if (look.kind == KIND) {
       if (after != nullptr) next.way = after - at;
     } else {
-      fetch_page(after, static_cast<size_t>(kPage) * dim * 2);  // its keys
-      at = form_keys(at, to, dim, room);
+      fetch_page(after, static_cast<size_t>(kPage) * dim * 2);  // its keys, or a page of rows8
+      at = form_keys(look.kind, at, to, dim, room);
     }
     for (int i = 0; i < n; i++) seats[i] = {queries + i, nullptr, from, to};
     score_all<KIND, kQueries>(open_page(KIND, at, dim), dim, next, seats, n, s + page * kPage, stride);
@@ -413,7 +414,8 @@ void score(const Look& look, int g, int t, int split, float* s, ptrdiff_t stride
     case KV::bf16:
     case KV::rows: return score_split<KV::bf16>(look, g, t, split, s, stride);
     case KV::zip: return;  // nobody asks for them
-    case KV::int8: return score_split<KV::int8>(look, g, t, split, s, stride);
+    case KV::int8:
+    case KV::rows8: return score_split<KV::int8>(look, g, t, split, s, stride);
   }
 }
 
@@ -477,7 +479,7 @@ void score_walk(const Look& look, int g, int t0, int t1, int split, float* s, pt
   if (last > kSplit) last = kSplit;
   for (int page = first / kPage; page * kPage < last; page++) {
     alignas(64) float here[kTile * kPage];
-    alignas(64) uint8_t room[KIND == KV::bf16 ? kPage * kMaxDim * 4 : 1];
+    alignas(64) uint8_t room[KIND == KV::f32 ? 1 : kPage * kMaxDim * 4];
     Seat seats[kTile];
     int row[kTile], seated = 0;
     for (int i = 0; i < n; i++) {
@@ -487,7 +489,7 @@ void score_walk(const Look& look, int g, int t0, int t1, int split, float* s, pt
     }
     const int from = first - page * kPage, to = last - page * kPage < kPage ? last - page * kPage : kPage;
     const uint8_t* at = look.page(split * (kSplit / kPage) + page, g);
-    if constexpr (KIND == KV::bf16) at = formed(look.kind, at, to, dim, room);
+    if constexpr (KIND != KV::f32) at = formed(look.kind, at, to, dim, room);
     score_all<KIND, kQueries>(open_page(KIND, at, dim), dim, from > 0 ? from / 16 : 0, (to + 15) / 16, seats, seated, here);
     for (int i = 0; i < seated; i++)
       std::memcpy(s + row[i] * stride + page * kPage + seats[i].lo, here + i * kPage + seats[i].lo, sizeof(float) * static_cast<size_t>(seats[i].hi - seats[i].lo));
@@ -496,13 +498,14 @@ void score_walk(const Look& look, int g, int t0, int t1, int split, float* s, pt
 
 void score_rows(const Look& look, int g, int t0, int t1, int split, float* s, ptrdiff_t stride) {
 #if defined(__AMX_TILE__)
-  if ((look.kind == KV::bf16 || look.kind == KV::rows) && fits_tiles(look.dim)) return score_walk_tiles(look, g, t0, t1, split, s, stride);
+  if (multiplied(look.kind) == KV::bf16 && fits_tiles(look.dim)) return score_walk_tiles(look, g, t0, t1, split, s, stride);
 #endif
   switch (look.kind) {
     case KV::f32: return score_walk<KV::f32>(look, g, t0, t1, split, s, stride);
     case KV::bf16:
     case KV::rows: return score_walk<KV::bf16>(look, g, t0, t1, split, s, stride);
     case KV::zip: return;  // nobody asks for them
-    case KV::int8: return score_walk<KV::int8>(look, g, t0, t1, split, s, stride);
+    case KV::int8:
+    case KV::rows8: return score_walk<KV::int8>(look, g, t0, t1, split, s, stride);
   }
 }

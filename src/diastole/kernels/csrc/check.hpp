@@ -91,7 +91,8 @@ inline KV kv_kind(const std::string& name) {
   if (name == "int8") return KV::int8;
   if (name == "f32") return KV::f32;
   if (name == "rows") return KV::rows;
-  fail("unknown key/value format " + name + "; there are f32, bf16, int8, rows");
+  if (name == "rows8") return KV::rows8;
+  fail("unknown key/value format " + name + "; there are f32, bf16, int8, rows, rows8");
 }
 
 using Bytes = In<uint8_t, 1>;

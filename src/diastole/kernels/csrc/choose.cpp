@@ -73,6 +73,7 @@ size_t kv_page_bytes(KV kind, int dim) {
     case KV::f32: return values * 4;
     case KV::bf16:
     case KV::rows: return values * 2;
+    case KV::rows8: return values;
     case KV::int8: return values + 2 * kPage * sizeof(float);
     case KV::zip: break;
   }

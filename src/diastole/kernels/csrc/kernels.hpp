@@ -11,7 +11,9 @@
 namespace diastole {
 
 enum class Weight { f32, bf16, q8, q4 };
-enum class KV { f32, bf16, int8, rows, zip };  // zip: pages of bf16 and of codes, see zip.inl
+enum class KV { f32, bf16, int8, rows, rows8, zip };  // rows, rows8: see rows.inl; zip: pages of bf16 and of codes, see zip.inl
+// How tokens of a kind are multiplied, when they have been brought together.
+inline KV multiplied(KV kind) { return kind == KV::rows ? KV::bf16 : kind == KV::rows8 ? KV::int8 : kind; }
 
 constexpr int kPage = 64;    // tokens per page
 constexpr int kSplit = 512;  // tokens whose attention is computed apart and then merged, at fixed places, if nobody wants others
@@ -150,9 +152,9 @@ struct Kernels {
   // Scores of all tokens of a split for rows t0..t1 and the heads of key/value head g, at most kTile together: one row of s
   // each, kUnseen for what is not seen.
   void (*score_rows)(const Look& look, int g, int t0, int t1, int split, float* s, ptrdiff_t stride);
-  // Asks for n tokens of KV::rows that are going to be copied.
+  // Asks for n tokens of KV::rows or rows8 that are going to be copied.
   void (*fetch)(const Look& look, int g, const int64_t* at, int n);
-  // Copies n tokens, rows `at` = page * 64 + slot, onto pages of room: as they are, those of KV::rows as KV::bf16.
+  // Copies n tokens, rows `at` = page * 64 + slot, onto pages of room: see `multiplied`.
   void (*gather)(const Look& look, int g, const int64_t* at, int n, uint8_t* room);
   // Products of r rows q (r, n), even columns before odd ones, with bf16 rows (m, n): out (r, m).
   void (*dots)(const float* q, int r, int n, const uint16_t* rows, int m, float* out);

@@ -244,14 +244,14 @@ class Run {
     look.q += rows_.t0 * look.q_stride;
     for (int at = 0; at < tokens; at += kSplit) {  // single tokens, brought together on pages
       const int32_t lo = 0, hi = std::min(kSplit, tokens - at);
-      uint8_t* copy = room.get(kSplit / kPage * look.page_bytes);
+      Look picked = look;
+      picked.kind = multiplied(look.kind), picked.page_bytes = kv_page_bytes(picked.kind, look.dim);
+      uint8_t* copy = room.get(kSplit / kPage * picked.page_bytes);
       isa.fetch(look, own_.g, tokens_.data() + at, hi);
       isa.gather(look, own_.g, tokens_.data() + at, hi, copy);
-      Look picked = look;
       picked.q += static_cast<ptrdiff_t>(own_.g) * look.dim;
       picked.kv_heads = 1, picked.pages = copy, picked.table = places, picked.table_step = 0;
       picked.lo = &lo, picked.hi = &hi, picked.row_step = 0, picked.head_step = 0;
-      if (picked.kind == KV::rows) picked.kind = KV::bf16;
       add(picked, 0, 0);
     }
     look.table = pages_.data(), look.table_step = 0;

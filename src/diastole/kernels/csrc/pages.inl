@@ -5,10 +5,8 @@
 //   f32    K [4][dim][16 tokens]            V [64 tokens][dim]
 //   bf16   K [4][dim/2][16 tokens][2]       V [32 pairs of tokens][dim][2]
 //   int8   K [4][dim/4][16 tokens][4]       V [16 quads of tokens][dim][4]       k_scale f32[64]   v_scale f32[64]
-//   rows   K [64 tokens][dim]               V [64 tokens][dim]                   in bf16
 //
-// rows is what single tokens are picked from: a token is one run of bytes. A page of it that is looked at as a whole is
-// brought into the form of bf16 before.
+// rows and rows8, which single tokens are picked from: see rows.inl.
 
 template <class Byte>
 struct Halves {
@@ -40,6 +38,8 @@ inline void to_int8(const float* x, int dim, float scale, int8_t* out) {
   for (int i = 0; i < dim; i += 16) narrow8(round_to_int(load(x + i) * inverse), out + i);
 }
 
+#include "rows.inl"
+
 void kv_write(KV kind, uint8_t* page, int slot, int dim, const float* k, const float* v) {
   const int block = slot / 16, lane = slot % 16;
   const Halves<uint8_t> at = open_page(kind, page, dim);
@@ -49,12 +49,7 @@ void kv_write(KV kind, uint8_t* page, int slot, int dim, const float* k, const f
     std::memcpy(at.v + static_cast<size_t>(slot) * dim * 4, v, static_cast<size_t>(dim) * 4);
     return;
   }
-  if (kind == KV::rows) {
-    bf16 *keys = reinterpret_cast<bf16*>(at.k) + static_cast<size_t>(slot) * dim, *values = reinterpret_cast<bf16*>(at.v) + static_cast<size_t>(slot) * dim;
-    for (int i = 0; i < dim; i += 16) store_bf16(keys + i, load(k + i));
-    for (int i = 0; i < dim; i += 16) store_bf16(values + i, load(v + i));
-    return;
-  }
+  if (in_rows(kind)) return row_write(kind, page, slot, dim, k, v);
   if (kind == KV::bf16) {
     key_write(at.k, slot, dim, k);
     alignas(64) bf16 row[kMaxDim];
@@ -84,10 +79,10 @@ void kv_read(KV kind, const uint8_t* page, int slot, int dim, float* k, float* v
     std::memcpy(v, at.v + static_cast<size_t>(slot) * dim * 4, static_cast<size_t>(dim) * 4);
     return;
   }
-  if (kind == KV::rows) {
-    const bf16 *keys = reinterpret_cast<const bf16*>(at.k) + static_cast<size_t>(slot) * dim, *values = reinterpret_cast<const bf16*>(at.v) + static_cast<size_t>(slot) * dim;
-    for (int i = 0; i < dim; i++) k[i] = from_bf16(keys[i]);
-    for (int i = 0; i < dim; i++) v[i] = from_bf16(values[i]);
+  if (in_rows(kind)) {
+    const Row row(kind, page, slot, dim);
+    row_read(kind, row.key, dim, k);
+    row_read(kind, row.value, dim, v);
     return;
   }
   if (kind == KV::bf16) {
@@ -108,66 +103,6 @@ void kv_read(KV kind, const uint8_t* page, int slot, int dim, float* k, float* v
 
 // ---- tokens by themselves
 
-// Sixteen tokens of KV::rows, their keys as a block of KV::bf16.
-inline void block_keys(const bf16* const* rows, int dim, uint8_t* out) {
-  int i = 0;
-  for (; i + 32 <= dim; i += 32) {
-    const uint8_t* from[16];
-    for (int t = 0; t < 16; t++) from[t] = reinterpret_cast<const uint8_t*>(rows[t] + i);
-    transpose16(from, out + i * 32);
-  }
-  for (; i < dim; i += 2)
-    for (int t = 0; t < 16; t++) std::memcpy(out + i * 32 + t * 4, rows[t] + i, 4);
-}
-
-inline void pair_values(const bf16* a, const bf16* b, int dim, uint8_t* out) {
-  uint32_t* to = reinterpret_cast<uint32_t*>(out);
-  for (int i = 0; i < dim; i++) to[i] = static_cast<uint32_t>(a[i]) | static_cast<uint32_t>(b[i]) << 16;
-}
-
-// Up to 64 tokens of KV::rows as a page of KV::bf16, key and value rows given one by one; the last one stands for those
-// that are missing.
-__attribute__((noinline)) void form_keys(const bf16* const* keys, int n, int dim, uint8_t* room) {
-  const bf16* row[kPage];
-  const int whole = (n + 15) / 16 * 16;
-  for (int t = 0; t < whole; t++) row[t] = keys[t < n ? t : n - 1];
-  for (int t = 0; t < whole; t += 16) block_keys(row + t, dim, room + static_cast<size_t>(t) * dim * 2);
-}
-
-__attribute__((noinline)) void form_page(const bf16* const* keys, const bf16* const* values, int n, int dim, uint8_t* room) {
-  const Halves<uint8_t> to = open_page(KV::bf16, room, dim);
-  form_keys(keys, n, dim, to.k);
-  const bf16* row[kPage];
-  const int whole = (n + 15) / 16 * 16;
-  for (int t = 0; t < whole; t++) row[t] = values[t < n ? t : n - 1];
-  for (int t = 0; t < whole; t += 2) pair_values(row[t], row[t + 1], dim, to.v + static_cast<size_t>(t) * dim * 2);
-}
-
-// Tokens 0 <= t < n of a page of KV::rows.
-inline const uint8_t* form_page(const uint8_t* page, int n, int dim, uint8_t* room) {
-  const Halves<const uint8_t> from = open_page(KV::rows, page, dim);
-  const bf16 *keys[kPage], *values[kPage];
-  for (int t = 0; t < n; t++) {
-    keys[t] = reinterpret_cast<const bf16*>(from.k) + static_cast<size_t>(t) * dim;
-    values[t] = reinterpret_cast<const bf16*>(from.v) + static_cast<size_t>(t) * dim;
-  }
-  form_page(keys, values, n, dim, room);
-  return room;
-}
-
-// The same without values.
-inline const uint8_t* form_keys(const uint8_t* page, int n, int dim, uint8_t* room) {
-  const bf16* keys[kPage];
-  for (int t = 0; t < n; t++) keys[t] = reinterpret_cast<const bf16*>(page) + static_cast<size_t>(t) * dim;
-  form_keys(keys, n, dim, room);
-  return room;
-}
-
-// A page in the form that is multiplied, of which tokens below `last` are seen.
-inline const uint8_t* formed(KV kind, const uint8_t* page, int last, int dim, uint8_t* room) {
-  return kind == KV::rows ? form_page(page, last < kPage ? last : kPage, dim, room) : page;
-}
-
 // One token from one page to another of the same kind, where dimensions or tokens lie side by side in `wide` bytes.
 inline void copy_token(KV kind, const uint8_t* page, int slot, uint8_t* to, int at, int dim) {
   const Halves<const uint8_t> a = open_page(kind, page, dim);
@@ -185,45 +120,25 @@ inline void copy_token(KV kind, const uint8_t* page, int slot, uint8_t* to, int 
   std::memcpy(b.scales + (kPage + at) * 4, a.scales + (kPage + slot) * 4, 4);
 }
 
-// Where a token's key and value of KV::rows lie.
-struct Row {
-  const bf16 *key, *value;
-  Row(const Look& look, int g, int64_t at) {
-    const Halves<const uint8_t> page =
-        open_page(KV::rows, static_cast<const uint8_t*>(look.pages) + (static_cast<size_t>(at / kPage) * look.kv_heads + static_cast<size_t>(g)) * look.page_bytes, look.dim);
-    key = reinterpret_cast<const bf16*>(page.k) + at % kPage * look.dim;
-    value = reinterpret_cast<const bf16*>(page.v) + at % kPage * look.dim;
-  }
-};
-
-void fetch(const Look& look, int g, const int64_t* at, int n) {
-  for (int i = 0; look.kind == KV::rows && i < n; i++) {
-    const Row row(look, g, at[i]);
-    for (int d = 0; d < look.dim; d += 32) {
-      prefetch(row.key + d);
-      prefetch(row.value + d);
-    }
-  }
-}
-
 void gather(const Look& look, int g, const int64_t* at, int n, uint8_t* room) {
+  const size_t size = kv_page_bytes(multiplied(look.kind), look.dim);
   const auto page = [&](int i) {
     return look.pages + (static_cast<size_t>(at[i] / kPage) * look.kv_heads + static_cast<size_t>(g)) * look.page_bytes;
   };
-  if (look.kind != KV::rows) {
-    for (int i = 0; i < n; i++)
-      copy_token(look.kind, page(i), static_cast<int>(at[i] % kPage), room + i / kPage * look.page_bytes, i % kPage, look.dim);
+  if (!in_rows(look.kind)) {
+    for (int i = 0; i < n; i++) copy_token(look.kind, page(i), static_cast<int>(at[i] % kPage), room + i / kPage * size, i % kPage, look.dim);
     return;
   }
-  for (int i = 0; i < n; i += kPage, room += look.page_bytes) {
-    const bf16 *keys[kPage], *values[kPage];
-    const int here = n - i < kPage ? n - i : kPage;
-    for (int t = 0; t < here; t++) {
-      const Row row(look, g, at[i + t]);
-      keys[t] = row.key, values[t] = row.value;
-    }
-    form_page(keys, values, here, look.dim, room);
-  }
+  for (int i = 0; i < n; i += kPage, room += size)
+    form(look.kind, n - i < kPage ? n - i : kPage, look.dim, true, room,
+         [&](int t) { return Row(look.kind, page(i + t), static_cast<int>(at[i + t] % kPage), look.dim); });
+}
+
+void fetch(const Look& look, int g, const int64_t* at, int n) {
+  if (!in_rows(look.kind)) return;
+  for (int i = 0; i < n; i++)
+    fetch_row(look.kind, look.pages + (static_cast<size_t>(at[i] / kPage) * look.kv_heads + static_cast<size_t>(g)) * look.page_bytes,
+              static_cast<int>(at[i] % kPage), look.dim);
 }
 
 void dots(const float* q, int r, int n, const uint16_t* rows, int m, float* out) {

@@ -188,10 +188,10 @@ void attend_tokens(const Kernels& isa, const Look& look, const Chosen& chosen, f
     own.q = look.q + chosen.which[task.set / chosen.sets] * look.q_stride + static_cast<ptrdiff_t>(set_of(task)) * group * look.dim;
     own.table = places, own.table_step = 0;
     own.lo = &lo, own.hi = &hi, own.row_step = 0, own.head_step = 0;
-    uint8_t* copy = room.get(kSplit / kPage * look.page_bytes);
+    own.kind = multiplied(look.kind), own.page_bytes = kv_page_bytes(own.kind, look.dim);
+    uint8_t* copy = room.get(kSplit / kPage * own.page_bytes);
     isa.gather(look, head(task), tokens(task), hi, copy);
     own.pages = copy, own.near = true;
-    if (own.kind == KV::rows) own.kind = KV::bf16;
     isa.attend(own, 0, 0, 1, 0, parts + task.at);
   };
   // Some at a time: while one part is multiplied, the next one comes from wherever it is.
