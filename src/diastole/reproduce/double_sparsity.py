@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -35,6 +36,7 @@ DENSE = 2  # first layers
 SHARE = "budget=32,share=0.125"  # n/8 tokens
 PAPER_LABELS = f"{NAME}:channels={R},bits=16,{SHARE}"
 EIGHTH = f"{NAME}:{SHARE}"  # with the default's labels: more channels, of four bits
+SMALL = (NAME, "int8-kv")  # as it comes, 512 tokens, over keys and values in eight bits
 
 
 def run(study: Study) -> None:
@@ -193,18 +195,20 @@ def _fetched(wanted: Array, budget: int) -> Array:
 def _quality(study: Study, texts: Sequence[Sequence[int]], n: int, blind: Path) -> None:
     """Teacher-forced continuation of dense contexts."""
     k = n // 8
-    stacks = {
-        f"{R} channels, n/8": PAPER_LABELS,
-        "as served, n/8": EIGHTH,
-        "random channels": f"{PAPER_LABELS},calibration={blind}",
-        "exact top-k": f"exact-topk:budget={k}",
-        "sink and window": f"sink-window:budget={k}",
-        "everything, selected": f"{NAME}:share=1,dense_below=1",
+    stacks: dict[str, tuple[str, ...]] = {
+        f"{R} channels, n/8": (PAPER_LABELS,),
+        "as served, n/8": (EIGHTH,),
+        "512, int8-kv": SMALL,
+        "random channels": (f"{PAPER_LABELS},calibration={blind}",),
+        "exact top-k": (f"exact-topk:budget={k}",),
+        "sink and window": (f"sink-window:budget={k}",),
+        "everything, selected": (f"{NAME}:share=1,dense_below=1",),
     }
     if not study.quick:
-        stacks |= {f"{r} channels, n/8": f"{NAME}:channels={r},bits=16,{SHARE}" for r in (4, 8, 32)}
-        stacks |= {f"by {by}": f"{PAPER_LABELS},by={by}" for by in ("q", "k")}
-        stacks |= {"in pairs": f"{PAPER_LABELS},pairs=true", "n/16": f"{NAME}:budget=32,share=0.0625", "512": NAME}
+        stacks |= {f"{r} channels, n/8": (f"{NAME}:channels={r},bits=16,{SHARE}",) for r in (4, 8, 32)}
+        stacks |= {f"by {by}": (f"{PAPER_LABELS},by={by}",) for by in ("q", "k")}
+        stacks |= {"in pairs": (f"{PAPER_LABELS},pairs=true",), "n/16": (f"{NAME}:budget=32,share=0.0625",)}
+        stacks |= {"512": (NAME,), "everything, int8-kv": ("int8-kv",)}
     rigs = Rigs(n + 80)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in stacks}
     with rigs() as dense, study.progress(f"continuations at {n}", len(texts) * (1 + len(stacks))) as told:
@@ -215,7 +219,7 @@ def _quality(study: Study, texts: Sequence[Sequence[int]], n: int, blind: Path) 
                 exact = _read(dense, fork, text[n:])
                 told()
                 for name, use in stacks.items():
-                    with rigs(use) as rig:
+                    with rigs(*use) as rig:
                         read = _read(rig, copied(dense, trunk, rig), text[n:])
                     surprise = [_surprise(x, text[n:]) for x in (read, exact)]
                     found[name].append((surprise[0] - surprise[1], float(divergence(read, exact).mean())))
@@ -246,6 +250,13 @@ def _quality(study: Study, texts: Sequence[Sequence[int]], n: int, blind: Path) 
         unit="%",
         baseline=rows["exact top-k"][0],
     )
+    study.check(
+        f"the same at {n} with int8 keys and values, 512 tokens: what is fastest",
+        rows["512, int8-kv"][0],
+        at_most(2.0),
+        unit="%",
+        baseline=rows["everything, int8-kv"][0] if "everything, int8-kv" in rows else None,
+    )
     study.check(f"a budget for everything at {n}: divergence", abs(rows["everything, selected"][1]), at_most(0.0))
 
 
@@ -262,6 +273,7 @@ def _needles(study: Study, n: int) -> None:
     exact, paper = "exact top-k", f"{R} channels"
     stacks = {
         NAME: (EIGHTH,),
+        "512, int8-kv": SMALL,
         paper: (PAPER_LABELS,),
         exact: (f"exact-topk:budget={n // 8}",),
         "sink and window": (f"sink-window:budget={n // 8}",),
@@ -276,6 +288,7 @@ def _needles(study: Study, n: int) -> None:
         claim="key-value retrieval keeps its accuracy",
         baseline=found[exact],
     )
+    study.check(f"the same at {n} with int8 keys and values, 512 tokens", found["512, int8-kv"], must)
 
 
 def _speed(study: Study, text: Sequence[int], n: int) -> None:
@@ -312,9 +325,12 @@ def _attend(field: Attending, rng: np.random.Generator) -> None:
 
 
 def _steps_of_text(study: Study, text: Sequence[int], n: int, rounds: int) -> None:
+    both = "with int8-kv"
     for length in (512, n):
-        with Rigs(length + 100)(kv="bf16") as dense, Rigs(length + 100)(NAME) as sparse:
-            streams = {"dense": (dense, dense.open(text[:length])), NAME: (sparse, sparse.open(text[:length]))}
+        with ExitStack() as stack:
+            rigs = Rigs(length + 100)
+            made = {"dense": rigs(kv="bf16"), NAME: rigs(NAME), both: rigs(*SMALL)}
+            streams = {name: (stack.enter_context(rig), rig.open(text[:length])) for name, rig in made.items()}
             for rig, stream in streams.values():
                 rig.absorb(stream)
 
@@ -334,3 +350,10 @@ def _steps_of_text(study: Study, text: Sequence[int], n: int, rounds: int) -> No
             headline=not short,
             why="labels are written in every layer, whatever the length" if short else "",
         )
+        if not short:
+            study.check(
+                f"decode steps at {length}, 512 tokens of int8 keys and values",
+                times.speedup(both, over="dense"),
+                at_least(2.0),
+                unit="x",
+            )

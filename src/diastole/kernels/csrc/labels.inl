@@ -5,24 +5,32 @@
 
 inline size_t label_block(int dim) { return (static_cast<size_t>(dim) / 8 + 1) * 64; }
 
-// count of dim channels are there; dim is a multiple of 16.
+// count of dim channels are there, one at least; dim is a multiple of 16, and so many can be read.
 void label_write(uint8_t* page, int slot, int dim, const float* x, int count) {
-  float least = count > 0 ? x[0] : 0.f, most = least;
-  for (int i = 1; i < count; i++) {
-    least = x[i] < least ? x[i] : least;
-    most = x[i] > most ? x[i] : most;
+  const Ints lanes = load_words(kIota);
+  const auto there = [&](int i) { return less(lanes + i, splat(count)); };
+  Floats most = splat(x[0]), under = splat(-x[0]);  // the least, negated
+  for (int i = 0; i < dim; i += 16) {
+    const Floats v = select(there(i), load(x + i), splat(x[0]));
+    most = max(v, most);
+    under = max(v * -1.f, under);
   }
+  const float least = 0.f - largest(under);  // no negative zero
   alignas(64) bf16 pair[16];
-  store_bf16(pair, select(less(load_words(kIota), splat(1)), splat((most - least) / 15.f), splat(least)));
+  store_bf16(pair, select(less(lanes, splat(1)), splat((largest(most) - least) / 15.f), splat(least)));
   const float step = from_bf16(pair[0]), low = from_bf16(pair[1]);
-  uint8_t code[kMaxDim] = {};
-  for (int i = 0; i < count; i++) {
-    const float v = step > 0 ? (x[i] - low) / step : 0.f;
-    code[i] = static_cast<uint8_t>(v > 0 ? (v < 15 ? __builtin_rintf(v) : 15.f) : 0.f);  // NaN: 0
+  alignas(64) uint8_t code[kMaxDim];
+  for (int i = 0; i < dim; i += 16) {
+    Floats v = (load(x + i) - low) / splat(step);
+    v = select(less(v, splat(15.f)), v, splat(15.f));
+    const Ints some = there(i) & less(splat(0.f), v) & less(splat(0.f), splat(step));  // neither without a step, nor NaN
+    narrow8(round_to_int(select(some, v, splat(0.f))), code + i);
   }
   uint8_t* block = page + static_cast<size_t>(slot / 16) * label_block(dim) + slot % 16 * 4;
-  for (int j = 0; j < dim; j += 8, block += 64)
-    for (int i = 0; i < 4; i++) block[i] = static_cast<uint8_t>(code[j + i] | code[j + 4 + i] << 4);
+  for (int j = 0; j < dim; j += 8, block += 64) {
+    const uint32_t both = word(code + j) | word(code + j + 4) << 4;
+    std::memcpy(block, &both, 4);
+  }
   std::memcpy(block, pair, 4);
 }
 

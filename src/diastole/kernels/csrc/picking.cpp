@@ -66,18 +66,21 @@ size_t alone_page_bytes(Alone form, int dim) {
 
 void keys_write(const Kernels& isa, Alone form, const Pages& to, const int64_t* rows, int t, const float* k, ptrdiff_t stride, int dim,
                 const int32_t* channels, int count) {
-  alignas(64) float some[kMaxDim] = {};
-  for (int i = 0; i < t; i++)
-    for (int h = 0; h < to.heads; h++) {
-      const float* key = k + i * stride + static_cast<ptrdiff_t>(h) * dim;
-      for (int c = 0; c < count; c++) some[c] = key[channels[h * count + c]];
-      const float* from = channels == nullptr ? key : some;
-      const int slot = static_cast<int>(rows[i] % kPage);
-      if (form == Alone::bf16)
-        isa.key_write(to.at(rows[i], h), slot, to.dim, from);
-      else
-        isa.label_write(to.at(rows[i], h), slot, to.dim, from, channels == nullptr ? dim : count);
-    }
+  const int part = t < kPage ? 8 : kPage;  // as in kv_write
+  Pool::get().each(ceil_div(t, part), [&](int block) {
+    alignas(64) float some[kMaxDim] = {};
+    for (int i = block * part; i < std::min((block + 1) * part, t); i++)
+      for (int h = 0; h < to.heads; h++) {
+        const float* key = k + i * stride + static_cast<ptrdiff_t>(h) * dim;
+        for (int c = 0; c < count; c++) some[c] = key[channels[h * count + c]];
+        const float* from = channels == nullptr ? key : some;
+        const int slot = static_cast<int>(rows[i] % kPage);
+        if (form == Alone::bf16)
+          isa.key_write(to.at(rows[i], h), slot, to.dim, from);
+        else
+          isa.label_write(to.at(rows[i], h), slot, to.dim, from, channels == nullptr ? dim : count);
+      }
+  }, t >= 16);
 }
 
 namespace {
