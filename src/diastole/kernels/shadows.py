@@ -14,7 +14,7 @@ class Shadows:
 
     marks: Array  # uint8 (sealed pages, Hkv, 8·D·2): bfloat16, the landmarks of a page's chunks
     a: Array  # uint8 (sealed pages, 64·E·2): int16, the scales of whose columns are in the basis
-    values: Array  # uint8 (sealed pages, Hkv, bytes): 64 values as pages of form "rows" have them
+    values: Array  # uint8 (sealed pages, Hkv, bytes): 64 values in the precision of form "rows"
     basis: Array  # (records, E, Hkv·D)
     outliers: Array  # int32 (records, Hkv, O): chunks that are never chosen
     rope: Array  # (positions, rotated dimensions)

@@ -120,7 +120,8 @@ class ShadowKV(Passive):
         self.records = max(pages // shape.least, 1)
         sealed = pages * shape.stretch
         size = ops.kv_page_bytes(self.rows, d)
-        number = np.dtype(np.uint16 if size == 2 * PAGE * d * 2 else np.float32)  # what a full page is made of
+        native = size == 2 * PAGE * d * 2
+        number = np.dtype(np.uint16 if native else np.float32)  # what a full page is made of
         self.first_buffer = pages
         self.first_outlier = pages + self.records * shape.buffer_pages
         total = self.first_outlier + self.records * shape.outlier_pages
@@ -130,7 +131,10 @@ class ShadowKV(Passive):
             return [ops.alloc(count * item.itemsize).view(item).reshape(dims) for _ in layers]
 
         self.buffers = arrays(np.uint8, total, g, size)
-        self.cells = [b.view(number).reshape(total, g, 2, PAGE, d) for b in self.buffers]
+        # As (pages, Hkv, 2, 64, D); native pages are (64, 2, D), see rows.inl.
+        shape_of = (total, g, PAGE, 2, d) if native else (total, g, 2, PAGE, d)
+        cells = [b.view(number).reshape(shape_of) for b in self.buffers]
+        self.cells = [c.swapaxes(2, 3) for c in cells] if native else cells
         self.a = arrays(np.int16, sealed, PAGE, shape.rank)
         self.marks = arrays(np.uint8, sealed, g, PAGE // CHUNK * d * 2)
         self.values = [cold(shape.tier, number, (sealed, g, PAGE, d), ops) for _ in layers]

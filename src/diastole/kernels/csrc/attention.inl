@@ -400,7 +400,7 @@ void score_split(const Look& look, int g, int t, int split, float* s, ptrdiff_t 
     if (look.kind == KIND) {
       if (after != nullptr) next.way = after - at;
     } else {
-      fetch_page(after, static_cast<size_t>(kPage) * dim * 2);  // its keys, or a page of rows8
+      fetch_keys(look.kind, after, kPage, dim);
       at = form_keys(look.kind, at, to, dim, room);
     }
     for (int i = 0; i < n; i++) seats[i] = {queries + i, nullptr, from, to};

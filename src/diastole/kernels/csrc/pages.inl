@@ -49,7 +49,12 @@ void kv_write(KV kind, uint8_t* page, int slot, int dim, const float* k, const f
     std::memcpy(at.v + static_cast<size_t>(slot) * dim * 4, v, static_cast<size_t>(dim) * 4);
     return;
   }
-  if (in_rows(kind)) return row_write(kind, page, slot, dim, k, v);
+  if (in_rows(kind)) {
+    uint8_t* row = page + static_cast<ptrdiff_t>(slot) * 2 * row_bytes(kind, dim);
+    row_write(kind, row, dim, k);
+    row_write(kind, row + row_bytes(kind, dim), dim, v);
+    return;
+  }
   if (kind == KV::bf16) {
     key_write(at.k, slot, dim, k);
     alignas(64) bf16 row[kMaxDim];

@@ -1,7 +1,8 @@
-// Pages from which single tokens are picked: a token is one or two runs of bytes. Included by pages.inl.
+// Pages from which single tokens are picked: each is one run of bytes, because what a token from afar costs is mostly finding
+// the page of memory that it is in. Included by pages.inl.
 //
-//   rows    K [64 tokens][dim]   V [64 tokens][dim]   in bf16
-//   rows8   [64 tokens][K dim, V dim]                 in int8
+//   rows    [64 tokens][K dim, V dim]   in bf16
+//   rows8   [64 tokens][K dim, V dim]   in int8
 //
 // What is multiplied is a page of KV::bf16 or KV::int8, into which tokens are brought before: one by one, or a page as a
 // whole.
@@ -58,29 +59,20 @@ inline void to_row8(const float* x, int dim, int8_t* out) {
   }
 }
 
-void row_write(KV kind, uint8_t* page, int slot, int dim, const float* k, const float* v) {
-  const size_t at = static_cast<size_t>(slot) * dim;
-  if (kind == KV::rows8) {
-    int8_t* row = reinterpret_cast<int8_t*>(page) + 2 * at;
-    to_row8(k, dim, row);
-    to_row8(v, dim, row + dim);
-    return;
-  }
-  bf16 *keys = reinterpret_cast<bf16*>(page) + at, *values = keys + static_cast<size_t>(kPage) * dim;
-  for (int i = 0; i < dim; i += 16) store_bf16(keys + i, load(k + i));
-  for (int i = 0; i < dim; i += 16) store_bf16(values + i, load(v + i));
-}
+// The bytes of a key or a value.
+constexpr int row_bytes(KV kind, int dim) { return kind == KV::rows8 ? dim : 2 * dim; }
 
-// The bytes of a token.
+// Where a token's lie.
 struct Row {
   const uint8_t *key, *value;
   Row() = default;
-  Row(KV kind, const uint8_t* page, int slot, int dim) {
-    const size_t size = static_cast<size_t>(dim) * (kind == KV::rows8 ? 1 : 2), at = static_cast<size_t>(slot) * size;
-    key = kind == KV::rows8 ? page + 2 * at : page + at;
-    value = key + (kind == KV::rows8 ? size : kPage * size);
-  }
+  Row(KV kind, const uint8_t* page, int slot, int dim) : key(page + static_cast<ptrdiff_t>(slot) * 2 * row_bytes(kind, dim)), value(key + row_bytes(kind, dim)) {}
 };
+
+inline void row_write(KV kind, uint8_t* to, int dim, const float* x) {
+  if (kind == KV::rows8) return to_row8(x, dim, reinterpret_cast<int8_t*>(to));
+  for (int i = 0; i < dim; i += 16) store_bf16(reinterpret_cast<bf16*>(to) + i, load(x + i));
+}
 
 inline void row_read(KV kind, const uint8_t* from, int dim, float* out) {
   if (kind == KV::rows8) {
@@ -93,10 +85,13 @@ inline void row_read(KV kind, const uint8_t* from, int dim, float* out) {
 }
 
 inline void fetch_row(KV kind, const uint8_t* page, int slot, int dim) {
-  const Row row(kind, page, slot, dim);
-  for (int i = 0; i < dim * 2; i += 64) prefetch(row.key + i);
-  if (kind == KV::rows8) return;  // that was both
-  for (int i = 0; i < dim * 2; i += 64) prefetch(row.value + i);
+  const int size = 2 * row_bytes(kind, dim);
+  for (int i = 0; i < size; i += 64) prefetch(page + static_cast<ptrdiff_t>(slot) * size + i);
+}
+
+inline void fetch_keys(KV kind, const uint8_t* page, int n, int dim) {
+  for (int t = 0; page != nullptr && t < n; t++)
+    for (int i = 0; i < row_bytes(kind, dim); i += 64) prefetch(Row(kind, page, t, dim).key + i);
 }
 
 // ---- as pages that are multiplied
@@ -128,7 +123,7 @@ inline void quad_values(const Row* rows, int dim, uint8_t* out) {
 // Sixteen tokens, `first` of a page and those behind it.
 __attribute__((noinline)) void form_block(KV kind, const Row* rows, int dim, int first, bool values, uint8_t* room) {
   const Halves<uint8_t> to = open_page(multiplied(kind), room, dim);
-  const int bytes = kind == KV::rows8 ? dim : 2 * dim;
+  const int bytes = row_bytes(kind, dim);
   const size_t at = static_cast<size_t>(first) * bytes;
   block_keys(rows, bytes, to.k + at);
   if (kind == KV::rows8) {

@@ -78,12 +78,16 @@ void fetch(const Kernels& isa, const Shadows& state, const Shadowed& rows, const
   const size_t page = static_cast<size_t>(rows.tables[static_cast<ptrdiff_t>(miss.row) * rows.width + miss.chunk / kChunksOfPage]);
   const size_t inside = static_cast<size_t>(miss.chunk % kChunksOfPage), slot = static_cast<size_t>(miss.slot % kChunksOfPage);
   const ptrdiff_t width = static_cast<ptrdiff_t>(state.kv_heads) * state.dim;
-  uint8_t* to = buffer_page(state, rows.buffers[miss.row], miss.slot, miss.head) + slot * line;
+  alignas(64) uint16_t keys[kChunk * kMaxDim];
   isa.rebuild(state.a + (page * kPage + inside * kChunk) * static_cast<size_t>(state.rank), state.rank,
               state.basis + static_cast<ptrdiff_t>(rows.records[miss.row]) * state.rank * width + miss.head * state.dim, width, state.dim,
-              state.rope + static_cast<ptrdiff_t>(miss.chunk) * kChunk * state.rotated, state.rotated, reinterpret_cast<uint16_t*>(to));
+              state.rope + static_cast<ptrdiff_t>(miss.chunk) * kChunk * state.rotated, state.rotated, keys);
+  uint8_t* to = buffer_page(state, rows.buffers[miss.row], miss.slot, miss.head) + 2 * slot * line;  // see rows.inl
   const uint8_t* from = state.values + (page * static_cast<size_t>(state.kv_heads) + static_cast<size_t>(miss.head)) * kPage * dim * 2;
-  std::memcpy(to + kPage * dim * 2, from + inside * line, line);
+  for (size_t t = 0, size = dim * 2; t < kChunk; t++, to += 2 * size) {
+    std::memcpy(to, keys + t * dim, size);
+    std::memcpy(to + size, from + inside * line + t * size, size);
+  }
 }
 
 }  // namespace
