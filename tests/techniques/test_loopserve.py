@@ -32,6 +32,13 @@ def test_company_and_chunks_change_nothing() -> None:
     owed.indifferent_to_company(USE.replace("block=64", "block=256"), chunks=(100, 400), length=1000)
 
 
+@pytest.mark.parametrize("kv", ["rows", "rows8", "bf16", "int8", "f32"])
+@pytest.mark.parametrize("use", [USE, f"loopserve:alpha=1,{KNOBS}"])
+def test_without_coming_back_between_layers(monkeypatch: pytest.MonkeyPatch, use: str, kv: str) -> None:
+    """But in steps in which a prompt's block or a stream chooses."""
+    owed.same_without_coming_back(monkeypatch, use, kv=kv, always=False)
+
+
 def test_preemption_changes_nothing() -> None:
     owed.survives_preemption(USE)
 

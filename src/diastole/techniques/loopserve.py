@@ -20,8 +20,8 @@ import numpy as np
 
 from diastole.kernels.table import Ops
 from diastole.nn.lines import Block, Lines, Partly, blocks_of
-from diastole.nn.selection import Decoding, Tokens, decoding
-from diastole.slots import Facts, View
+from diastole.nn.selection import Decoding, Tokens, decoding, nobody
+from diastole.slots import Facts, KVStore, View
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch, KVFormat, Stream, UserError
 
@@ -50,7 +50,7 @@ class Memory:
     """What a stream's latest output tokens asked for, and what they chose."""
 
     queries: Array  # (layers, reselect_every, H, D) float32, a ring
-    places: list[Array]  # of each layer: (Hkv, k) int32; empty before the first choice
+    places: Array  # (layers, Hkv, budget) int32: the last choice
     begin: int  # position of the first token that it knows of
     next: int  # position of the first that it does not
     chosen: int = 0  # tokens that there were at the last choice; 0: there was none
@@ -97,7 +97,7 @@ class TopPositions:
 
 
 class LoopServe:
-    """Slots ``select`` and ``ingest``."""
+    """Slots ``select`` and ``ingest``; an ``Unbroken`` too, where nobody chooses."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
     prefers: KVFormat = "rows"
@@ -107,6 +107,7 @@ class LoopServe:
     def __init__(self, p: Params, facts: Facts, evict: TopPositions) -> None:
         _check(p, facts)
         self.p, self.facts, self.evict = p, facts, evict
+        self._native: Any = None  # see ``between``
         self.block = p.block if p.alpha < 1 else 1
 
     def select(self, view: View, q: Array) -> Partly | None:
@@ -114,6 +115,24 @@ class LoopServe:
         lines = tuple(Lines.choose(view, q, block, self.p.alpha, self.p.sink) for block in plan.blocks)
         tokens = None if plan.rows is None else self._tokens(view, q, plan, plan.rows)
         return Partly(lines, tokens) if lines or tokens is not None else None
+
+    def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
+        plan = self._plan(b)
+        if plan.blocks or any(s.choose for s in plan.steps):
+            return None
+        if self._native is None:
+            self._native = fused.Remembered(kv.buffers, kv.fmt, self.facts.heads, self.facts.head_dim, scale)
+        rows = nobody(b) if plan.rows is None else plan.rows
+        own = np.array([s.row for s in plan.sparse], np.intp)
+        hi, since = rows.hi[own], np.array([s.memory.chosen for s in plan.sparse], np.int32)
+        self._native.batch(
+            b.rows, b.tables, b.starts, b.lo, b.hi,
+            rows.which[own], rows.tables[own], np.zeros_like(hi), hi, self.p.budget + hi - since, 0, 0,
+        )  # fmt: skip
+        turns = np.array([s.position % self.p.reselect_every for s in plan.steps], np.int32)
+        rings, choices = [s.memory.queries for s in plan.steps], [s.memory.places for s in plan.sparse]
+        self._native.recall(rows.which, rings, turns, choices, since)
+        return self._native
 
     # ---- what rows do
 
@@ -144,7 +163,8 @@ class LoopServe:
     def _memory(self, stream: Stream, position: int) -> Memory:
         f = self.facts
         queries = np.zeros((f.layers, self.p.reselect_every, f.heads, f.head_dim), np.float32)
-        return Memory(queries, [np.empty((f.kv_heads, 0), np.int32)] * f.layers, position, position)
+        places = np.zeros((f.layers, f.kv_heads, self.p.budget), np.int32)
+        return Memory(queries, places, position, position)
 
     # ---- output
 
@@ -159,9 +179,9 @@ class LoopServe:
         counts = np.empty((len(plan.sparse), heads), np.int32)
         for i, step in enumerate(plan.sparse):
             places, since = step.memory.places[view.layer], np.arange(step.memory.chosen, step.position + 1)
-            counts[i] = n = places.shape[1] + len(since)
-            at[i, :, : places.shape[1]] = places
-            at[i, :, places.shape[1] : n] = since
+            counts[i] = n = self.p.budget + len(since)
+            at[i, :, : self.p.budget] = places
+            at[i, :, self.p.budget : n] = since
         which = np.array([s.row for s in plan.sparse])
         tables = rows.tables[which]
         cache = tables[np.arange(len(which))[:, None, None], at // PAGE].astype(np.int64) * PAGE + at % PAGE

@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -184,6 +185,71 @@ class ByScores final : public Picked {
   Scratch<float> lse_;
 };
 
+// Tokens that streams chose earlier, and those that came since; what rows ask is kept for their next choice.
+class Remembered final : public Picked {
+ public:
+  using Picked::Picked;
+  using Rings = std::vector<InOut<float, 4>>;    // (layers, places, heads, dim)
+  using Choices = std::vector<In<int32_t, 3>>;  // (layers, kv heads, tokens): positions of a stream
+
+  // Of the batch, for which `most` is how many tokens a row attends to in all: rows that ask, and the places of their rings
+  // that this is kept at; and of those that chose, what and when: the tokens from `since` on are attended to also.
+  void recall(In<int32_t, 1> asking, Rings rings, In<int32_t, 1> turns, Choices choices, In<int32_t, 1> since) {
+    const size_t layers = caches_.size(), n = rings.size(), r = static_cast<size_t>(choice_.r), kv_heads = static_cast<size_t>(kv_heads_);
+    rings_.clear();
+    expect_whole(asking, "asking");
+    expect_whole(turns, "turns");
+    expect_whole(since, "since");
+    expect(asking.size() == n && turns.size() == n, "asking and turns must have one entry for each of rings");
+    for (size_t i = 0; i < n; i++) {
+      const InOut<float, 4>& ring = rings[i];
+      expect_whole(ring, "rings");
+      expect(ring.shape(0) == layers && ring.shape(2) == static_cast<size_t>(heads()) && ring.shape(3) == static_cast<size_t>(dim_), "rings must be (layers, places, heads, dim)");
+      expect(asking.data()[i] >= 0 && static_cast<size_t>(asking.data()[i]) < rows_.size(), "asking: a row is outside the batch");
+      expect(turns.data()[i] >= 0 && static_cast<size_t>(turns.data()[i]) < ring.shape(1), "turns: a place is outside its ring");
+    }
+    expect(choices.size() == r && since.size() == r, "choices and since must have one entry for each of which");
+    for (size_t i = 0; i < r; i++) {
+      const In<int32_t, 3>& of = choices[i];
+      expect_whole(of, "choices");
+      expect(of.shape(0) == layers && of.shape(1) == kv_heads, "choices must be (layers, kv heads, tokens)");
+      const int64_t later = to_.data()[i] - static_cast<int64_t>(since.data()[i]);
+      expect(from_.data()[i] == 0 && since.data()[i] >= 0 && later >= 0, "since must be between 0 and hi");
+      expect(most_.data()[i] == static_cast<int64_t>(of.shape(2)) + later && most_.data()[i] > 0, "most must be what was chosen and all since");
+    }
+    asking_ = std::move(asking), turns_ = std::move(turns), choices_ = std::move(choices), since_ = std::move(since), rings_ = std::move(rings);
+  }
+
+  void mix(const Kernels& isa, size_t layer, const float* qkv, float* seen) override {
+    store(isa, layer, qkv);
+    const size_t size = static_cast<size_t>(heads() * dim_), kv_heads = static_cast<size_t>(kv_heads_);
+    for (size_t i = 0; i < rings_.size(); i++) {
+      float* ring = rings_[i].data() + (layer * rings_[i].shape(1) + static_cast<size_t>(turns_.data()[i])) * size;
+      std::memcpy(ring, qkv + asking_.data()[i] * static_cast<ptrdiff_t>(width()), size * sizeof(float));
+    }
+    const Look all = look(layer, qkv);
+    if (!picks()) return attend_all(isa, all, seen, nullptr);
+    for (size_t i = 0; i < choices_.size(); i++) {
+      const size_t n = choices_[i].shape(2);
+      const int32_t *table = own_.data() + i * own_.shape(1), *chosen = choices_[i].data() + layer * kv_heads * n;
+      const int to = to_.data()[i];
+      const auto row = [&](int token) { return static_cast<int64_t>(table[token / kPage]) * kPage + token % kPage; };
+      for (size_t h = 0; h < kv_heads; h++) {
+        int64_t* at = at_.data() + (i * kv_heads + h) * static_cast<size_t>(wide_);
+        for (size_t j = 0; j < n; j++) *at++ = row(std::clamp(chosen[h * n + j], 0, to - 1));  // whatever is written there
+        for (int token = since_.data()[i]; token < to; token++) *at++ = row(token);
+        counts_[i * kv_heads + h] = most_.data()[i];
+      }
+    }
+    attend_chosen(isa, all, seen);
+  }
+
+ private:
+  In<int32_t, 1> asking_, turns_, since_;
+  Rings rings_;
+  Choices choices_;
+};
+
 // Pages of their own for every head, some of them chosen by bounds: see `attend` and `pick_pages`.
 class ByPages final : public Stored {
  public:
@@ -324,6 +390,10 @@ void bind_between(nb::module_& m) {
   nb::class_<ByScores, Between>(m, "ByScores")
       .def(nb::init<Caches, const std::string&, int, int, float, std::vector<bool>>())
       .def("batch", &ByScores::batch);
+  nb::class_<Remembered, Between>(m, "Remembered")
+      .def(nb::init<Caches, const std::string&, int, int, float>())
+      .def("batch", &Remembered::batch)
+      .def("recall", &Remembered::recall);
   nb::class_<ByPages, Between>(m, "ByPages")
       .def(nb::init<Caches, const std::string&, int, int, float, Caches, int>())
       .def("batch", &ByPages::batch)

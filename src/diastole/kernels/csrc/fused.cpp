@@ -310,7 +310,7 @@ void bind_fused(nb::module_& m) {
       .def("step", &Fused::step)
       .def("step_around", &Fused::step_around)
       .def("laps", &Fused::laps, "Seconds in each phase since the last call.");
-  for (const char* name : {"ByLabels", "ByScores", "ByPages"}) fused.attr(name) = m.attr(name);
+  for (const char* name : {"ByLabels", "ByScores", "Remembered", "ByPages"}) fused.attr(name) = m.attr(name);
 }
 
 }  // namespace diastole
