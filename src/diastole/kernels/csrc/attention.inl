@@ -488,8 +488,9 @@ void score_walk(const Look& look, int g, int t0, int t1, int split, float* s, pt
       if (seat.lo < seat.hi) row[seated] = i, seats[seated++] = seat;
     }
     const int from = first - page * kPage, to = last - page * kPage < kPage ? last - page * kPage : kPage;
-    const uint8_t* at = look.page(split * (kSplit / kPage) + page, g);
-    if constexpr (KIND != KV::f32) at = formed(look.kind, at, to, dim, room);
+    const auto place = [&](int p) { return look.page(split * (kSplit / kPage) + p, g); };
+    const uint8_t* at = place(page);
+    if constexpr (KIND != KV::f32) at = formed_keys(look.kind, at, (page + 1) * kPage < last ? place(page + 1) : nullptr, to, dim, room);
     score_all<KIND, kQueries>(open_page(KIND, at, dim), dim, from > 0 ? from / 16 : 0, (to + 15) / 16, seats, seated, here);
     for (int i = 0; i < seated; i++)
       std::memcpy(s + row[i] * stride + page * kPage + seats[i].lo, here + i * kPage + seats[i].lo, sizeof(float) * static_cast<size_t>(seats[i].hi - seats[i].lo));

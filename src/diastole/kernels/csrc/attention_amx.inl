@@ -357,7 +357,9 @@ void score_walk_tiles(const Look& look, int g, int t0, int t1, int split, float*
   for (int page = first / kPage; page * kPage < last; page++) {
     alignas(64) uint8_t room[kPage * kMaxDim * 4];
     alignas(64) float here[kTileRows * kPage];
-    const uint8_t* at = formed(look.kind, look.page(split * (kSplit / kPage) + page, g), last - page * kPage, dim, room);
+    const auto place = [&](int p) { return look.page(split * (kSplit / kPage) + p, g); };
+    const uint8_t* after = (page + 1) * kPage < last ? place(page + 1) : nullptr;
+    const uint8_t* at = formed_keys(look.kind, place(page), after, last - page * kPage, dim, room);
     const Halves<const uint8_t> open = open_page(KV::bf16, at, dim);
     for (int i = 0; i < groups; i++) {
       const Seen view(all[i], page);

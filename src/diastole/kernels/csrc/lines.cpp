@@ -173,20 +173,37 @@ class Choice {
 
 void masses(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t table_stride,
             float* out, int n) {
-  const int heads = look.kv_heads, blocks = static_cast<int>(streams.size());
-  Pool::get().each(blocks * heads, [&](int i) {
-    const Span& rows = streams[static_cast<size_t>(i / heads)];
-    const int g = i % heads, seen = longest(look, rows, g);
-    Look own = look;
-    own.table = tables + i / heads * table_stride;
-    float* to = out + static_cast<ptrdiff_t>(i) * n;
-    std::fill_n(to, n, 0.f);
-    if (seen == 0) return;
-    const Weights weights(isa, own, g, rows.t0, rows.t1, seen);
-    std::vector<float> sums(static_cast<size_t>(weights.wide)), pages(static_cast<size_t>(weights.wide / kPage));
-    for (int r = 0; r < weights.rows; r++) isa.tally(weights.row(r), weights.wide, weights.open(r), sums.data(), pages.data());
-    std::copy_n(sums.begin(), seen, to);
-  });
+  static thread_local Scratch<float> kept;
+  const int most = std::max(1, kTile / look.group);
+  for (size_t i = 0; i < streams.size(); i++) {
+    const Span& rows = streams[i];
+    int seen = 0;
+    for (int g = 0; g < look.kv_heads; g++) seen = std::max(seen, longest(look, rows, g));
+    // All heads at once, piece by piece, so that all threads have work: scores, then rows, then columns.
+    const int each = (rows.t1 - rows.t0) * look.group, all = look.kv_heads * each, splits = ceil_div(seen, kSplit), wide = splits * kSplit;
+    float* to = out + static_cast<ptrdiff_t>(i) * look.kv_heads * n;
+    std::fill_n(to, static_cast<ptrdiff_t>(look.kv_heads) * n, 0.f);
+    float* scores = kept.get(static_cast<size_t>(all) * static_cast<size_t>(wide + 1));
+    float* by = scores + static_cast<ptrdiff_t>(all) * wide;  // 1 / a row's sum
+    Pool::get().each(splits * look.kv_heads, [&](int task) {
+      const int g = task % look.kv_heads, split = task / look.kv_heads;
+      Look own = look;
+      own.table = tables + static_cast<ptrdiff_t>(i) * table_stride;
+      for (int t = rows.t0; t < rows.t1; t += most)
+        isa.score_rows(own, g, t, std::min(t + most, rows.t1), split,
+                       scores + static_cast<ptrdiff_t>(g * each + (t - rows.t0) * look.group) * wide + split * kSplit, wide);
+    });
+    Pool::get().each(all, [&](int row) {
+      const double sum = isa.soften(scores + static_cast<ptrdiff_t>(row) * wide, wide);
+      by[row] = sum == 0 ? 0.f : static_cast<float>(1 / sum);
+    });
+    Pool::get().each(splits * look.kv_heads, [&](int task) {
+      const int g = task % look.kv_heads, first = task / look.kv_heads * kSplit;
+      float sums[kSplit] = {}, pages[kSplit / kPage];
+      for (int row = g * each; row < (g + 1) * each; row++) isa.tally(scores + static_cast<ptrdiff_t>(row) * wide + first, kSplit, by[row], sums, pages);
+      if (first < n) std::copy_n(sums, std::min(kSplit, n - first), to + static_cast<ptrdiff_t>(g) * n + first);
+    });
+  }
 }
 
 void choose_lines(const Kernels& isa, const Look& look, const std::vector<Span>& streams, const int32_t* tables, ptrdiff_t table_stride,

@@ -159,6 +159,14 @@ inline const uint8_t* form_keys(KV kind, const uint8_t* page, int n, int dim, ui
   return room;
 }
 
+// Keys of a page in the form that is multiplied, of which tokens below `last` are seen; those of the page that comes next,
+// or null, are fetched.
+inline const uint8_t* formed_keys(KV kind, const uint8_t* page, const uint8_t* next, int last, int dim, uint8_t* room) {
+  if (!in_rows(kind)) return page;
+  fetch_keys(kind, next, kPage, dim);
+  return form_keys(kind, page, last < kPage ? last : kPage, dim, room);
+}
+
 // A page in the form that is multiplied, of which tokens below `last` are seen.
 inline const uint8_t* formed(KV kind, const uint8_t* page, int last, int dim, uint8_t* room) {
   return in_rows(kind) ? form_page(kind, page, last < kPage ? last : kPage, dim, room) : page;
