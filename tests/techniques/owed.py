@@ -179,9 +179,7 @@ def layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Inside, "between", lambda *_: None)
 
 
-def same_without_coming_back(
-    monkeypatch: pytest.MonkeyPatch, *use: str, kv: str = "auto", always: bool = True
-) -> None:
+def same_without_coming_back(monkeypatch: pytest.MonkeyPatch, *use: str, kv: str = "auto", always: bool = True) -> None:
     """An ``Unbroken`` says the same bits as when it is asked layer by layer: prompts and answers, long and short.
 
     Args:
