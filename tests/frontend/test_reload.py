@@ -62,11 +62,12 @@ def test_five_reloads_disturb_nobody(tmp_path: Path) -> None:
         for talker in talkers:
             assert talker.first.wait(60)
         said = [len(t.texts) for t in talkers]
+        resident = lambda: int(Path(f"/proc/{server.engine_pid()}/statm").read_text().split()[1])  # noqa: E731
         memory = []
         for weights in ("q8", "bf16", "q8", "bf16", "q8"):
             reply = server.http.post("/admin/services/one/reload", json={"weights": weights})
             assert reply.status_code == 200, reply.text
-            memory.append(int(Path(f"/proc/{server.engine_pid()}/statm").read_text().split()[1]))
+            memory.append(resident())
         wrong = server.http.post("/admin/services/one/reload", json={"weights": "q9"})
         assert wrong.status_code == 400
         assert "weights must be one of" in wrong.json()["error"]["message"]
@@ -84,7 +85,8 @@ def test_five_reloads_disturb_nobody(tmp_path: Path) -> None:
         one, two = ({*talkers[0].texts, *talkers[1].texts}, set(talkers[2].texts))
         assert len(two) == 1
         assert len(one) <= 2  # one text for each format
-        assert memory[4] < memory[0] * 1.5  # had those that were replaced kept their memory, it would be twice as much
+        # Had those that were replaced kept their memory, it would stay twice as much. One goes when its last stream has.
+        eventually(lambda: resident() < memory[0] * 1.5, "what was replaced kept its memory")
         assert server.metric("request_success_total") == server.metric("request_prompt_tokens_count")
         eventually(lambda: server.metric("kv_cache_usage_perc") == 0, "pages are held")
         os.kill(server.engine_pid(), signal.SIGKILL)  # its successor has the settings of the last reload
