@@ -85,7 +85,7 @@ def test_five_reloads_disturb_nobody(tmp_path: Path) -> None:
         one, two = ({*talkers[0].texts, *talkers[1].texts}, set(talkers[2].texts))
         assert len(two) == 1
         assert len(one) <= 2  # one text for each format
-        # Had those that were replaced kept their memory, it would stay twice as much. One goes when its last stream has.
+        # Had those that were replaced kept their memory, it would stay twice as much. One goes with its last stream.
         eventually(lambda: resident() < memory[0] * 1.5, "what was replaced kept its memory")
         assert server.metric("request_success_total") == server.metric("request_prompt_tokens_count")
         eventually(lambda: server.metric("kv_cache_usage_perc") == 0, "pages are held")
