@@ -17,7 +17,7 @@ def life(
     meter.arrived("r", 0.0, 10, PROMISE)
     meter.admitted("r", admitted)
     for at in outputs:
-        meter.emitted(["r"], at)
+        meter.emitted([("r", 1)], at)
     meter.ended("r", outputs[-1] if ended is None else ended, reason)
 
 
@@ -41,7 +41,7 @@ def test_choices_that_speak_together_share_a_gap() -> None:
     meter = Meter()
     meter.arrived("r", 0.0, 10, PROMISE)
     for at in (1.0, 1.5, 2.0):
-        meter.emitted(["r"] * 4, at)
+        meter.emitted([("r", 1)] * 4, at)
     meter.ended("r", 2.0, "stop")
     assert meter.counters["generation_tokens"] == 12
     assert total(meter, "request_time_per_output_token_seconds") == (1, 0.5)
@@ -80,7 +80,7 @@ def test_promises(
 def test_the_promise_for_the_whole(ended: float, reason: str, broken: bool) -> None:
     meter = Meter()
     meter.arrived("r", 0.0, 10, SLO(total=2.0))
-    meter.emitted(["r"], 0.5)
+    meter.emitted([("r", 1)], 0.5)
     meter.ended("r", ended, reason)
     assert meter.missed == ({"total": 1} if broken else {})
     assert meter.counters["slo_attained"] == (reason == "stop" and not broken)

@@ -160,6 +160,10 @@ class LLM:
             return self.voice.chat(prompt, None, {})  # type: ignore[arg-type]
         return prompt  # type: ignore[return-value]
 
+    def counters(self) -> Mapping[str, int]:
+        """What the engine has counted since it began: see ``metrics.Meter``."""
+        return self._engine.services[0].meter.counters
+
     @property
     def idle(self) -> bool:
         """Whether no request is running."""

@@ -71,7 +71,7 @@ class _Life:
     first: float | None = None
     last: float | None = None
     outputs: int = 0
-    gaps: int = 0  # between outputs: choices that speak in one step share one
+    gaps: int = 0  # between tokens: choices that speak in one step share them
 
     def missed(self, now: float, reason: str) -> list[str]:
         """Promises that are broken if it ends now for this reason: "ttft" the first output, "tpot" the mean gap between
@@ -144,27 +144,34 @@ class Meter:
             life.admitted = now
             self.histograms["request_queue_time_seconds"].observe(now - life.arrived)
 
-    def emitted(self, ids: Sequence[str], now: float) -> None:
-        """These requests gave one output each; one that is named twice gave two."""
+    def emitted(self, outputs: Sequence[tuple[str, int]], now: float) -> None:
+        """These requests gave so many units of output; one that is named twice has two choices."""
         lives, gaps = self._lives, self.histograms["inter_token_latency_seconds"]
         gap, same = 0.0, 0  # streams that spoke in the same step before share a gap: it is observed once for all
-        for id in ids:
+        for id, units in outputs:
             life = lives.get(id)
             if life is None:
                 continue
             if life.last is None:
                 life.first = now
                 self.histograms["time_to_first_token_seconds"].observe(now - life.arrived)
+                life.gaps += units - 1
             elif now > life.last:
-                life.gaps += 1
+                life.gaps += units
                 if now - life.last != gap:
                     gaps.observe(gap, same)
                     gap, same = now - life.last, 0
                 same += 1
             life.last = now
-            life.outputs += 1
+            life.outputs += units
+            self.counters["generation_tokens"] += units
         gaps.observe(gap, same)
-        self.counters["generation_tokens"] += len(ids)
+
+    def drafted(self, tokens: int, kept: int) -> None:
+        """Of a draft of so many tokens, so many were kept."""
+        self.counters["spec_decode_num_drafts"] += 1
+        self.counters["spec_decode_num_draft_tokens"] += tokens
+        self.counters["spec_decode_num_accepted_tokens"] += kept
 
     def first_output(self, id: str) -> float | None:
         """When a living request gave its first output, in seconds; None: not yet."""

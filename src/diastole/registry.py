@@ -56,6 +56,7 @@ class Stack:
     policies: Mapping[str, Any]
     fingerprint: str  # changes with every technique and knob
     owners: Mapping[str, str] = field(default_factory=dict)  # which technique fills a slot that holds one policy
+    filled: tuple[tuple[str, str, Any], ...] = ()  # technique, slot, policy
 
     def __getattr__(self, slot: str) -> Any:
         try:
@@ -92,29 +93,46 @@ def build(
     """
     policies: dict[str, Any] = {s: () if kind == "chain" else defaults.get(s) for s, kind in SLOTS.items()}
     owners: dict[str, str] = {}
-    parsed = [Spec.parse(s) for s in specs]
-    for spec in parsed:
+    filled: list[tuple[str, str, Any]] = []
+    parsed = [(Spec.parse(one), whose) for s in specs for one, whose in bundle(s)]
+    for spec, whose in parsed:
         module, params = load(spec)
+        name = f"{whose}'s {spec.name}" if whose else spec.name
         lacking = frozenset(module.NEEDS) - facts.caps
         if lacking:
-            raise UserError(f"{spec.name} needs a model with {', '.join(sorted(lacking))}", param="use")
+            raise UserError(f"{name} needs a model with {', '.join(sorted(lacking))}", param="use")
         for slot, policy in module.TECHNIQUE(params, facts).items():
             if slot not in SLOTS:
-                raise UserError(f"{spec.name} wants to fill slot {slot!r}, which does not exist", param="use")
+                raise UserError(f"{name} wants to fill slot {slot!r}, which does not exist", param="use")
             if slot not in reads:
-                message = f"{spec.name} fills the slot {slot!r}, which this kind of service does not read"
+                message = f"{name} fills the slot {slot!r}, which this kind of service does not read"
                 raise UserError(message, param="use")
+            filled.append((name, slot, policy))
             if SLOTS[slot] == "chain":
                 policies[slot] = (*policies[slot], policy)
                 continue
             if slot in owners:
                 raise UserError(
-                    f"{owners[slot]} and {spec.name} both fill the slot {slot!r}, which holds one policy: use either",
+                    f"{owners[slot]} and {name} both fill the slot {slot!r}, which holds one policy: use either",
                     param="use",
                 )
-            policies[slot], owners[slot] = policy, spec.name
-    text = ";".join(str(s) for s in parsed)
-    return Stack(policies, hashlib.sha256(text.encode()).hexdigest()[:16] if text else "bare", owners)
+            policies[slot], owners[slot] = policy, name
+    text = ";".join(str(s) for s, _ in parsed)
+    return Stack(policies, hashlib.sha256(text.encode()).hexdigest()[:16] if text else "bare", owners, tuple(filled))
+
+
+def bundle(spec: str) -> list[tuple[str, str]]:
+    """The techniques that a name stands for, each with that name: mostly itself, with none.
+
+    Raises:
+        UserError: such a name is given knobs.
+    """
+    parsed = Spec.parse(spec)
+    module = _import("techniques", parsed.name.replace("-", "_"), "technique", "use")
+    uses: tuple[str, ...] = getattr(module, "USES", ())
+    if uses and parsed.args:
+        raise UserError(f"{parsed.name} stands for {' with '.join(uses)} and has no knobs: name these", param="use")
+    return [(use, parsed.name) for use in uses] or [(spec, "")]
 
 
 def load(spec: Spec) -> tuple[ModuleType, Any]:

@@ -99,64 +99,74 @@ def _with_logprobs(logits: Array, token: int, k: int) -> Chosen:
 
 
 class SomeFailed(Exception):
-    """Choosing failed for some rows: by row the errors, and the tokens of all others."""
+    """Choosing failed for some samplers: by their index the errors, and the tokens of all others."""
 
     def __init__(self, errors: dict[int, Exception], chosen: dict[int, Chosen]) -> None:
-        super().__init__(f"choosing failed for {len(errors)} of {len(errors) + len(chosen)} rows")
+        super().__init__(f"choosing failed for {len(errors)} of {len(errors) + len(chosen)} texts")
         self.errors, self.chosen = errors, chosen
 
 
-def choose_all(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[Chosen]:
-    """One token for each row: logits (B, V) float32, left as they are.
+def choose_all(
+    samplers: Sequence[Sampler], logits: Array, positions: Sequence[int], rows: Sequence[int] | None = None
+) -> list[Chosen]:
+    """One token for each sampler: logits (R, V) float32, left as they are; rows: of these, None: one after the other.
 
     Raises:
         SomeFailed: an error for some of them, each on its own account.
     """
     try:
-        ids = draw(samplers, logits, positions)
+        ids = draw(samplers, logits, positions, rows)
         if all(s.plain for s in samplers):
             return [Chosen(i) for i in ids]
     except Exception:
-        return _each(samplers, logits, positions)
-    return _noted(samplers, logits, dict(enumerate(ids)), {})
+        return _each(samplers, logits, positions, rows or range(len(samplers)))
+    return _noted(samplers, logits, rows or range(len(samplers)), dict(enumerate(ids)), {})
 
 
-def draw(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[int]:
+def draw(
+    samplers: Sequence[Sampler], logits: Array, positions: Sequence[int], rows: Sequence[int] | None = None
+) -> list[int]:
     """Ids, not yet noted anywhere: it can be done again."""
     out = np.empty(len(samplers), np.int64)
     adjusted = [i for i, s in enumerate(samplers) if s.adjusts]
+    at = range(len(samplers)) if rows is None else rows
     sample(
         logits,
-        {i: samplers[i].adjust(logits[i]) for i in adjusted},
+        {i: samplers[i].adjust(logits[at[i]]) for i in adjusted},
         np.frombuffer(b"".join([s.wish for s in samplers]), np.uint8),
         np.array(positions, np.int64),
         out,
+        None if rows is None else np.array(rows, np.int64),
     )
     ids: list[int] = out.tolist()
     return ids
 
 
-def _each(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int]) -> list[Chosen]:
+def _each(samplers: Sequence[Sampler], logits: Array, positions: Sequence[int], rows: Sequence[int]) -> list[Chosen]:
     """Row by row, since together they failed."""
     ids: dict[int, int] = {}
     errors: dict[int, Exception] = {}
-    for row, sampler in enumerate(samplers):
+    for i, sampler in enumerate(samplers):
         try:
-            ids[row] = draw([sampler], logits[row : row + 1], positions[row : row + 1])[0]
-        except Exception as e:  # whatever it is, the other rows are not to blame
-            errors[row] = e
-    return _noted(samplers, logits, ids, errors)
+            ids[i] = draw([sampler], logits, positions[i : i + 1], rows[i : i + 1])[0]
+        except Exception as e:  # whatever it is, the others are not to blame
+            errors[i] = e
+    return _noted(samplers, logits, rows, ids, errors)
 
 
 def _noted(
-    samplers: Sequence[Sampler], logits: Array, ids: dict[int, int], errors: dict[int, Exception]
+    samplers: Sequence[Sampler],
+    logits: Array,
+    rows: Sequence[int],
+    ids: dict[int, int],
+    errors: dict[int, Exception],
 ) -> list[Chosen]:
     chosen: dict[int, Chosen] = {}
-    for row, id in ids.items():
+    for i, id in ids.items():
         try:
-            chosen[row] = samplers[row].take(id, logits, row)
+            chosen[i] = samplers[i].take(id, logits, rows[i])
         except Exception as e:  # as above
-            errors[row] = e
+            errors[i] = e
     if errors:
         raise SomeFailed(errors, chosen)
     return [*chosen.values()]

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from diastole.types import Array, Ask, Batch, Grant, KVFormat, PagedSpec, Stream
+from diastole.types import Array, Ask, Batch, Draft, Grant, KVFormat, PagedSpec, Stream
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
+    from diastole.spec.verify import Guess, Verdict
     from diastole.state.lease import Lease, Pool
 
 SLOTS: dict[str, Literal["single", "chain"]] = {
@@ -176,8 +177,8 @@ class KVStore(Protocol):
         ...
 
     def span(self, stream: Stream) -> int:
-        """How many of the units that are left may come in one step: up to where ``seal`` acts. It depends on positions
-        alone, so that what rows see does not depend on chunks."""
+        """How many units may come in one step: up to where ``seal`` acts. It depends on positions alone, so that what
+        rows see does not depend on chunks."""
         ...
 
     def words(self, tokens: Array) -> Array:
@@ -300,6 +301,49 @@ class Ingest(Protocol):
     @property
     def block(self) -> int:
         """Whole blocks of so many units, counted from a stream's start; what is left over at its end is one piece."""
+        ...
+
+
+@runtime_checkable
+class Revocable(Protocol):
+    """A policy that sees a stream's rows, and may be used where some of them are guesses."""
+
+    revocable: bool  # rows that are taken back leave no trace, and rows that come together are as if one by one
+
+
+class Drafter(Protocol):
+    """Slot ``draft``: guesses what follows. Guesses change how fast an answer comes, never the answer."""
+
+    most: int  # nodes of one draft, at most
+
+    def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
+        """For each stream, which lacks its last known token alone, a draft of at most so many nodes."""
+        ...
+
+
+class Verifier(Protocol):
+    """Slot ``verify``: which guesses are kept, and what comes after the last of them."""
+
+    def accept(self, guesses: Sequence[Guess], logits: Array) -> Verdict:
+        """logits (R, V) float32: the target's, of the rows that the guesses name."""
+        ...
+
+
+class Pacer(Protocol):
+    """Slot ``pace``: how much is guessed."""
+
+    foresees: bool  # it must know what steps cost before it has seen any
+
+    def lengths(self, asks: Sequence[Ask], cost: CostModel) -> Sequence[int]:
+        """How many units each ask may run at most, 1 or more, of those that it would: before anything is guessed."""
+        ...
+
+    def trim(self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel) -> Mapping[Stream, int]:
+        """Of each draft, how many nodes are to be verified: its first ones. grants: of the whole step."""
+        ...
+
+    def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:
+        """These nodes of what was verified of a draft were right."""
         ...
 
 

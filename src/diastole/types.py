@@ -116,9 +116,26 @@ class Tap:
     hidden: Array  # (N, d) float32
 
 
+class Draft(NamedTuple):
+    """Guesses at what follows a stream's last known token: a chain, or a tree whose nodes come after their parents."""
+
+    tokens: Sequence[int]  # (n,), it may be empty
+    parents: Sequence[int] | None = None  # (n,), -1: the last known token; None: each follows the one before
+    q: Array | None = None  # (n, V) float32: what each was drawn from, with all that its request asks for
+    odds: Sequence[float] | None = None  # (n,): how likely each is thought to be right if its parent is
+
+
+class Sown(NamedTuple):
+    """A draft in a batch."""
+
+    draft: Draft
+    rows: Sequence[int]  # (1 + n,) of the batch: of the last known token, and of each node
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Everything one forward pass reads, passed explicitly. T = rows (granted units), B = streams.
+    """Everything one forward pass reads, passed explicitly. T = rows (granted units), B = streams; of a stream whose
+    draft branches each branch counts as one, with pages of its own, in ``starts`` and ``tables``.
 
     Row t of stream b sees that stream's cached units ``lo[t] <= j < hi[t]``: causal, windowed and full masks are all
     this pair of numbers.
@@ -135,6 +152,8 @@ class Batch:
     hi: Array  # (T,) int32
     want: Array  # (W,) int32 batch rows whose output is read
     starved: tuple[Stream, ...] = ()  # granted, but the pool had no room
+    also: Array | None = None  # (E, 2) int64: rows of the batch, and further cache rows that hold what they write
+    sown: tuple[Sown | None, ...] = ()  # (B,) where the loop drafts
     tap: Tap | None = None  # only from a loop that knows that its model has them
     extra: Mapping[str, Any] = field(default_factory=dict)  # what one loop and its model agree on
     notes: dict[str, Any] = field(default_factory=dict)  # techniques' private notes of this step
@@ -152,6 +171,7 @@ class Event(NamedTuple):
     final: bool  # this choice ends here
     at: float  # seconds
     speaks: bool = True  # as its stream
+    units: int = 1  # of output
 
 
 class Ended(NamedTuple):

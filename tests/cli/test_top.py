@@ -105,7 +105,7 @@ def live(meter: Meter, at: int) -> None:
         meter.admitted(id, at)
         meter.stepped(0.2, 60)
         for k in range(5):
-            meter.emitted([id], at + 0.2 + k * 0.02)
+            meter.emitted([(id, 1)], at + 0.2 + k * 0.02)
         meter.ended(id, at + 0.3, "stop")
     meter.gauges |= {"kv_pages": 200, "kv_pages_used": 50, "num_requests_running": 3, "num_requests_waiting": 2}
 

@@ -24,6 +24,7 @@ VLLM = {
     "vllm:request_time_per_output_token_seconds", "vllm:e2e_request_latency_seconds",
     "vllm:request_queue_time_seconds", "vllm:request_prefill_time_seconds", "vllm:request_decode_time_seconds",
     "vllm:request_prompt_tokens", "vllm:request_generation_tokens", "vllm:iteration_tokens_total",
+    "vllm:spec_decode_num_drafts", "vllm:spec_decode_num_draft_tokens", "vllm:spec_decode_num_accepted_tokens",
 }  # fmt: skip
 
 
@@ -31,8 +32,8 @@ def live(meter: Meter) -> None:
     """One request that was too late, and a step."""
     meter.arrived("r", 0.0, 7, SLO(first=0.1, gap=1.0))
     meter.admitted("r", 0.1)
-    meter.emitted(["r"], 0.5)
-    meter.emitted(["r"], 0.75)
+    meter.emitted([("r", 1)], 0.5)
+    meter.emitted([("r", 1)], 0.75)
     meter.ended("r", 0.75, "length")
     meter.stepped(0.25, 300)
     meter.gauges |= {"kv_pages": 8, "kv_pages_used": 6}

@@ -90,7 +90,7 @@ def test_metrics(http: httpx.Client, server: Running) -> None:
     meter.count("prompt_tokens", 7)
     meter.arrived("m", 0.0, 7, SLO())
     meter.admitted("m", 0.1)
-    meter.emitted(["m", "m"], 0.5)
+    meter.emitted([("m", 1), ("m", 1)], 0.5)
     meter.ended("m", 0.6, "length")
     meter.gauges["num_requests_running"] = 3
     reply = http.get("/metrics")

@@ -22,9 +22,11 @@ from diastole.engine.engine import Engine
 from diastole.engine.executor import Simulated
 from diastole.engine.service import Service
 from diastole.kernels.table import load
+from diastole.models import llama
 from diastole.nn.inside import Inside
 from diastole.nn.linear import Loader
 from diastole.params import SamplingParams
+from diastole.slots import Facts
 from diastole.state.pages import PAGE
 from diastole.types import Request
 
@@ -63,6 +65,12 @@ def service(
         built = build(pages * page + page // 2)
         assert built.pages()[1] == pages
     return built
+
+
+def facts() -> Facts:
+    """What techniques may know of the small model."""
+    tiny, remembered = _tiny()
+    return llama.build(Loader(load(1), tiny, "auto", remembered), tiny.config, CONTEXT).facts(tiny)  # type: ignore[arg-type]
 
 
 def prompt(n: int, seed: int = 0) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from diastole.cli.drafts import drafts
 from diastole.cli.longcontext import longcontext
 from diastole.cli.sparse import sparse
 from diastole.types import UserError
@@ -20,6 +21,7 @@ from diastole.types import UserError
 app = typer.Typer(help="Measure this installation on this machine.", no_args_is_help=True)
 app.command()(longcontext)
 app.command()(sparse)
+app.command()(drafts)
 
 
 @app.command()

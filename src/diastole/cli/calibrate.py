@@ -20,6 +20,9 @@ def calibrate(
     texts: Annotated[
         list[Path] | None, typer.Option(help="file of plain text, may be repeated; else documentation of this machine")
     ] = None,
+    own: Annotated[
+        Path | None, typer.Option(help="for what looks at the model's own text: a file of [bold]train own-text[/]")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=0, help="of the texts to look at, at most; 0: as many as usual")] = 0,
     out: Annotated[Path | None, typer.Option(help="file to write; else one beside the model's")] = None,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
@@ -37,8 +40,11 @@ def calibrate(
     module = job.of(name)
     technique = name.replace("_", "-")
     path = resolve(model)
-    ids, where = _read(tokenizer_of(path), texts or [], tokens or module.TOKENS)
     checkpoint = open_checkpoint(path)
+    if getattr(module, "OWN", False):
+        ids, where = _own(own, texts or [], tokenizer_of(path), checkpoint.fingerprint, tokens or module.TOKENS)
+    else:
+        ids, where = _read(tokenizer_of(path), texts or [], tokens or module.TOKENS)
     with (
         Rig(
             model,
@@ -55,6 +61,25 @@ def calibrate(
     place = out or calibration.beside(technique, facts)
     found.write(place)
     typer.echo(f"written: {place} ({len(ids):,} tokens of {where})")
+
+
+def _own(
+    file: Path | None, texts: list[Path], tokenizer: Tokenizer, fingerprint: str, most: int
+) -> tuple[list[int], str]:
+    """Text of the model itself, and other text behind it."""
+    from diastole.recipes.own_text import Texts
+
+    if file is None and not texts:
+        command = "diastole train own-text --out FILE"
+        raise UserError(f"name a file of the model's own text with --own; make one with: {command}", param="own")
+    ids: list[int] = []
+    if file is not None:
+        found = Texts.read(file)
+        if found.fingerprint != fingerprint:
+            raise UserError(f"--own {file} is text of another model ({found.fingerprint[:12]})", param="own")
+        ids = found.ids.tolist()
+    more, where = _read(tokenizer, texts, most) if texts else ([], "")
+    return [*ids, *more][:most], ", ".join(n for n in (file and file.name, where) if n)
 
 
 def _read(tokenizer: Tokenizer, files: list[Path], most: int) -> tuple[list[int], str]:

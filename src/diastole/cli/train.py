@@ -49,3 +49,31 @@ def recall(
     print(
         f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes; right answers: {shares}"
     )
+
+
+@app.command()
+def own_text(
+    model: Annotated[str, typer.Option(help="asset, GGUF file or directory")] = "smollm2-135m",
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("own-text.safetensors"),
+    tokens: Annotated[int, typer.Option(min=1, help="of answers")] = 1_000_000,
+    seed: Annotated[int, typer.Option(min=0, help="of requests and answers")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
+) -> None:
+    """Answers of a model to made-up requests, from which its drafters learn: some 15 minutes for a small one."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from diastole.assets import resolve
+    from diastole.llm import LLM
+    from diastole.recipes import own_text as recipe
+    from diastole.weights import open_checkpoint
+
+    checkpoint = open_checkpoint(resolve(model))
+    fingerprint = checkpoint.fingerprint
+    checkpoint.close()
+    settings = {"max_streams": recipe.TOGETHER}
+    with LLM(model, threads=threads, **settings) as llm, Progress(console=Console(stderr=True)) as bar:
+        work = bar.add_task(f"answers of {model}", total=tokens)
+        texts = recipe.generate(llm, fingerprint, tokens, seed, lambda n: bar.advance(work, n))
+    texts.write(out)
+    print(f"{out}: {len(texts.prompts):,} answers, {len(texts.ids):,} tokens with their requests")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from diastole import registry
@@ -14,10 +15,13 @@ from diastole.engine.cost import FittedCost
 from diastole.engine.ledger import Ledger
 from diastole.engine.service import Service
 from diastole.loops.ar import AutoRegressive
+from diastole.loops.drafting import Drafting
 from diastole.metrics import Meter
 from diastole.nn.inside import Inside
 from diastole.nn.linear import Loader
-from diastole.slots import KVStore
+from diastole.slots import CostModel, KVStore, Revocable
+from diastole.spec.pace import Unpaced
+from diastole.spec.verify import Coupled
 from diastole.state.host import HostTier
 from diastole.state.kv import PagedKV
 from diastole.state.pages import PAGE, PagePool
@@ -29,9 +33,10 @@ if TYPE_CHECKING:
     from diastole.kernels.table import Ops
     from diastole.text.tokenizer import Tokenizer
 
-READS = frozenset(
-    {"kv", "select", "kernel", "probe", "refresh", "evict", "ingest", "compose"}
-)  # slots of a language model
+READS = frozenset(  # slots of a language model
+    {"kv", "select", "kernel", "probe", "refresh", "evict", "ingest", "compose", "draft", "verify", "pace"}
+)
+TRACED = frozenset({"kv", "select", "kernel", "probe", "refresh", "evict", "ingest"})  # slots that see a stream's rows
 
 
 def assemble(
@@ -70,7 +75,8 @@ def assemble(
     fingerprint = f"{checkpoint.fingerprint}/{kv.layout}/{stack.fingerprint}"
     grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
     stepwise = stack.select is not None and not stack.select.exact
-    loop = AutoRegressive(
+    cost, meter = FittedCost(), Meter()
+    loop = _loop(stack, kv, cost, meter)(
         pool,
         model.context,
         model.vocab,
@@ -83,11 +89,40 @@ def assemble(
         block,
         None if kv.passive else kv,
     )
-    cost, meter = FittedCost(), Meter()
     pools = {"kv": pool, **kv.pools}
     ledger = Ledger(loop, pools, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}
-    return Service(name, model, loop, state, stack.compose, cost, ledger, meter)
+    return Service(name, model, loop, state, stack.compose, cost, ledger, meter, stack.pace)
+
+
+def _loop(stack: registry.Stack, kv: KVStore, cost: CostModel, meter: Meter) -> Callable[..., AutoRegressive]:
+    """What makes the loop: one that drafts if anybody does.
+
+    Raises:
+        UserError: what paces or verifies drafts has none, or somebody cannot forget guesses that were wrong.
+    """
+    if stack.draft is None:
+        for slot in ("verify", "pace"):
+            if slot in stack.owners:
+                message = f"{stack.owners[slot]} needs something that drafts beside it, such as ngram"
+                raise UserError(message, param="use", code="no_drafter")
+        return AutoRegressive
+    for name, slot, policy in stack.filled:
+        if slot in TRACED and not (isinstance(policy, Revocable) and policy.revocable):
+            raise UserError(
+                f"{stack.owners['draft']} guesses tokens, and {name} keeps traces of those that are taken back: "
+                "use either",
+                param="use",
+            )
+    return partial(
+        Drafting,
+        drafter=stack.draft,
+        verify=stack.verify or Coupled(),
+        pace=stack.pace or Unpaced(),
+        cost=cost,
+        meter=meter,
+        branches=kv.passive and kv.bare and stack.select is None and stack.kernel is None and not stack.probe,
+    )
 
 
 def store(stack: registry.Stack, kv: str) -> KVStore:

@@ -1,8 +1,9 @@
-"""Predicted seconds of a step, fitted online: seconds ≈ a + b·units + c·work.
+"""Predicted seconds of a step, fitted online: seconds ≈ (a + b·units + c·context + d·work) · r(units).
 
-``work`` is what attention reads: the sum over granted rows of the units each row looks back on. Coefficients are kept
-non-negative and samples are kept per size bucket, so that a long run of small steps cannot wash out what is known of
-large ones.
+``context`` is what attention has to fetch: the units that each stream has absorbed and now absorbs. ``work`` is what it
+computes: the sum over granted rows of the units each row looks back on. Coefficients are kept non-negative and samples
+are kept per size bucket, so that a long run of small steps cannot wash out what is known of large ones. Rows cost less
+the more of them come together, in jumps, which no line follows: ``r`` says what steps of a size take beside the line.
 """
 
 from __future__ import annotations
@@ -18,23 +19,28 @@ from diastole.types import Array, Grant
 PER_BUCKET = 16  # latest samples kept of each size
 REFIT = 512  # samples between fits; the first come earlier
 EARLY = frozenset({16, 32, 64, 128, 256})
+FINE = 16  # up to so many units each number is a size of its own
+DRIFT = 0.1  # of a new sample in the ratio of its size
+
+Features = tuple[float, float, float, float]
 
 
-def features(grants: Sequence[Grant]) -> tuple[float, float, float]:
-    """(1, units, work in thousands of units)."""
+def features(grants: Sequence[Grant]) -> Features:
+    """(1, units, context and work in thousands of units)."""
     units = sum([n for _, n in grants])
+    context = sum([stream.done + n for stream, n in grants])
     work = sum([n * (stream.done + n / 2) for stream, n in grants])
-    return 1.0, float(units), work / 1000
+    return 1.0, float(units), context / 1000, work / 1000
 
 
 class LinearCost:
     """Fixed coefficients in seconds: for simulation and tests."""
 
-    def __init__(self, base: float, per_unit: float, per_kilowork: float = 0.0) -> None:
-        self.coefficients = (base, per_unit, per_kilowork)
+    def __init__(self, base: float, per_unit: float, per_kilowork: float = 0.0, per_kilocontext: float = 0.0) -> None:
+        self.coefficients = (base, per_unit, per_kilocontext, per_kilowork)
 
     def predict(self, grants: Sequence[Grant]) -> float:
-        return sum(c * f for c, f in zip(self.coefficients, features(grants), strict=True))
+        return _dot(self.coefficients, features(grants))
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         """Fixed: nothing to learn."""
@@ -43,50 +49,80 @@ class LinearCost:
 class FittedCost:
     """Learns from every step. Until it has seen enough it predicts from ``guess``, coefficients in seconds."""
 
-    def __init__(self, guess: tuple[float, float, float] = (0.002, 0.001, 0.0005)) -> None:
+    def __init__(self, guess: Features = (0.002, 0.001, 0.0, 0.0005)) -> None:
         self.coefficients = guess
-        self._samples: dict[tuple[int, int], deque[tuple[float, float, float, float]]] = {}
+        self._samples: dict[tuple[int, int], deque[tuple[float, ...]]] = {}
+        self._ratios: dict[int, float] = {}  # by size: measured over fitted
         self._seen = 0
 
     def predict(self, grants: Sequence[Grant]) -> float:
-        a, b, c = self.coefficients
-        one, units, work = features(grants)
-        return a * one + b * units + c * work
+        x = features(grants)
+        return _dot(self.coefficients, x) * self._ratio(int(x[1]))
+
+    def _ratio(self, units: int) -> float:
+        """Of this size, or of the nearest that was seen."""
+        ratios, size = self._ratios, _size(units)
+        found = ratios.get(size)
+        if found is None and ratios:
+            found = ratios[min(ratios, key=lambda known: abs(known - size))]
+        return 1.0 if found is None else found
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
-        one, units, work = features(grants)
-        bucket = (int(units).bit_length(), int(work).bit_length())
+        x = features(grants)
+        size = _size(int(x[1]))
+        bucket = (size, int(x[2] * 1000).bit_length())
         samples = self._samples.get(bucket)
         if samples is None:
             samples = self._samples[bucket] = deque(maxlen=PER_BUCKET)
-        samples.append((one, units, work, seconds))
+        samples.append((*x, seconds))
         self._seen += 1
         if self._seen % REFIT == 0 or self._seen in EARLY:
             self._fit()
+        elif size in self._ratios:
+            now = min(max(seconds / _dot(self.coefficients, x), self._ratios[size] / 2), self._ratios[size] * 2)
+            self._ratios[size] += DRIFT * (now - self._ratios[size])
 
     def _fit(self) -> None:
         # The median of each bucket: one slow step (a page fault, a neighbour) must not move the fit.
         rows = np.array([np.median(np.array(b), axis=0) for b in self._samples.values()])
-        if len(rows) >= 2:
-            self.coefficients = non_negative_fit(rows[:, :3], rows[:, 3])
+        if len(rows) < 2:
+            return
+        found = non_negative_fit(rows[:, :-1], rows[:, -1])
+        self.coefficients = found[0], found[1], found[2], found[3]
+        ratios = rows[:, -1] / np.maximum(rows[:, :-1] @ np.array(found), 1e-9)
+        sizes = np.array([size for size, _ in self._samples])
+        self._ratios = {int(s): float(np.median(ratios[sizes == s])) for s in np.unique(sizes)}
 
 
-def non_negative_fit(x: Array, y: Array) -> tuple[float, float, float]:
-    """The non-negative (a, b, c) with the smallest relative squared error of x @ (a, b, c) against y: x (n, 3), y (n,).
+def _size(units: int) -> int:
+    """The size bucket of a step: half powers of two beyond the fine ones."""
+    if units <= FINE:
+        return units
+    power = units.bit_length()
+    return FINE + 2 * (power - FINE.bit_length()) + (units >> (power - 2) & 1)
 
-    Three unknowns have seven possible supports, so all are tried.
+
+def _dot(coefficients: Sequence[float], x: Features) -> float:
+    a, b, c, d = coefficients
+    return a * x[0] + b * x[1] + c * x[2] + d * x[3]
+
+
+def non_negative_fit(x: Array, y: Array) -> tuple[float, ...]:
+    """The non-negative coefficients with the smallest relative squared error of x @ them against y: x (n, k), y (n,).
+
+    A few unknowns have few possible supports, so all are tried.
     """
     weight = 1 / np.maximum(y, 1e-6)
     xw, yw = x * weight[:, None], y * weight
-    best, least = np.zeros(3), float(yw @ yw)
-    for size in (1, 2, 3):
-        for support in combinations(range(3), size):
+    best, least = np.zeros(x.shape[1]), float(yw @ yw)
+    for size in range(1, x.shape[1] + 1):
+        for support in combinations(range(x.shape[1]), size):
             part = xw[:, support]
             found, *_ = np.linalg.lstsq(part, yw, rcond=None)
             if (found < 0).any():
                 continue
             error = float(((part @ found - yw) ** 2).sum())
             if error < least - 1e-12:
-                best, least = np.zeros(3), error
+                best, least = np.zeros(x.shape[1]), error
                 best[list(support)] = found
-    return float(best[0]), float(best[1]), float(best[2])
+    return tuple(best.tolist())

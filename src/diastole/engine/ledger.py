@@ -113,7 +113,7 @@ class Ledger:
             self._alive[stream.req.id] += 1
             if not stream.finished:
                 _insert(self.running, stream)
-        self.meter.emitted([e.id for e in outcome.events if e.speaks], now)
+        self.meter.emitted([(e.id, e.units) for e in outcome.events if e.speaks], now)
         over = [e for e in outcome.events if e.final]
         for event in over:
             self._end(event.id, now, getattr(event.data, "finish", None) or "stop")

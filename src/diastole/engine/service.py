@@ -11,7 +11,7 @@ from diastole.engine.ledger import Ledger
 from diastole.engine.trace import ServiceView, StreamView, shown_id
 from diastole.loops.base import Loop
 from diastole.metrics import Meter
-from diastole.slots import Composer, CostModel
+from diastole.slots import Composer, CostModel, Pacer
 from diastole.types import Array, Ask, Batch, Stream
 
 VIEWED = 256  # streams of one service that are shown
@@ -40,14 +40,19 @@ class Service:
     cost: CostModel
     ledger: Ledger
     meter: Meter
+    pace: Pacer | None = None  # None: streams run all they can
 
     def succeed(self, before: Service) -> None:
         """Count on where the service that this one replaces has come to; both count together while that one runs."""
         self.meter = self.ledger.meter = before.meter
 
     def asks(self) -> Sequence[Ask]:
-        """What its streams could run now."""
-        return [ask for s in self.ledger.running if (ask := self.loop.ask(s)) is not None]
+        """What its streams could run now, and may."""
+        asks = [ask for s in self.ledger.running if (ask := self.loop.ask(s)) is not None]
+        if self.pace is None:
+            return asks
+        lengths = self.pace.lengths(asks, self.cost)
+        return [a if a.hi == n else a._replace(hi=n) for a, n in zip(asks, lengths, strict=True)]
 
     def forecasts(self) -> Sequence[float]:
         """When its idle streams will have to start at the latest to keep their next deadlines, in seconds."""

@@ -79,12 +79,12 @@ class Trace:
     def ran(self, service: str, began: float, took: float, grants: Sequence[Grant]) -> None:
         """Note a step, before it is committed: what kind of work a grant is shows only in what its stream still lacked.
 
-        A stream that has spoken and absorbs the one unit it lacks decodes. All else fills its state: prefill, also when
-        a preempted stream is computed again.
+        A stream that has spoken and absorbs the one unit it lacks decodes, with whatever it guesses behind it. All else
+        fills its state: prefill, also when a preempted stream is computed again.
         """
         self.last += 1
         works = [
-            (s.req.id, s.index, DECODE if n == 1 and s.emitted_at is not None and s.known - s.done == 1 else PREFILL, n)
+            (s.req.id, s.index, DECODE if s.emitted_at is not None and s.known - s.done == 1 else PREFILL, n)
             for s, n in grants
         ]
         self._ring.append((self.last, began, took, service, works))

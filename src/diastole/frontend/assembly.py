@@ -18,6 +18,7 @@ from diastole.engine.admission import Admission, ByPriority, InOrder
 from diastole.engine.assemble import assemble
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
+from diastole.engine.profile import profile
 from diastole.engine.service import Service
 from diastole.frontend.host import Loaded
 from diastole.frontend.loading import LoadingBar
@@ -114,6 +115,8 @@ def _build(name: str, wanted: ServiceConfig, ops: Ops, memory: int, config: Conf
     checkpoint.close()
     loop = service.loop
     assert isinstance(loop, AutoRegressive)
+    if service.pace is not None and service.pace.foresees:
+        profile(service, loop.pool, RealClock(), loop.context, wanted.max_streams)
     room = loop.pool.pages * PAGE
     return service, Card(name, loop.context, loop.vocab, room, loop.width, priorities(config))
 

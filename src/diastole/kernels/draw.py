@@ -21,15 +21,15 @@ _SPREAD = 0xD6E8FEB86659FD93  # keeps neighbouring tokens apart before mixing
 
 def stream_key(seed: int, index: int) -> int:
     """The part of a draw's key that a choice keeps: seed (any integer), choice index."""
-    return _mix(_mix(seed & _ALL) ^ (index * _GOLDEN & _ALL))
+    return mix(mix(seed & _ALL) ^ (index * _GOLDEN & _ALL))
 
 
 def draw_key(stream: int, position: int) -> int:
     """The key of one draw: of its choice, and the position of the token that is drawn."""
-    return _mix((stream + position) & _ALL)
+    return mix((stream + position) & _ALL)
 
 
-def _mix(x: int) -> int:
+def mix(x: int) -> int:
     """The finaliser of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
     x = (x + _GOLDEN) & _ALL
     x = ((x ^ (x >> 30)) * _FIRST) & _ALL
@@ -76,10 +76,17 @@ def wish(temperature: float, top_k: int, top_p: float, min_p: float, key: int) -
     return _WISH.pack(temperature, top_k, top_p, min_p, key)
 
 
-def slow_sample(logits: Array, adjusted: Mapping[int, Array], wishes: Array, positions: Array, out: Array) -> None:
+def slow_sample(
+    logits: Array,
+    adjusted: Mapping[int, Array],
+    wishes: Array,
+    positions: Array,
+    out: Array,
+    rows: Array | None = None,
+) -> None:
     """The plain twin of ``sample``."""
     for i, (t, top_k, top_p, min_p, key) in enumerate(wishes.view(WISH)):
-        row = adjusted.get(i, logits[i])
+        row = adjusted.get(i, logits[i if rows is None else rows[i]])
         with np.errstate(all="ignore"):
             greedy = t == 0 or not np.isfinite(row.max() / t)
         if greedy:
@@ -98,8 +105,9 @@ def _native() -> Callable[..., Any]:
 
 
 sample = _native()
-"""sample(logits, adjusted, wishes, positions, out): one token for each row.
+"""sample(logits, adjusted, wishes, positions, out, rows): one token for each wish.
 
-logits (B, V) float32; adjusted: rows (V,) float32 that stand for those of their index; wishes: B of ``wish``, one after
-the other, as uint8; positions (B,) int64 -> out (B,) int64. See ``candidates``.
+logits (R, V) float32; rows (B,) int64: which of them is meant, None: all in order, R = B; adjusted: rows (V,) float32
+that stand in by the wish's index; wishes: B of ``wish``, one after the other, as uint8; positions (B,) int64 -> out
+(B,) int64. See ``candidates``.
 """

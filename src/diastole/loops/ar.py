@@ -261,7 +261,7 @@ class AutoRegressive:
         except SomeFailed as e:
             failed += [(speaking[row], error) for row, error in e.errors.items()]
             speaking, chosen = [speaking[row] for row in e.chosen], [*e.chosen.values()]
-        events = [self._emit(s, c, now) for s, c in zip(speaking, chosen, strict=True)]
+        events = [self.say(s, (c,), now) for s, c in zip(speaking, chosen, strict=True)]
         if batch.tap is not None:
             for stream in pooling.absorb(batch.grants, batch.tap):
                 self.close(stream)
@@ -337,9 +337,10 @@ class AutoRegressive:
         scratch = deepcopy(stream.scratch)
         return Stream(stream.req, index, stream.known, stream.done, leases, own, scratch=scratch, given=stream.given)
 
-    def _emit(self, stream: Stream, chosen: Chosen, now: float) -> Event:
+    def say(self, stream: Stream, chosen: tuple[Chosen, ...], now: float) -> Event:
+        """The event of tokens of which all but the last are known already."""
         text: Text = stream.own
-        token = chosen.id
+        token = chosen[-1].id
         self.learn(stream, token)
         stream.emitted_at = now
         guide = text.sampler.guide
@@ -352,5 +353,5 @@ class AutoRegressive:
         if finish is not None:
             stream.finished = True
             self.close(stream)
-        data = Tokens((chosen,), finish, text.prompt, text.cached)
-        return Event(stream.req.id, stream.index, data, finish is not None, now)
+        data = Tokens(chosen, finish, text.prompt, text.cached)
+        return Event(stream.req.id, stream.index, data, finish is not None, now, units=len(chosen))

@@ -91,5 +91,5 @@ def commit(
             stream.finished = True
             close(stream)
         data = _new(Tokens, ((_new(Chosen, (token, None, ())),), finish, text.prompt, text.cached))
-        events.append(_new(Event, (stream.req.id, stream.index, data, finish is not None, now, True)))
+        events.append(_new(Event, (stream.req.id, stream.index, data, finish is not None, now, True, 1)))
     return events

@@ -34,6 +34,8 @@ class Text:
     space: str
     cached: int = 0
     twins: int = 0  # other choices still to be forked off when the prompt is absorbed
+    drafted: int = 0  # tokens that were guessed
+    kept: int = 0  # of them were right
 
     def prefix(self, known: int) -> Key:
         """Under what a cached beginning of the first ``known`` tokens is found, or kept."""

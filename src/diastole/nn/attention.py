@@ -53,6 +53,9 @@ class Attention:
     def mix(self, layer: int, qkv: Array, b: Batch, kv: KVStore, inside: Inside, out: Array, arena: Arena) -> None:
         """Store and attend: qkv (T, H + 2 Hkv, D), rotated -> out (T, H, D)."""
         h, g = self.heads, self.kv_heads
-        kv.write(layer, b.rows, qkv[:, h : h + g], qkv[:, h + g :])
+        k, v = qkv[:, h : h + g], qkv[:, h + g :]
+        kv.write(layer, b.rows, k, v)
+        if b.also is not None:
+            kv.write(layer, b.also[:, 1], k[b.also[:, 0]], v[b.also[:, 0]])
         lo = b.lo if self.window is None else np.maximum(b.lo, b.pos - (self.window - 1))
         inside.attend(View(layer, kv, self.ops, b, lo, self.scale), qkv[:, :h], out, arena)

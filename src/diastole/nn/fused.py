@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from diastole.nn.arena import Arena
 from diastole.types import Array, Batch
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from diastole.nn.inside import Inside
     from diastole.nn.linear import Linear
     from diastole.slots import KVStore
+
+
+_NONE = np.empty((0, 2), np.int64)
 
 
 class FusedDecoder:
@@ -48,7 +53,8 @@ class FusedDecoder:
     def forward(self, b: Batch, buffers: Sequence[Array], fmt: str) -> Array:
         """See ``Decoder.forward``; buffers: each layer's pages, in the store's number format."""
         logits = self._arena.get("logits", len(b.want), self._vocab)
-        self._native.step(buffers, fmt, b.inputs, b.pos, b.rows, b.tables, b.starts, b.lo, b.hi, b.want, logits)
+        also = _NONE if b.also is None else b.also
+        self._native.step(buffers, fmt, b.inputs, b.pos, b.rows, also, b.tables, b.starts, b.lo, b.hi, b.want, logits)
         return logits
 
     def forward_around(self, b: Batch, kv: KVStore, inside: Inside) -> Array:

@@ -35,6 +35,9 @@ COUNTERS = (
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache."),
     ("preemptions", "Streams that gave their pages back to let older ones go on."),
+    ("spec_decode_num_drafts", "Drafts that were verified."),
+    ("spec_decode_num_draft_tokens", "Guessed tokens that were verified."),
+    ("spec_decode_num_accepted_tokens", "Guessed tokens that were right."),
     ("steps", "Engine steps."),
     ("slo_attained", "Requests that came to their end with every promised time kept."),
 )
@@ -66,6 +69,7 @@ VLLM = "vllm:"
 SHARED = frozenset({
     "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "preemptions",
     "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "request_success",
+    "spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
     *(HISTOGRAMS.keys() - {"step_seconds"}),
 })  # fmt: skip
 FINISHES = ("stop", "length", "repetition", "deadline", "abort", "error")

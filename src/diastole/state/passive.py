@@ -13,6 +13,7 @@ class Passive:
     """See ``slots.KVStore``."""
 
     passive = True
+    revocable = False
     pools: Mapping[str, Pool] = {}
 
     @property
@@ -29,7 +30,7 @@ class Passive:
         """Nothing happens."""
 
     def span(self, stream: Stream) -> int:
-        return stream.left
+        return 1 << 62
 
     def words(self, tokens: Array) -> Array:
         return tokens

@@ -89,6 +89,7 @@ class DoubleSparsity:
     """Slot ``select``; an ``Unbroken`` too."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
+    revocable = True
     prefers: KVFormat = "rows"
     exact = False
 

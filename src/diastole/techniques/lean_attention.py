@@ -36,6 +36,7 @@ class Lean:
     """Slot ``kernel``."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
+    revocable = True
 
     def __init__(self, p: Params) -> None:
         if p.tile % 64 or not 64 <= p.tile <= _MOST_TILE:

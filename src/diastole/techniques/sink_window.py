@@ -33,6 +33,7 @@ class SinkWindow:
     """Slot ``select``."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
+    revocable = True
     prefers: KVFormat = "rows"
     exact = False
     companion = None

@@ -74,7 +74,7 @@ class ZipCache(ZipKV):
     def span(self, stream: Stream) -> int:
         """Up to the end of a slice, of the prompt, or of a stretch of output."""
         if not self.seals:
-            return stream.left
+            return 1 << 62
         if stream.done < stream.given:
             return min((stream.done // self.p.slice + 1) * self.p.slice, stream.given) - stream.done
         return self.p.recompress_every - stream.done % self.p.recompress_every

@@ -129,8 +129,8 @@ class Fused {
   }
 
   void step(std::vector<Cache> caches, const std::string& fmt, In<int32_t, 1> ids, In<int32_t, 1> pos,
-            In<int64_t, 1> rows, In<int32_t, -1> tables, In<int32_t, 1> starts, In<int32_t, -1> lo, In<int32_t, -1> hi,
-            In<int32_t, 1> want, InOut<float, 2> logits) {
+            In<int64_t, 1> rows, In<int64_t, 2> also, In<int32_t, -1> tables, In<int32_t, 1> starts, In<int32_t, -1> lo,
+            In<int32_t, -1> hi, In<int32_t, 1> want, InOut<float, 2> logits) {
     const KV kind = kv_kind(fmt);
     const int t = static_cast<int>(ids.size()), w = static_cast<int>(want.size());
     expect(caches.size() == layers_.size(), "there must be one cache per layer");
@@ -142,6 +142,12 @@ class Fused {
     expect(rows.size() == ids.size(), "ids and rows must be equally long");
     const int64_t limit = static_cast<int64_t>(caches[0].shape(0)) * kPage;
     for (int i = 0; i < t; i++) expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
+    expect_whole(also, "also");
+    expect(also.shape(1) == 2, "also must be pairs of a row of the batch and one of the pages");
+    for (size_t i = 0; i < also.size(); i += 2) {
+      expect(also.data()[i] >= 0 && also.data()[i] < t, "also: a row is outside the batch");
+      expect(also.data()[i + 1] >= 0 && also.data()[i + 1] < limit, "also: a row is outside the pages");
+    }
     expect_step(ids, pos, want, logits);
     expect(tables.ndim() == 2 && lo.ndim() == 1 && hi.ndim() == 1, "heads must look at the same pages");
     const std::vector<Span> streams = open_batch(t, caches[0].shape(0), static_cast<size_t>(kv_heads_), tables, starts, lo, hi).streams;
@@ -154,6 +160,10 @@ class Fused {
       const Pages pages{caches[l].data(), kind, kv_heads_, dim_, caches[l].shape(2)};
       const float* keys = qkv + inside;
       kv_write(k, pages, rows.data(), t, keys, width, keys + kv_heads_ * dim_, width);
+      for (size_t i = 0; i < also.size(); i += 2) {  // rows that several pages hold
+        const float* from = keys + also.data()[i] * width;
+        kv_write(k, pages, also.data() + i + 1, 1, from, width, from + kv_heads_ * dim_, width);
+      }
       watch_.lap(Stopwatch::store);
       const int32_t* from = lo.data();
       if (layer.window > 0) {

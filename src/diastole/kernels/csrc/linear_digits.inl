@@ -6,7 +6,7 @@
 // of whole numbers that vectors make for few rows: 64 hi + lo, both in eight bits.
 
 constexpr int kDigitBits = 6;
-constexpr int kFew = 4;              // rows for which vectors are faster than tiles
+constexpr int kFew = 6;              // rows for which vectors are faster than tiles
 constexpr int kDigits = 2 * kGroup;  // bytes of a group of a row: [hi 32 | lo 32]
 
 // A group of 32 columns: unit times a, and unit times b.

@@ -22,6 +22,7 @@ void bind_shadow(nb::module_& m);
 void bind_schedule(nb::module_& m);
 void bind_lines(nb::module_& m);
 void bind_zip(nb::module_& m);
+void bind_grams(nb::module_& m);
 }
 
 namespace {
@@ -165,18 +166,24 @@ Whole alloc(int64_t bytes) {
 // ---- choosing tokens
 
 // See kernels.draw. adjusted: rows that stand for those of logits; wishes: one after the other, in bytes.
-void sample_(In<float, 2> logits, nb::dict adjusted, Bytes wishes, In<int64_t, 1> positions, InOut<int64_t, 1> out) {
+void sample_(In<float, 2> logits, nb::dict adjusted, Bytes wishes, In<int64_t, 1> positions, InOut<int64_t, 1> out,
+             std::optional<In<int64_t, 1>> which) {
   static_assert(sizeof(Wish) == 24, "a wish must be as kernels.draw packs it");
   expect_whole(logits, "logits");
   expect_whole(wishes, "wishes");
   expect_whole(positions, "positions");
   expect_whole(out, "out");
-  const size_t rows = logits.shape(0), n = logits.shape(1);
+  const size_t rows = which ? which->size() : logits.shape(0), n = logits.shape(1);
   expect(n > 0 && n <= INT32_MAX, "logits must not be empty");
   expect(wishes.size() == rows * sizeof(Wish) && positions.size() == rows && out.size() == rows,
-         "logits, wishes, positions and out must have the same rows");
+         "rows, wishes, positions and out must be as many");
+  if (which) expect_whole(*which, "rows");
   std::vector<const float*> row(rows);
-  for (size_t i = 0; i < rows; i++) row[i] = logits.data() + i * n;
+  for (size_t i = 0; i < rows; i++) {
+    const int64_t at = which ? which->data()[i] : static_cast<int64_t>(i);
+    expect(at >= 0 && at < static_cast<int64_t>(logits.shape(0)), "rows must name rows of logits");
+    row[i] = logits.data() + at * n;
+  }
   for (const auto& [index, given] : adjusted) {
     const auto other = nb::cast<In<float, 1>>(given);
     const size_t i = nb::cast<size_t>(index);
@@ -299,7 +306,7 @@ NB_MODULE(_native, m) {
   m.def("pack_q8", pack_q8_);
   m.def("pack_float", pack_float_);
   m.def("packed_bytes", [](const std::string& kind, int n, int k) { return expect_packed(weight_kind(kind), n, k); });
-  m.def("sample", sample_);
+  m.def("sample", sample_, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none() = nb::none());
   m.def("probe_peak", probe_peak);
   m.def("probe_read", probe_read);
   m.def("isa", [] { return std::string(isa().name); });
@@ -316,6 +323,7 @@ NB_MODULE(_native, m) {
   bind_schedule(m);
   bind_lines(m);
   bind_zip(m);
+  bind_grams(m);
   m.def("isas", [] {
     nb::list names;
     for (const char* name : {"amx", "avx512bf16", "avx512", "avx2", "scalar"})

@@ -1,0 +1,64 @@
+"""Profile: what steps of a language model cost on this machine, measured before anybody waits for one.
+
+A controller of drafts has to know what one more row costs before it has seen a step with it. Made-up rows over pages
+that nobody holds yet are as good as any: only time is looked at.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diastole.clock import Clock
+from diastole.engine.service import Service
+from diastole.state.pages import PAGE, PagePool
+from diastole.types import Array, Batch, Grant, Request, Stream
+
+# Streams, tokens that each has absorbed, rows of each: less than a second in all for a small model.
+CASES = (
+    (1, 64, (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)),
+    (1, 512, (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)),
+    (4, 512, (1, 2, 4, 8)),
+    (16, 512, (1, 2)),
+)
+TIMES = 2
+
+
+def profile(service: Service, pool: PagePool, clock: Clock, context: int, most: int) -> None:
+    """Teach a service's cost model. Nobody may hold pages yet.
+
+    Args:
+        context: tokens that a stream may have.
+        most: streams that may run at once.
+    """
+    request = Request("profile", service.name, (), None)
+    for streams, units, sizes in CASES:
+        each = -(-(units + max(sizes)) // PAGE)
+        if streams > most or streams * each > pool.pages or units + max(sizes) > context:
+            continue
+        for rows in sizes:
+            batch = _batch(streams, units, rows, each)
+            grants = [Grant(Stream(request, 0, units + rows, done=units), rows)] * streams
+            for turn in range(TIMES + 1):
+                began = clock.now()
+                service.model.forward(batch, service.state)
+                if turn:  # the first one touches everything
+                    service.cost.learn(grants, clock.now() - began)
+
+
+def _batch(streams: int, units: int, rows: int, each: int) -> Batch:
+    """``rows`` rows of each of ``streams`` streams that have absorbed ``units``, on ``each`` pages of its own."""
+    tables: Array = np.arange(streams * each, dtype=np.int32).reshape(streams, each)
+    pos = np.tile(np.arange(units, units + rows, dtype=np.int32), streams)
+    owner = np.repeat(np.arange(streams), rows)
+    return Batch(
+        grants=(),
+        leases=(),
+        inputs=np.zeros(len(pos), np.int32),
+        pos=pos,
+        starts=np.arange(0, len(pos) + 1, rows, dtype=np.int32),
+        rows=PagePool.rows(tables, owner, pos),
+        tables=tables,
+        lo=np.zeros(len(pos), np.int32),
+        hi=pos + 1,
+        want=np.arange(len(pos), dtype=np.int32),
+    )

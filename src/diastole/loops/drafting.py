@@ -1,0 +1,217 @@
+"""Autoregressive decoding with drafts: a stream absorbs its last known token and guesses behind it in one step.
+
+A guess that turns out right has its state already; what is wrong is rolled back. The rows of a draft lie behind the
+stream's last known token, as a prompt's would, so that they are the same as if the tokens had come one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from diastole.loops import branching
+from diastole.loops.ar import AutoRegressive
+from diastole.loops.texts import Text
+from diastole.metrics import Meter
+from diastole.sample import Chosen
+from diastole.slots import CostModel, Drafter, Pacer, Verifier
+from diastole.spec.tree import straightened
+from diastole.spec.verify import Guess
+from diastole.types import Array, Ask, Batch, Draft, Event, Grant, Outcome, Sown, Stream
+
+NOTHING = Draft(())
+
+
+class Drafting(AutoRegressive):
+    """The loop of language models whose answers are guessed ahead.
+
+    Args:
+        drafter: guesses.
+        verify: keeps what is right.
+        pace: how much of that is verified; it is told what was right.
+        cost: predicts steps.
+        branches: whether drafts may branch; else only the first branch of each is verified.
+        meter: counts.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        drafter: Drafter,
+        verify: Verifier,
+        pace: Pacer,
+        cost: CostModel,
+        meter: Meter,
+        branches: bool,
+    ) -> None:
+        super().__init__(*args)
+        self.drafter, self.verify, self.pace, self.cost, self.meter = drafter, verify, pace, cost, meter
+        self.branches = branches
+        self._twigs: dict[Stream, list[branching.Twig]] = {}  # of the step under way
+
+    def ask(self, stream: Stream) -> Ask:
+        ask = super().ask(stream)
+        return ask._replace(hi=1 + self._room(stream)) if ask.emits and stream.speaks else ask
+
+    def _room(self, stream: Stream) -> int:
+        """Nodes that its next draft may have."""
+        text: Text = stream.own
+        if text.twins:
+            return 0
+        room = min(self.drafter.most, text.limit - stream.known - 1)
+        return room if self.kv is None else min(room, self.kv.span(stream) - 1)
+
+    def prepare(self, grants: Sequence[Grant]) -> Batch:
+        self._drop_twigs()
+        drafts = self._drafts(grants)
+        if not drafts:
+            return super().prepare(grants)
+        kept: list[Grant] = []
+        starved: list[Stream] = []
+        for stream, n in grants:
+            if stream in drafts:
+                n = self._room_for(stream, drafts)
+            else:
+                n = self._whole(stream, min(n, self._span(stream)))
+                n = n if self.pool.grow(stream.leases["kv"], stream.done + n) else 0
+            if n:
+                kept.append(Grant(stream, n))
+            else:
+                starved.append(stream)
+        if any(len(twigs) > 1 for twigs in self._twigs.values()):
+            return branching.gather(kept, tuple(starved), drafts, self._twigs, self.width)
+        for stream, _ in kept:
+            if stream in drafts:
+                _write_behind(stream, drafts[stream].tokens)
+        batch = self._gather(kept, tuple(starved))
+        sown: list[Sown | None] = []
+        want: list[int] = []
+        for (stream, n), first_row, behind in zip(
+            kept, batch.starts[:-1].tolist(), batch.starts[1:].tolist(), strict=True
+        ):
+            sown.append(Sown(drafts[stream], range(first_row, behind)) if stream in drafts else None)
+            if stream in drafts:
+                want += range(first_row, behind)
+            elif n == stream.left and stream.speaks:
+                want.append(behind - 1)
+        return replace(batch, sown=tuple(sown), want=np.array(want, np.int32))
+
+    def _room_for(self, stream: Stream, drafts: dict[Stream, Draft]) -> int:
+        """Rows that a stream may write, for which there is room now; nobody starves for a guess."""
+        twigs = branching.grow(self.pool, stream, drafts[stream])
+        if twigs is None:
+            drafts[stream] = NOTHING
+            twigs = branching.grow(self.pool, stream, NOTHING)
+        if twigs is None:
+            return 0
+        self._twigs[stream] = twigs
+        return 1 + len(drafts[stream].tokens)
+
+    def _drop_twigs(self) -> None:
+        """Of a step that failed, the branches that nobody took."""
+        for twigs in self._twigs.values():
+            for twig in twigs[1:]:
+                twig.lease.close()
+        self._twigs.clear()
+
+    def _drafts(self, grants: Sequence[Grant]) -> dict[Stream, Draft]:
+        """By stream that decodes, what is guessed behind it; none at all if that is nothing for everybody."""
+        wishes = [(s, n - 1) for s, n in grants if n > 1 and s.left == 1 and s.speaks]
+        if not wishes:
+            return {}
+        guessed = self.drafter.draft([s for s, _ in wishes], [n for _, n in wishes])
+        found = {
+            s: draft if self.branches else straightened(draft)
+            for (s, _), draft in zip(wishes, guessed, strict=True)
+            if draft.tokens
+        }
+        if not found:
+            return {}
+        found = {s: first(found[s], n) for s, n in self.pace.trim(grants, found, self.cost).items() if n}
+        return {s: NOTHING for s, _ in grants if s.left == 1 and s.speaks and not s.own.twins} | found if found else {}
+
+    def commit(self, batch: Batch, output: Array, now: float) -> Outcome:
+        if not batch.sown:
+            return super().commit(batch, output, now)
+        number = {row: i for i, row in enumerate(batch.want.tolist())}  # of the output's rows
+        sown = [(grant.stream, sown) for grant, sown in zip(batch.grants, batch.sown, strict=True) if sown is not None]
+        verdict = self.verify.accept([_guess(s, x, [number[row] for row in x.rows]) for s, x in sown], output)
+        rest = self._commit_others(batch, output, number, now)
+        events, failed = rest.events, [*rest.failed]
+        for i, (stream, (draft, _)) in enumerate(sown):
+            if i in verdict.errors:
+                failed.append((stream, verdict.errors[i]))
+            else:
+                events.append(self._take(stream, draft, verdict.chosen[i], verdict.nodes[i], now))
+        self._drop_twigs()
+        return Outcome(events, rest.born, failed)
+
+    def _commit_others(self, batch: Batch, output: Array, number: dict[int, int], now: float) -> Outcome:
+        """Of the streams that absorb what they were given."""
+        behind = np.cumsum([n for _, n in batch.grants])
+        others = [i for i, sown in enumerate(batch.sown) if sown is None]
+        if not others:
+            return Outcome([], [])
+        grants = tuple([batch.grants[i] for i in others])
+        starts = np.cumsum([0, *(n for _, n in grants)], dtype=np.int32)
+        inputs = np.concatenate(
+            [batch.inputs[behind[i] - n : behind[i]] for i, (_, n) in zip(others, grants, strict=True)]
+        )
+        ends = [int(behind[i]) - 1 for i in others]
+        spoken = [end in number for end in ends]
+        part = replace(batch, grants=grants, inputs=inputs, starts=starts, want=starts[1:][spoken] - 1, sown=())
+        rows = [number[end] for end in ends if end in number]
+        return super().commit(part, output[rows], now)
+
+    def _take(self, stream: Stream, draft: Draft, chosen: Sequence[Chosen], nodes: Sequence[int], now: float) -> Event:
+        """What a stream has said: all but the last token was guessed, at these nodes."""
+        kept = len(nodes)
+        stream.leases["kv"] = branching.chosen(self._twigs.pop(stream), nodes)
+        for right in chosen[:-1]:
+            self.learn(stream, right.id)
+        self.absorbed(stream, 1 + kept)
+        if stream.leases["kv"].units > stream.done:
+            self.pool.truncate(stream.leases["kv"], stream.done)
+        self._count(stream, draft, nodes)
+        event = self.say(stream, tuple(chosen), now)
+        if self.refresh is not None and not stream.finished:
+            self.reconsider(stream)
+        return event
+
+    def _count(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:
+        if not draft.tokens:
+            return
+        self.pace.learn(stream, draft, nodes)
+        text: Text = stream.own
+        text.drafted += len(draft.tokens)
+        text.kept += len(nodes)
+        self.meter.drafted(len(draft.tokens), len(nodes))
+
+
+def first(draft: Draft, n: int) -> Draft:
+    """Its first ``n`` nodes."""
+    if n >= len(draft.tokens):
+        return draft
+    parents = None if draft.parents is None else draft.parents[:n]
+    return Draft(
+        draft.tokens[:n],
+        parents,
+        None if draft.q is None else draft.q[:n],
+        None if draft.odds is None else draft.odds[:n],
+    )
+
+
+def _write_behind(stream: Stream, tokens: Sequence[int]) -> None:
+    """Guesses where the tokens that they stand for would be; they are not known for that."""
+    text: Text = stream.own
+    while len(text.ids) < stream.known + len(tokens):
+        text.widen()
+    text.ids[stream.known : stream.known + len(tokens)] = tokens
+
+
+def _guess(stream: Stream, sown: Sown, rows: Sequence[int]) -> Guess:
+    text: Text = stream.own
+    return Guess(text.sampler, sown.draft, rows, stream.known, text.limit - stream.known, text.stops)

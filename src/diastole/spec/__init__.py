@@ -1,0 +1,1 @@
+"""Guessing ahead: what drafts are checked by."""

@@ -1,0 +1,74 @@
+"""Prompt lookup: what followed the text's last tokens when they came before is guessed to follow again. The plain
+baseline of drafters.
+
+No model and no training: of all earlier places where the text's last tokens stand, the longest match is taken, and of
+equal ones the latest. Good where a text repeats its prompt (summaries, edits, code), nothing elsewhere. Idea: Saxena,
+"Prompt Lookup Decoding", 2023; as a draft for exact verification it changes how fast a text comes, never the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diastole.slots import Facts
+from diastole.types import Array, Draft, Stream, UserError
+
+NEEDS = frozenset({"paged_kv"})
+MOST = 64  # guesses that one step may verify
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Knobs."""
+
+    k: int = 8  # tokens guessed at once, at most
+    least: int = 2  # tokens that must match
+    most: int = 16  # tokens that are compared
+
+
+class Lookup:
+    """Slot ``draft``."""
+
+    def __init__(self, p: Params) -> None:
+        if not 1 <= p.k <= MOST:
+            raise UserError(f"ngram: k must be between 1 and {MOST}, not {p.k}", param="use")
+        if not 1 <= p.least <= p.most:
+            raise UserError(f"ngram: least must be between 1 and most = {p.most}, not {p.least}", param="use")
+        self.p, self.most = p, p.k
+
+    def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
+        return [self._guess(s.own.ids[: s.known], n) for s, n in zip(streams, lengths, strict=True)]
+
+    def _guess(self, ids: Array, n: int) -> Draft:
+        at, length = longest_match(ids, self.p.most)
+        if length < self.p.least or n < 1:
+            return Draft(())
+        tokens: list[int] = ids[at : at + n].tolist()
+        while len(tokens) < n:  # it runs into the text's end: the text is thought to go round
+            tokens += tokens[: n - len(tokens)]
+        return Draft(tokens, odds=[1 - 0.5**length] * len(tokens))
+
+
+def longest_match(ids: Array, most: int) -> tuple[int, int]:
+    """Where the text went on after the longest earlier match of its last tokens, and how many of these match, up to
+    ``most``; of equally long ones the latest. ids (n,) int32."""
+    n = len(ids)
+    ends = np.flatnonzero(ids[: n - 1] == ids[n - 1])
+    if not len(ends):
+        return n, 0
+    length = 1
+    while length < min(most, n - 1):
+        further = ends[ends >= length]
+        further = further[ids[further - length] == ids[n - 1 - length]]
+        if not len(further):
+            break
+        ends, length = further, length + 1
+    return int(ends[-1]) + 1, length
+
+
+def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:
+    return {"draft": Lookup(p)}

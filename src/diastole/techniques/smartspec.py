@@ -1,0 +1,148 @@
+"""SmartSpec: verify as many guesses as make the most tokens per second, under the load that there is, and often none.
+
+Liu, Daniel, Hu, Kwon, Li, Mo, Cheung, Deng, Stoica, Zhang: "Optimizing Speculative Decoding for Serving Large Language
+Models Using Goodput", 2024, arXiv 2406.14066. Goodput is the expected number of tokens that a step brings over the
+seconds that it is predicted to take; it is evaluated for every number of guesses. Needs a drafter beside it.
+
+Which guesses: the paper's variant by confidence. All drafts of a step are put in one order by the probability that a
+guess is reached and right, and the step verifies the first m of them. A guess's probability given that its parent is
+right is the share of those tested that were right, among guesses of which the drafter thought alike, times how much
+better or worse this stream's guesses have been than that; only guesses that were reached count as tested, so the
+estimate is not biased. Ours: predicted seconds come from the engine's own cost model, which learns from every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diastole.slots import CostModel, Facts
+from diastole.spec.tree import outcomes
+from diastole.types import Array, Ask, Draft, Grant, Stream, UserError
+
+NEEDS: frozenset[str] = frozenset()
+NAME = "smartspec"
+LEVELS = 16  # of what drafters think of their guesses
+SHRINK = 4.0  # tested guesses that what is expected counts for, before a stream's own do
+CURVES = 64  # kept
+LEAST, MOST = 0.01, 0.99  # of a probability
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Knobs."""
+
+    kmax: int = 8  # guesses per stream and step, at most
+    off_bias: float = 1.05  # guessing must be so many times as good as not to
+    window: int = 100  # tested guesses that are remembered
+    refresh_steps: int = 20  # steps between two looks at what steps cost
+    rest_after: int = 40  # steps in a row without a guess worth it, after which nothing is drafted
+    probe_every: int = 100  # steps of that rest
+
+
+class SmartSpec:
+    """Slot ``pace``."""
+
+    foresees = True
+
+    def __init__(self, p: Params) -> None:
+        _check(p)
+        self.p = p
+        self._tested = np.zeros(LEVELS + 1)
+        self._right = np.zeros(LEVELS + 1)
+        self._curves: dict[tuple[int, int], tuple[int, Array]] = {}
+        self._step = self._idle = 0
+        self._resting = 0  # steps still to come
+
+    def lengths(self, asks: Sequence[Ask], cost: CostModel) -> Sequence[int]:
+        self._step += 1
+        if self._resting:
+            self._resting -= 1
+            return [1 if a.emits else a.hi for a in asks]
+        return [min(a.hi, 1 + self.p.kmax) if a.emits else a.hi for a in asks]
+
+    def trim(self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel) -> Mapping[Stream, int]:
+        nodes = [(gain, s) for s, draft in drafts.items() for gain in self._gains(s, draft)]
+        nodes.sort(key=lambda node: -node[0])
+        plain = [Grant(s, 1) if s in drafts else Grant(s, n) for s, n in grants]
+        seconds = self._curve(plain, len(nodes), cost)
+        speaking = sum(n == s.left for s, n in plain)
+        tokens = speaking + np.cumsum([0.0, *(gain for gain, _ in nodes)])
+        goodput = tokens / seconds[: len(tokens)]
+        goodput[0] *= self.p.off_bias
+        count = int(goodput.argmax())
+        if count:
+            self._idle = 0
+        else:
+            self._idle += 1
+            if self._idle >= self.p.rest_after:
+                self._resting, self._idle = self.p.probe_every, self.p.rest_after - 1
+                return {nodes[0][1]: 1}  # one is tried, so that what is thought of guesses can change
+        lengths = dict.fromkeys(drafts, 0)
+        for _, stream in nodes[:count]:
+            lengths[stream] += 1
+        return lengths
+
+    def _curve(self, plain: Sequence[Grant], most: int, cost: CostModel) -> Array:
+        """Predicted seconds of this step with 0 to ``most`` guesses."""
+        key = (len(plain), sum([n for _, n in plain]))
+        at, seconds = self._curves.get(key, (0, np.empty(0)))
+        if len(seconds) <= most or self._step - at >= self.p.refresh_steps:
+            stream = plain[0].stream
+            more = [cost.predict([Grant(stream, plain[0].n + m), *plain[1:]]) for m in range(most + 1)]
+            seconds = np.maximum.accumulate(more)  # a larger step that seems quicker is noise
+            if len(self._curves) >= CURVES:
+                self._curves.clear()
+            self._curves[key] = self._step, seconds
+        return seconds
+
+    # ---- how likely guesses are right
+
+    def _gains(self, stream: Stream, draft: Draft) -> list[float]:
+        """Of each node, the probability that it is reached and right: parents before children, none above its own."""
+        right, expected = stream.scratch.get(NAME, (0.0, 0.0))
+        factor = (right + SHRINK) / (expected + SHRINK)
+        gains: list[float] = []
+        for i, level in enumerate(_levels(draft)):
+            own = min(max(self._rate(level) * factor, LEAST), MOST)
+            parent = i - 1 if draft.parents is None else draft.parents[i]
+            gains.append(own if parent < 0 else gains[parent] * own)
+        return gains
+
+    def _rate(self, level: int) -> float:
+        """The share of right ones among guesses of this level."""
+        prior = 0.5 if level == LEVELS else (level + 0.5) / LEVELS
+        return float((self._right[level] + SHRINK * prior) / (self._tested[level] + SHRINK))
+
+    def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:
+        keep = 1 - 1 / self.p.window
+        right, expected = stream.scratch.get(NAME, (0.0, 0.0))
+        levels = _levels(draft)
+        for node, was in outcomes(draft, nodes):
+            level = levels[node]
+            right, expected = right * keep + was, expected * keep + self._rate(level)
+            self._tested[level] = self._tested[level] * keep + 1
+            self._right[level] = self._right[level] * keep + was
+        stream.scratch[NAME] = right, expected
+
+
+def _levels(draft: Draft) -> list[int]:
+    """What the drafter thinks of each node, as one of ``LEVELS``; one more where it does not say."""
+    if draft.odds is None:
+        return [LEVELS] * len(draft.tokens)
+    return [min(max(int(o * LEVELS), 0), LEVELS - 1) for o in draft.odds]
+
+
+def _check(p: Params) -> None:
+    for name, low in (("kmax", 1), ("window", 1), ("refresh_steps", 1), ("rest_after", 1), ("probe_every", 1)):
+        if getattr(p, name) < low:
+            raise UserError(f"{NAME}: {name} must be at least {low}, not {getattr(p, name)}", param="use")
+    if not p.off_bias >= 1:
+        raise UserError(f"{NAME}: off_bias must be at least 1, not {p.off_bias}", param="use")
+
+
+def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:
+    return {"pace": SmartSpec(p)}
