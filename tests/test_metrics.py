@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diastole.metrics import Meter
+from diastole.metrics import PLACES, Meter
 from diastole.types import SLO
 
 PROMISE = SLO(first=1.0, gap=0.1)
@@ -93,3 +93,15 @@ def test_a_step_counts_what_it_absorbs() -> None:
     assert meter.counters["steps"] == 2
     assert total(meter, "step_seconds") == (2, 0.75)
     assert total(meter, "iteration_tokens") == (2, 515)
+
+
+def test_guesses_by_their_place_in_the_draft() -> None:
+    meter = Meter()
+    assert meter.snapshot()["accepted"] == []
+    for tokens, kept in ((4, 4), (4, 0), (2, 1), (5, 2)):
+        meter.drafted(tokens, kept)
+    assert meter.snapshot()["accepted"] == [3, 2, 1, 1, 0]
+    assert sum(meter.accepted) == meter.counters["spec_decode_num_accepted_tokens"]
+    meter.drafted(1000, 900)
+    assert len(meter.accepted) == PLACES
+    assert meter.accepted[-1] == 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from diastole.assets import resolve
 from diastole.config import Config, ServiceConfig
+from diastole.engine.engine import Engine
 from diastole.frontend.assembly import build_engine
 from diastole.frontend.backend import Backend
 from diastole.frontend.host import spoken_of
@@ -132,7 +133,7 @@ class LLM:
                 which[id], speakers[id] = i, Speakers(self.voice.tokenizer, params, self._repetition_stop)
             while self._engine.busy:
                 for event in self._events():
-                    heard = speakers[event.id].hear(spoken_of(event))
+                    heard = speakers[event.id].hear(spoken_of(event, self._engine.guesses))
                     if heard is not None:
                         delta, stopped = heard
                         if stopped:
@@ -159,6 +160,11 @@ class LLM:
         if prompt and isinstance(prompt[0], Mapping):
             return self.voice.chat(prompt, None, {})  # type: ignore[arg-type]
         return prompt  # type: ignore[return-value]
+
+    @property
+    def engine(self) -> Engine:
+        """Its engine, for those who drive it by hand."""
+        return self._engine
 
     def counters(self) -> Mapping[str, int]:
         """What the engine has counted since it began: see ``metrics.Meter``."""

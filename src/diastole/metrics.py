@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from diastole.types import SLO
@@ -42,6 +43,7 @@ SECONDS = (
 GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+PLACES = 64  # of a draft, that are told apart; what lies deeper counts with the last
 CUT_SHORT = ("abort", "error")  # finish reasons of requests that did not come to their end
 
 
@@ -120,6 +122,8 @@ class Meter:
             "step_seconds": Histogram(GAPS),
         }
     )
+    _kept: Counter[int] = field(default_factory=Counter)  # drafts, by how many of their tokens were kept
+    _places: int = 0  # of the longest draft
     _lives: dict[str, _Life] = field(default_factory=dict)
 
     def count(self, name: str, n: int = 1) -> None:
@@ -172,6 +176,15 @@ class Meter:
         self.counters["spec_decode_num_drafts"] += 1
         self.counters["spec_decode_num_draft_tokens"] += tokens
         self.counters["spec_decode_num_accepted_tokens"] += kept
+        self._kept[min(kept, PLACES)] += 1
+        if tokens > self._places:
+            self._places = min(tokens, PLACES)
+
+    @property
+    def accepted(self) -> list[int]:
+        """By place in a draft, from 0, how many tokens were kept there: those before a kept one always are."""
+        deeper = [self._kept[place + 1] for place in reversed(range(self._places))]
+        return [*accumulate(deeper)][::-1]
 
     def first_output(self, id: str) -> float | None:
         """When a living request gave its first output, in seconds; None: not yet."""
@@ -201,6 +214,7 @@ class Meter:
             "counters": dict(self.counters),
             "finished": dict(self.finished),
             "missed": dict(self.missed),
+            "accepted": self.accepted,
             "gauges": dict(self.gauges),
             "histograms": {k: h.snapshot() for k, h in self.histograms.items()},
         }

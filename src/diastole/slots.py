@@ -15,6 +15,8 @@ from diastole.types import Array, Ask, Batch, Draft, Grant, KVFormat, PagedSpec,
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
+    from diastole.nn.decoder import Decoder
+    from diastole.sample import Chosen
     from diastole.spec.verify import Guess, Verdict
     from diastole.state.lease import Lease, Pool
 
@@ -55,6 +57,7 @@ class Facts:
     source: Path | None = None  # that file, or the directory of its files
     ops: Ops | None = None
     rope: Array | None = None  # the table (see nn.rope) that all layers rotate by; None: there is no such one
+    decoder: Decoder | None = None  # the model itself, for who computes with its matrices
 
 
 class Companion(Protocol):
@@ -316,8 +319,22 @@ class Drafter(Protocol):
 
     most: int  # nodes of one draft, at most
 
+    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
+        """Before the first draft: whose keys and values may be looked at, and how many streams there are at most. Where
+        it keeps something of streams itself, by the name under which they lease it."""
+        ...
+
     def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
         """For each stream, which lacks its last known token alone, a draft of at most so many nodes."""
+        ...
+
+    def ready(self, batch: Batch) -> Batch:
+        """The batch of this step: it may be given a way of its own through the model (``Batch.relay``)."""
+        ...
+
+    def verified(self, stream: Stream, draft: Draft, nodes: Sequence[int], chosen: Sequence[Chosen]) -> None:
+        """Of a draft, also an empty one, these nodes were right, and these tokens came. The stream's records are still
+        those of before the step."""
         ...
 
 
@@ -333,13 +350,17 @@ class Pacer(Protocol):
     """Slot ``pace``: how much is guessed."""
 
     foresees: bool  # it must know what steps cost before it has seen any
+    blind: bool  # it never looks at what was guessed: a law that guesses were drawn from holds for those it lets pass
 
     def lengths(self, asks: Sequence[Ask], cost: CostModel) -> Sequence[int]:
         """How many units each ask may run at most, 1 or more, of those that it would: before anything is guessed."""
         ...
 
-    def trim(self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel) -> Mapping[Stream, int]:
-        """Of each draft, how many nodes are to be verified: its first ones. grants: of the whole step."""
+    def trim(
+        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
+    ) -> Mapping[Stream, Sequence[int]]:
+        """Of each draft, the nodes that are to be verified, ascending, none without its parent. grants: of the whole
+        step."""
         ...
 
     def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:

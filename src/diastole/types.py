@@ -8,13 +8,14 @@ tokens, frames, windows, denoising steps, ticks.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from diastole.nn.decoder import Decoder
     from diastole.state.lease import Lease
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -132,6 +133,9 @@ class Sown(NamedTuple):
     rows: Sequence[int]  # (1 + n,) of the batch: of the last known token, and of each node
 
 
+Relay: TypeAlias = "Callable[[Decoder, Batch, Mapping[str, Any]], Array]"  # logits of the wanted rows (W, V)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Everything one forward pass reads, passed explicitly. T = rows (granted units), B = streams; of a stream whose
@@ -154,6 +158,7 @@ class Batch:
     starved: tuple[Stream, ...] = ()  # granted, but the pool had no room
     also: Array | None = None  # (E, 2) int64: rows of the batch, and further cache rows that hold what they write
     sown: tuple[Sown | None, ...] = ()  # (B,) where the loop drafts
+    relay: Relay | None = None  # another way through the model than from its first layer to its last
     tap: Tap | None = None  # only from a loop that knows that its model has them
     extra: Mapping[str, Any] = field(default_factory=dict)  # what one loop and its model agree on
     notes: dict[str, Any] = field(default_factory=dict)  # techniques' private notes of this step

@@ -149,6 +149,30 @@ def test_the_frame(server: Running, width: int) -> None:
     assert "not reachable: gone?[2J; trying again" in "\n".join(plain(frame(screen, width), width))
 
 
+def test_guesses_are_told_where_there_were_any(server: Running) -> None:
+    def text() -> str:
+        return "\n".join(plain(frame(screen, 80), 80))
+
+    with Scraper(server.url, "") as scraper:
+        screen = Screen(scraper.url)
+        before = scraper.read()
+        screen.see(Window(before, before))
+        assert "guesses" not in text()
+        meter = server.backend.meter
+        live(meter, 100)
+        for _ in range(10):  # steps of one row and four guesses, as a draft makes them
+            meter.drafted(4, 3)
+            meter.stepped(0.2, 5)
+            meter.count("generation_tokens", 4)
+        after = scraper.read()
+    after.at = before.at + 2.0
+    screen.see(Window(before, after))
+    assert "guesses right  75%, 3.0 a draft" in re.sub(r" {2,}", "  ", text())
+    assert "275 tok/s" in text()  # wrong guesses are no prefill
+    screen.see(Window(after, after))
+    assert "guesses right  –" in re.sub(r" {2,}", "  ", text())
+
+
 def test_once(server: Running) -> None:
     done = run("top", "--once", "--url", server.url, "--interval", "0.2")
     assert done.returncode == 0

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from console.conftest import Browser
-from diastole.engine.trace import StreamView, Trace
-from diastole.types import SLO, Grant, Request, Stream
+from diastole.engine.trace import StreamView, Trace, granted
+from diastole.types import SLO, Event, Grant, Request, Stream
 from frontend.test_serving import Running as RealServer
 from models.common import embedded
 from serve import fakes
@@ -19,13 +19,16 @@ pytestmark = pytest.mark.browser
 NOW = 100.0  # seconds on the fake engine's clock
 RIGHT, LEFT, DOWN, ESCAPE = "\ue014", "\ue012", "\ue015", "\ue00c"
 
-# Pixels of the timeline that are nearer to one of its two colours than to anything else that is drawn.
+LANE = 24  # pixels
+
+# Pixels of the timeline, or of some of its height, that are nearer to one of its two colours than to anything else that
+# is drawn.
 PIXELS = """
-(() => {
+((top, height) => {
   const canvas = document.querySelector(".frame canvas");
   const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
   copy.drawImage(canvas, 0, 0);
-  const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+  const { data } = copy.getImageData(0, top ?? 0, canvas.width, height ?? canvas.height);
   let prefill = 0, decode = 0;
   for (let i = 0; i < data.length; i += 4) {
     if (data[i + 3] < 255) continue;
@@ -33,7 +36,7 @@ PIXELS = """
     if (data[i] > data[i + 2] + 60) decode++;
   }
   return [prefill, decode];
-})()
+})(...arguments)
 """.strip()
 
 
@@ -45,12 +48,19 @@ def server(browser: Browser) -> Iterator[fakes.Running]:
         running.backend.now = NOW
         stream = Stream(Request("chatcmpl-0badcafe", "echo", None, None), 0, known=300)
         for i, n in enumerate((256, 44, 1, 1, 1, 1)):
-            running.backend.steps.ran("echo", NOW - 5 + 0.5 * i, 0.25, [Grant(stream, n)])
-            stream.done += n
-            if i > 0:
-                stream.emitted_at, stream.known = NOW - 4.5 + 0.5 * i, stream.known + 1
+            ran(running, stream, NOW - 5 + 0.5 * i, n, said=int(i > 0))
         yield running
         browser.leave()  # or the page would go on asking when the server is gone
+
+
+def ran(server: fakes.Running, stream: Stream, began: float, units: int, said: int) -> None:
+    """A step of a quarter of a second, for one stream."""
+    works = granted([Grant(stream, units)])
+    events = [Event(stream.req.id, stream.index, None, False, began + 0.25, units=said)] if said else []
+    server.backend.steps.ran("echo", began, 0.25, works, events)
+    stream.done += said if works[0][2] == "decode" else units
+    if said:
+        stream.emitted_at, stream.known = began + 0.25, stream.known + said
 
 
 def watch(browser: Browser, server: fakes.Running, **how: object) -> None:
@@ -76,6 +86,48 @@ def test_bars_show_each_step(browser: Browser, server: fakes.Running) -> None:
     browser.keys(DOWN, ESCAPE)
     assert browser.js("document.querySelector('.tip').hidden")
     assert all(url.startswith((server.url, "data:")) for url in browser.requested())
+
+
+def table(browser: Browser) -> list[list[str]]:
+    """Rows of the streams' table that are seen, its head first."""
+    return browser.js(
+        """[...document.querySelectorAll(".streams tr")].map(
+          (r) => [...r.children].filter((c) => !c.hidden).map((c) => c.textContent))"""
+    )
+
+
+def test_guesses_show_how_many_were_right(browser: Browser, server: fakes.Running) -> None:
+    watch(browser, server)
+    browser.wait(lambda: min(browser.js(PIXELS)) > 100, "bars of both kinds")
+    assert not browser.find(".key.guess").is_displayed()
+    stream = Stream(Request("chatcmpl-guessing", "echo", None, None), 0, known=300, done=299, emitted_at=NOW - 5)
+    for i, said in enumerate((8, 5, 1)):
+        ran(server, stream, NOW - 3 + 0.5 * i, 8, said)
+    slo = SLO()
+    server.backend.streams = [
+        StreamView("0badcafe", 0, True, 304, 303, NOW - 6, NOW - 4.25, NOW, slo),
+        StreamView("guessing", 0, True, 314, 313, NOW - 6, NOW - 5, NOW, slo, 1021, 11),
+    ]
+    browser.wait(lambda: browser.find(".key.guess").is_displayed(), "the legend")
+    browser.wait(lambda: len(table(browser)) == 3, "both streams")
+    browser.button("Pause").click()
+    head, *rows = table(browser)
+    assert head[-1] == "Drafts"
+    assert [row[-1] for row in rows] == ["–", "11 of 1,021 guesses right"]
+    browser.find(".frame canvas").send_keys(DOWN)
+    browser.keys(DOWN, *[RIGHT] * 3)
+    told = []
+    for _ in range(3):
+        told.append((browser.text("#bar-words").split(" in ")[0], browser.text(".tip strong")))
+        browser.keys(LEFT)
+    assert told == [
+        (f"Stream guessing: decode of 8 rows, {tokens}", f"decode · 8 rows, {tokens}")
+        for tokens in ("1 token", "5 tokens", "8 tokens")
+    ]
+    # Three bars in which 14 rows of 24 are filled, below four full ones.
+    _, plain = browser.js(PIXELS, 0, LANE)
+    _, guessed = browser.js(PIXELS, LANE, LANE)
+    assert guessed / plain == pytest.approx(3 / 4 * 14 / 24, abs=0.08)
 
 
 def test_a_finger_finds_a_bar(browser: Browser, server: fakes.Running) -> None:
@@ -125,9 +177,8 @@ def test_promises_are_judged_in_words(browser: Browser, server: fakes.Running) -
     ]
     watch(browser, server)
     browser.wait(lambda: browser.text(".streams tbody"), "the streams")
-    rows = browser.js(
-        "[...document.querySelectorAll('.streams tbody tr')].map((r) => [...r.children].map((c) => c.textContent))"
-    )
+    head, *rows = table(browser)
+    assert head == ["Stream", "Absorbed", "First token", "Between tokens"]  # nothing was guessed
     nb = "\u00a0"
     assert rows == [
         ["0badcaferunning", "303 of 304", f"1.75{nb}sclosepromised{nb}2{nb}s", f"500{nb}mslatepromised{nb}300{nb}ms"],
@@ -141,7 +192,7 @@ def test_an_engine_that_begins_anew(browser: Browser, server: fakes.Running) -> 
     watch(browser, server)
     browser.wait(lambda: server.backend.watched[-1] == 6, "the old steps")
     fresh = Trace()
-    fresh.ran("echo", NOW - 1, 0.1, [Grant(Stream(Request("new", "echo", None, None), 0, known=5), 5)])
+    fresh.ran("echo", NOW - 1, 0.1, granted([Grant(Stream(Request("new", "echo", None, None), 0, known=5), 5)]), ())
     server.backend.steps = fresh
     browser.wait(lambda: server.backend.watched[-1] == 1, "the new numbers")
     browser.find(".frame canvas").send_keys(RIGHT)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from diastole.engine.trace import DECODE, PREFILL, Trace
-from diastole.types import SLO, Grant, Request, Stream
+from diastole.engine.trace import DECODE, PREFILL, Trace, granted
+from diastole.types import SLO, Event, Grant, Request, Stream
 from engine.toy import request, run, toy_engine, toy_service
 
 
@@ -14,10 +14,10 @@ def test_steps_tell_chunks_then_beats_with_their_times() -> None:
     view = engine.view()
     works = [work for step in view.steps for work in step.streams]
     assert works == [
-        ("89abcdef", 0, PREFILL, 48),
-        ("89abcdef", 0, PREFILL, 48),
-        ("89abcdef", 0, PREFILL, 4),
-        *[("89abcdef", 0, DECODE, 1)] * 3,
+        ("89abcdef", 0, PREFILL, 48, 0),
+        ("89abcdef", 0, PREFILL, 48, 0),
+        ("89abcdef", 0, PREFILL, 4, 1),  # the end of the prompt gives the first token
+        *[("89abcdef", 0, DECODE, 1, 1)] * 3,
     ]
     assert [step.seq for step in view.steps] == [1, 2, 3, 4, 5, 6]
     assert view.last == 6
@@ -49,7 +49,7 @@ def test_a_stream_that_is_computed_again_fills() -> None:
     assert not engine.view().services["lm"].streams[0].running
     engine.step()
     (again,) = engine.view(4).steps
-    assert again.streams == [("a", 0, PREFILL, 7)]  # three of the prompt and four it had said
+    assert again.streams == [("a", 0, PREFILL, 7, 1)]  # three of the prompt and four it had said
 
 
 def test_the_view_shows_streams_and_pages() -> None:
@@ -75,11 +75,27 @@ def test_ring_and_answer_are_bounded() -> None:
     trace = Trace(steps=8)
     streams = [Stream(Request(f"r{i}", "lm", None, None), 0, known=5) for i in range(10)]
     for step in range(20):
-        trace.ran("lm", float(step), 0.5, [Grant(s, 5) for s in streams])
+        trace.ran("lm", float(step), 0.5, granted([Grant(s, 5) for s in streams]), ())
     assert trace.last == 20
     assert [s.seq for s in trace.since(0)] == list(range(13, 21))
     assert [s.seq for s in trace.since(0, most=35)] == [18, 19, 20]  # whole steps, the newest
     assert [s.began for s in trace.since(18)] == [18.0, 19.0]
+
+
+def test_outputs_are_told_by_stream() -> None:
+    trace = Trace()
+    request = Request("chatcmpl-0badcafe", "lm", None, None)
+    streams = [Stream(request, i, known=9) for i in range(3)]
+    mute = Stream(Request("reads", "lm", None, None), 0, known=9, speaks=False)
+    said = [
+        Event(request.id, 2, None, True, 1.0, units=4),
+        Event(request.id, 0, None, False, 1.0),
+        Event(request.id, 0, None, False, 1.0, units=2),  # a loop may say several things in one step
+        Event("reads", 0, None, True, 1.0, speaks=False),  # its result is no unit of output
+    ]
+    trace.ran("lm", 0.0, 0.5, granted([Grant(s, 5) for s in (*streams, mute)]), said)
+    (step,) = trace.since(0)
+    assert [work[-1] for work in step.streams] == [3, 0, 4, 0]
 
 
 def test_a_view_names_no_more_streams_than_it_says() -> None:

@@ -278,9 +278,10 @@ def test_the_trace_shows_chunks_and_beats_of_a_stream(server: Running) -> None:
     assert stream["arrived"] < stream["first"] <= seen["now"]
     assert service["pages_used"] >= 600 // 64
     after = server.http.get(f"/engine/trace?since={begun}").json()
-    ours = [(kind, n) for step in after["steps"] for i, choice, kind, n in step["streams"] if i == id[-8:]]
-    assert sum(n for kind, n in ours if kind == "prefill") == 600
-    assert [n for kind, n in ours if kind == "decode"] == [1] * 199
+    ours = [work[2:] for step in after["steps"] for work in step["streams"] if work[0] == id[-8:]]
+    assert sum(n for kind, n, _ in ours if kind == "prefill") == 600
+    assert [(n, said) for kind, n, said in ours if kind == "decode"] == [(1, 1)] * 199
+    assert sum(said for _, _, said in ours) == 200
     assert id not in json.dumps(seen)
     assert after["services"][MODEL]["streams"] == []
 

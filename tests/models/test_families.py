@@ -14,11 +14,12 @@ from diastole import registry
 from diastole.bench.quality import logits_of
 from diastole.kernels.ref import TorchOps
 from diastole.kernels.table import Ops, load
+from diastole.nn.decoder import Decoder
 from diastole.nn.family import Shape
 from diastole.nn.inside import Inside, Paged, Read
 from diastole.nn.linear import Loader
 from diastole.slots import View
-from diastole.types import Array, UserError
+from diastole.types import Array, Batch, UserError
 from diastole.weights import open_checkpoint
 
 BASE = {
@@ -109,6 +110,28 @@ def test_fused_and_open_give_the_same_bits(tmp_path: Path, family: str, fmt: str
     np.testing.assert_array_equal(logits_of(model, ops, IDS, kv, chunks=(3, 100, 1, 46)), opened)
     around = Inside(kernel=Paged())  # somebody acts inside the layers, who changes nothing
     np.testing.assert_array_equal(logits_of(model, ops, IDS, kv, chunks=(3, 100, 1, 46), inside=around), opened)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fused", [True, False])
+def test_in_parts_it_gives_the_same_bits(
+    tmp_path: Path, family: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = directory(tmp_path, family)
+    ops = load()
+    model = build(path, ops, "q4")
+    want = logits_of(model, ops, IDS, "bf16")
+
+    def forward(self: Decoder, b: Batch, state: dict[str, Any]) -> Array:
+        if not fused:
+            state = {**state, "inside": Inside(kernel=Paged())}
+        x = self.embedded(b.inputs, np.empty((len(b.inputs), self.width), np.float32))
+        for first, last in ((0, 1), (1, 1), (1, len(self.blocks))):
+            self.part(b, state, x, first, last)
+        return self.logits(x[b.want])
+
+    monkeypatch.setattr(Decoder, "forward", forward)
+    np.testing.assert_array_equal(logits_of(model, ops, IDS, "bf16", chunks=(100, 50)), want)
 
 
 def test_what_is_raised_inside_a_layer_comes_out(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ class FakeService:
         self.fault: Exception = RuntimeError("secret detail of a fault")
         self.finish: str | None = None  # instead of "stop" and "length"
         self.vanish = False  # end without a final delta
+        self.guessed = (0, 0)  # tokens that it says it guessed ahead, and how many of them were right
         self.late = False  # the deadline passes before the first token
         self.late_prompts: set[str] = set()  # the same, of these prompts only, once another one has its first token
         self.most_running = 0
@@ -156,7 +157,7 @@ class FakeService:
                         return
                     if said > len(live):
                         self.spoken.add(request_id)
-                    usage = Usage(len(prompt), len(prompt) // 2, said)
+                    usage = Usage(len(prompt), len(prompt) // 2, said, *self.guessed)
                     stop = told[i][1] if finish == "stop" else None
                     yield Delta(i, text, tuple(ids), _logprobs(ids, params.logprobs), finish, usage, stop)
                 if not live:

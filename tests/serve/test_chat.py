@@ -68,6 +68,14 @@ def test_include_usage(http: httpx.Client) -> None:
     assert rest[-1]["choices"][0]["finish_reason"] == "length"
 
 
+def test_usage_tells_of_guesses_where_there_were_any(server: Running, http: httpx.Client) -> None:
+    server.service.guessed = (9, 5)
+    told = {"accepted_prediction_tokens": 5, "rejected_prediction_tokens": 4}
+    assert http.post(URL, json=HELLO).json()["usage"]["completion_tokens_details"] == told
+    wish = {**HELLO, "stream": True, "stream_options": {"include_usage": True}}
+    assert events(http.post(URL, json=wish).text)[-1]["usage"]["completion_tokens_details"] == told
+
+
 def test_choices_come_in_order_when_whole(http: httpx.Client) -> None:
     body = http.post(URL, json={**HELLO, "n": 3}).json()
     assert [c["index"] for c in body["choices"]] == [0, 1, 2]

@@ -36,6 +36,13 @@ def test_prompt_forms(http: httpx.Client, prompt: object, texts: list[str]) -> N
     assert joined == texts
 
 
+def test_usage_adds_up_the_guesses_of_all_prompts(server: Running, http: httpx.Client) -> None:
+    assert "completion_tokens_details" not in ask(http, prompt=["one", "two"]).json()["usage"]
+    server.service.guessed = (9, 5)
+    usage = ask(http, prompt=["one", "two"]).json()["usage"]
+    assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 10, "rejected_prediction_tokens": 8}
+
+
 def test_default_length_is_openais(server: Running, http: httpx.Client) -> None:
     http.post(URL, json={"model": "echo", "prompt": "x"})
     assert server.service.asked[-1].params.max_tokens == 16

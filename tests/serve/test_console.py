@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 import diastole.serve
+from diastole.engine.trace import granted
 from diastole.serve import trace
-from diastole.types import Grant, Request, Stream
+from diastole.types import Event, Grant, Request, Stream
 from serve.fakes import FakeBackend, Running
 from serve.test_chat import HELLO, URL, wait_ready
 
@@ -57,7 +58,8 @@ def test_what_did_not_change_is_not_sent_again(http: httpx.Client) -> None:
 def fill(backend: FakeBackend, steps: int) -> None:
     stream = Stream(Request("chatcmpl-secret-0badcafe", "echo", None, None), 0, known=9)
     for i in range(steps):
-        backend.steps.ran("echo", float(i), 0.25, [Grant(stream, 9)])
+        said = [Event(stream.req.id, 0, None, False, i + 0.25)]
+        backend.steps.ran("echo", float(i), 0.25, granted([Grant(stream, 9)]), said)
 
 
 def test_trace() -> None:
@@ -71,7 +73,7 @@ def test_trace() -> None:
             "began": 0.0,
             "took": 0.25,
             "service": "echo",
-            "streams": [["0badcafe", 0, "prefill", 9]],
+            "streams": [["0badcafe", 0, "prefill", 9, 1]],
         }
         assert whole["services"]["echo"]["pages"] == 16
         assert [s["seq"] for s in http.get("/engine/trace?since=2").json()["steps"]] == [3]

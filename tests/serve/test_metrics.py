@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from diastole.metrics import Meter
+from diastole.metrics import PLACES, Meter
 from diastole.serve.metrics import Traffic, page
 from diastole.types import SLO
 from serve.fakes import FakeBackend, Running
@@ -25,6 +25,7 @@ VLLM = {
     "vllm:request_queue_time_seconds", "vllm:request_prefill_time_seconds", "vllm:request_decode_time_seconds",
     "vllm:request_prompt_tokens", "vllm:request_generation_tokens", "vllm:iteration_tokens_total",
     "vllm:spec_decode_num_drafts", "vllm:spec_decode_num_draft_tokens", "vllm:spec_decode_num_accepted_tokens",
+    "vllm:spec_decode_num_accepted_tokens_per_pos",
 }  # fmt: skip
 
 
@@ -36,6 +37,8 @@ def live(meter: Meter) -> None:
     meter.emitted([("r", 1)], 0.75)
     meter.ended("r", 0.75, "length")
     meter.stepped(0.25, 300)
+    meter.drafted(3, 2)
+    meter.drafted(2, 1)
     meter.gauges |= {"kv_pages": 8, "kv_pages_used": 6}
 
 
@@ -63,6 +66,10 @@ def test_families(vllm: bool) -> None:
             'request_decode_time_seconds_bucket{le="0.25",model_name="echo"}': 1,
             'iteration_tokens_total_bucket{le="256.0",model_name="echo"}': 0,
             'iteration_tokens_total_bucket{le="512.0",model_name="echo"}': 1,
+            'spec_decode_num_accepted_tokens_total{model_name="echo"}': 3,
+            'spec_decode_num_accepted_tokens_per_pos_total{model_name="echo",position="0"}': 2,
+            'spec_decode_num_accepted_tokens_per_pos_total{model_name="echo",position="1"}': 1,
+            'spec_decode_num_accepted_tokens_per_pos_total{model_name="echo",position="2"}': 0,
         }.items():
             assert values[prefix + line] == value
     assert values['diastole_slo_missed_total{model_name="echo",which="ttft"}'] == 1
@@ -71,6 +78,14 @@ def test_families(vllm: bool) -> None:
     assert values['diastole_kv_pages{model_name="echo"}'] == 8
     assert values['diastole_kv_pages_used{model_name="echo"}'] == 6
     assert values["diastole_engine_up"] == 1
+
+
+def test_places_in_drafts_are_bounded() -> None:
+    backend = FakeBackend()
+    asyncio.run(backend.start())
+    backend.meter.drafted(10_000, 9_000)
+    values = series(asyncio.run(page(backend, Traffic(()))).decode())
+    assert len([name for name in values if "_per_pos_total" in name]) == PLACES
 
 
 def test_ten_thousand_odd_values_make_no_series() -> None:

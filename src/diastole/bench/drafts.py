@@ -89,7 +89,7 @@ class Bench:
         tell: Callable[[], None] = lambda: None,
     ) -> Cell:
         """Run all requests, ``streams`` at a time, in every engine, so many times. tell: hears of every run."""
-        prompts = [self._prompt(r) for r in requests]
+        prompts = [asked.ids(self.engines[PLAIN].voice) for asked in requests]
         sides = {name: Side() for name in self.engines}
         want: dict[int, list[int]] = {}
         for turn in range(rounds):
@@ -103,11 +103,6 @@ class Bench:
                             sides[name].different += 1
                     tell()
         return Cell(work, streams, self.params.max_tokens or 0, sides)
-
-    def _prompt(self, asked: Asked) -> list[int]:
-        voice = self.engines[PLAIN].voice
-        begun = voice.tokenizer.encode(asked.begun, special=False) if asked.begun else []
-        return [*voice.chat([{"role": "user", "content": asked.request}], None, {}), *begun]
 
     def _run(self, side: Side, llm: Speaking, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))

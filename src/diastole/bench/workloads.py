@@ -22,6 +22,7 @@ from random import Random
 from typing import NamedTuple
 
 from diastole.bench.longtext import Corpus
+from diastole.frontend.voice import Voice
 from diastole.text import Tokenizer
 from diastole.types import UserError
 
@@ -35,15 +36,22 @@ _CATEGORIES = {
     "math": ("math", "math_reasoning"),
     "translate": ("translation",),
 }
-KINDS = ("copy", "edit", *_CATEGORIES)
+KINDS = ("copy", "edit", "code", *_CATEGORIES)
+HELD_OUT = ("argparse", "calendar", "difflib", "inspect", "mailbox", "statistics", "tarfile", "zipfile")  # of code
 _MODULES = ("argparse", "ast", "calendar", "csv", "datetime", "difflib", "fractions", "heapq", "inspect", "textwrap")
 
 
 class Asked(NamedTuple):
-    """A request, and how its answer begins: a small model that is told to copy would rather talk about the text."""
+    """A request, and how its answer begins: a small model that is told to copy would rather talk about the text. With
+    no request the beginning is all there is, and no chat around it."""
 
     request: str
     begun: str = ""
+
+    def ids(self, voice: Voice) -> list[int]:
+        """As the model reads it."""
+        begun = voice.tokenizer.encode(self.begun, special=False) if self.begun else []
+        return [*voice.chat([{"role": "user", "content": self.request}], None, {}), *begun] if self.request else begun
 
 
 def requests(kind: str, count: int, tokenizer: Tokenizer, data: Path = DATA, seed: int = 0) -> list[Asked]:
@@ -60,6 +68,8 @@ def requests(kind: str, count: int, tokenizer: Tokenizer, data: Path = DATA, see
         return [_copy(tokenizer.decode(corpus.cut(220, rng)).strip()) for _ in range(count)]
     if kind == "edit":
         return [_edit(*f) for f in rng.sample(sorted(_functions()), count)]
+    if kind == "code":
+        return [Asked("", text) for text in rng.sample(sorted(_beginnings()), count)]
     asked = spec_bench(data, _CATEGORIES[kind])
     return [Asked(r) for r in rng.sample(asked, min(count, len(asked)))]
 
@@ -93,6 +103,14 @@ def _functions() -> Iterator[tuple[str, str]]:
             names = [a.arg for a in node.args.args if text.count(a.arg) > 2 and len(a.arg) > 2]
             if 500 < len(text) < 1600 and names:
                 yield text, names[0]
+
+
+def _beginnings() -> Iterator[str]:
+    """Stretches of source that end with a line."""
+    for module in HELD_OUT:
+        lines = inspect.getsource(import_module(module)).splitlines(keepends=True)
+        for at in range(0, len(lines) - 40, 25):
+            yield "".join(lines[at : at + 25])
 
 
 def _copy(text: str) -> Asked:

@@ -75,8 +75,7 @@ def _own(
     ids: list[int] = []
     if file is not None:
         found = Texts.read(file)
-        if found.fingerprint != fingerprint:
-            raise UserError(f"--own {file} is text of another model ({found.fingerprint[:12]})", param="own")
+        found.expect(fingerprint, file)
         ids = found.ids.tolist()
     more, where = _read(tokenizer, texts, most) if texts else ([], "")
     return [*ids, *more][:most], ", ".join(n for n in (file and file.name, where) if n)

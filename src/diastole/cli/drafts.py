@@ -18,7 +18,7 @@ def drafts(
         list[str] | None, typer.Option(help="drafter, with + more techniques beside it; may be repeated")
     ] = None,
     work: Annotated[
-        str, typer.Option(help="kinds of requests: copy, edit, summary, rag, chat, math, translate")
+        str, typer.Option(help="kinds of requests: copy, edit, code, summary, rag, chat, math, translate")
     ] = "copy,edit,summary,chat",
     streams: Annotated[str, typer.Option(help="numbers of streams at once")] = "1",
     count: Annotated[int, typer.Option(min=1, help="requests of each kind")] = 8,

@@ -20,6 +20,7 @@ TIMES = (
     ("TPOT", "request_time_per_output_token_seconds"),
     ("gap", "inter_token_latency_seconds"),
 )
+DRAFTED, KEPT = "spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total"
 USUAL = ("ttft", "tpot")  # promises that every request has
 ENDS = ("stop", "length", "abort", "error")
 
@@ -65,10 +66,13 @@ class Service:
 
     def see(self, window: Window) -> None:
         """Take a window's speeds into the history."""
-        generated = window.rate("generation_tokens_total", model_name=self.name)
-        absorbed = window.rate("iteration_tokens_total_sum", model_name=self.name)
+        name = {"model_name": self.name}
+        generated = window.rate("generation_tokens_total", **name)
+        absorbed = window.rate("iteration_tokens_total_sum", **name)
+        wrong = window.rate(DRAFTED, **name) - window.rate(KEPT, **name)
         self.decode.append(generated)
-        self.prefill.append(max(absorbed - generated, 0.0))  # what is absorbed beyond one token for each that came out
+        # What is absorbed beyond one token for each that came out, and beyond guesses that were thrown away.
+        self.prefill.append(max(absorbed - generated - wrong, 0.0))
 
     def draw(self, window: Window, width: int) -> list[RenderableType]:
         """Its lines."""
@@ -102,7 +106,16 @@ class Service:
         for (label, name), (what, value) in zip(TIMES, self._facts(window), strict=True):
             p50, p95 = (seconds(window.quantile(name, q, model_name=self.name)) for q in (0.5, 0.95))
             grid.add_row(label, p50, p95, f"  {what}", value)
+        if window.after.total(DRAFTED, model_name=self.name):
+            grid.add_row("", "", "", "  guesses right", self._guesses(window))
         return grid
+
+    def _guesses(self, window: Window) -> str:
+        """How many of the drafted tokens were right, and how many a draft brought."""
+        name = {"model_name": self.name}
+        drafted, kept = window.gained(DRAFTED, **name), window.gained(KEPT, **name)
+        drafts = window.gained("spec_decode_num_drafts_total", **name)
+        return f"{kept / drafted:.0%}, {kept / drafts:.1f} a draft" if drafted and drafts else NOTHING
 
     def _facts(self, window: Window) -> Sequence[tuple[str, str]]:
         name, now = {"model_name": self.name}, window.after

@@ -89,7 +89,8 @@ def assemble(
         block,
         None if kv.passive else kv,
     )
-    pools = {"kv": pool, **kv.pools}
+    drafts = {} if stack.draft is None else stack.draft.settle(kv, config.max_streams)
+    pools = {"kv": pool, **kv.pools, **drafts}
     ledger = Ledger(loop, pools, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}
     return Service(name, model, loop, state, stack.compose, cost, ledger, meter, stack.pace)

@@ -10,8 +10,9 @@ from functools import partial
 from diastole.clock import Clock
 from diastole.engine.executor import Executor, Inline
 from diastole.engine.faults import Blame, Ran
+from diastole.engine.guesses import Guesses, guesses_of
 from diastole.engine.service import Service
-from diastole.engine.trace import Trace, View
+from diastole.engine.trace import Trace, View, granted
 from diastole.slots import Dispatcher
 from diastole.types import Array, Batch, Event, Grant, Request, UserError
 
@@ -26,12 +27,14 @@ class Engine:
         self.clock, self.dispatch, self.executor = clock, dispatch, executor or Inline()
         self.trace = Trace()
         self._blame = Blame()
+        self.guesses: dict[tuple[str, int], Guesses] = {}  # by request and choice, of drafts in the last step
         self._by_name = {s.name: s for s in self.services}
 
     def step(self) -> list[Event] | None:
         """One step of one service: its events, which may be none; None when there is nothing to run."""
         if len(self.services) > len(self._by_name):
             self._let_go()
+        self.guesses.clear()
         now = self.clock.now()
         late: list[Event] = []
         for service in self.services:
@@ -69,9 +72,13 @@ class Engine:
         if output is None:
             return Ran([], batch.starved)
         end = self.clock.now()
-        self.trace.ran(service.name, began, end - began, batch.grants)
+        works = granted(batch.grants)
         service.cost.learn(batch.grants, end - began)
         outcome = service.loop.commit(batch, output, end)
+        self.trace.ran(service.name, began, end - began, works, outcome.events)
+        for (stream, _), sown in zip(batch.grants, batch.sown, strict=False):  # nothing is sown where nothing drafts
+            if sown is not None and sown.draft.tokens:
+                self.guesses[stream.req.id, stream.index] = guesses_of(stream)
         well = len(batch.grants) + len(outcome.born) - len(outcome.failed)
         if well:
             service.meter.stepped(end - began, len(batch.inputs))

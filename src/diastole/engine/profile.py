@@ -11,7 +11,7 @@ import numpy as np
 from diastole.clock import Clock
 from diastole.engine.service import Service
 from diastole.state.pages import PAGE, PagePool
-from diastole.types import Array, Batch, Grant, Request, Stream
+from diastole.types import Batch, Grant, Request, Stream
 
 # Streams, tokens that each has absorbed, rows of each: less than a second in all for a small model.
 CASES = (
@@ -32,22 +32,34 @@ def profile(service: Service, pool: PagePool, clock: Clock, context: int, most: 
     """
     request = Request("profile", service.name, (), None)
     for streams, units, sizes in CASES:
-        each = -(-(units + max(sizes)) // PAGE)
-        if streams > most or streams * each > pool.pages or units + max(sizes) > context:
+        if streams > most or streams * _pages(units, max(sizes)) > pool.pages or units + max(sizes) > context:
             continue
         for rows in sizes:
-            batch = _batch(streams, units, rows, each)
             grants = [Grant(Stream(request, 0, units + rows, done=units), rows)] * streams
-            for turn in range(TIMES + 1):
-                began = clock.now()
-                service.model.forward(batch, service.state)
-                if turn:  # the first one touches everything
-                    service.cost.learn(grants, clock.now() - began)
+            for took in seconds(service, clock, streams, units, rows, TIMES):
+                service.cost.learn(grants, took)
+
+
+def seconds(service: Service, clock: Clock, streams: int, units: int, rows: int, times: int) -> list[float]:
+    """What forward passes take, one after the other, over ``rows`` rows of each of ``streams`` streams that have
+    absorbed ``units``. Nobody may hold pages."""
+    batch = _batch(streams, units, rows, _pages(units, rows))
+    service.model.forward(batch, service.state)  # touches everything
+    took = []
+    for _ in range(times):
+        began = clock.now()
+        service.model.forward(batch, service.state)
+        took.append(clock.now() - began)
+    return took
+
+
+def _pages(units: int, rows: int) -> int:
+    return -(-(units + rows) // PAGE)
 
 
 def _batch(streams: int, units: int, rows: int, each: int) -> Batch:
     """``rows`` rows of each of ``streams`` streams that have absorbed ``units``, on ``each`` pages of its own."""
-    tables: Array = np.arange(streams * each, dtype=np.int32).reshape(streams, each)
+    tables = np.arange(streams * each, dtype=np.int32).reshape(streams, each)
     pos = np.tile(np.arange(units, units + rows, dtype=np.int32), streams)
     owner = np.repeat(np.arange(streams), rows)
     return Batch(

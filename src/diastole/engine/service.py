@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
+from diastole.engine.guesses import guesses_of
 from diastole.engine.ledger import Ledger
 from diastole.engine.trace import ServiceView, StreamView, shown_id
 from diastole.loops.base import Loop
@@ -84,6 +85,7 @@ class Service:
     def _stream(self, stream: Stream, running: bool) -> StreamView:
         req = stream.req
         ask = self.loop.ask(stream)
+        drafted, kept = guesses_of(stream)
         return StreamView(
             id=shown_id(req.id),
             choice=stream.index,
@@ -94,4 +96,6 @@ class Service:
             first=self.meter.first_output(req.id),
             due=stream.due if ask is None else ask.due,
             slo=req.slo,
+            drafted=drafted,
+            kept=kept,
         )

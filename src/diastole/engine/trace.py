@@ -1,17 +1,17 @@
 """Trace: what the engine did in its last steps, and what it holds now, for those who watch it.
 
-Watching must cost the engine next to nothing: a step leaves one tuple per grant in a ring, and all else is made of
-them when somebody asks.
+Watching must cost the engine next to nothing: a step leaves one tuple per grant and one per output in a ring, and all
+else is made of them when somebody asks.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from diastole.types import SLO, Grant
+from diastole.types import SLO, Event, Grant
 
 STEPS = 512  # kept
 MOST_WORKS = 4096  # told at once, so that an answer has a size that is known
@@ -19,7 +19,9 @@ SHOWN = 8  # characters of a request's id: enough to tell streams apart, not eno
 
 PREFILL, DECODE = "prefill", "decode"
 
-Work: TypeAlias = tuple[str, int, str, int]  # request id, choice, kind, units
+Granted: TypeAlias = tuple[str, int, str, int]  # request id, choice, kind, units
+Said: TypeAlias = tuple[str, int, int]  # request id, choice, units of output
+Work: TypeAlias = tuple[str, int, str, int, int]  # and at last: units of output that it gave
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class StreamView:
     first: float | None
     due: float
     slo: SLO
+    drafted: int = 0  # tokens that were guessed; 0 where nothing drafts
+    kept: int = 0  # of them were right
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +78,40 @@ class Trace:
 
     def __init__(self, steps: int = STEPS) -> None:
         self.last = 0
-        self._ring: deque[tuple[int, float, float, str, list[Work]]] = deque(maxlen=steps)
+        self._ring: deque[tuple[int, float, float, str, list[Granted], list[Said]]] = deque(maxlen=steps)
 
-    def ran(self, service: str, began: float, took: float, grants: Sequence[Grant]) -> None:
-        """Note a step, before it is committed: what kind of work a grant is shows only in what its stream still lacked.
-
-        A stream that has spoken and absorbs the one unit it lacks decodes, with whatever it guesses behind it. All else
-        fills its state: prefill, also when a preempted stream is computed again.
-        """
+    def ran(self, service: str, began: float, took: float, works: list[Granted], events: Sequence[Event]) -> None:
+        """Note a step that has been committed: what was ``granted`` before, and what came of it."""
         self.last += 1
-        works = [
-            (s.req.id, s.index, DECODE if s.emitted_at is not None and s.known - s.done == 1 else PREFILL, n)
-            for s, n in grants
-        ]
-        self._ring.append((self.last, began, took, service, works))
+        said = [(e.id, e.choice, e.units) for e in events if e.speaks]
+        self._ring.append((self.last, began, took, service, works, said))
 
     def since(self, seq: int, most: int = MOST_WORKS) -> list[Step]:
         """Steps after number ``seq`` in their order; the newest of them if they hold more than ``most`` works."""
         steps: list[Step] = []
-        for number, began, took, service, works in reversed(self._ring):
+        for number, began, took, service, works, outputs in reversed(self._ring):
             most -= len(works)
             if number <= seq or most < 0:
                 break
-            shown = [(shown_id(id), choice, kind, n) for id, choice, kind, n in works]
+            said: Counter[tuple[str, int]] = Counter()
+            for id, choice, units in outputs:
+                said[id, choice] += units
+            shown = [(shown_id(id), choice, kind, n, said[id, choice]) for id, choice, kind, n in works]
             steps.append(Step(number, began, took, service, shown))
         steps.reverse()
         return steps
+
+
+def granted(grants: Sequence[Grant]) -> list[Granted]:
+    """The works of a step, before its commit: of what kind they are shows only in what their streams still lack.
+
+    A stream that has spoken and absorbs the one unit it lacks decodes, with whatever it guesses behind it. All else
+    fills its state: prefill, also when a preempted stream is computed again.
+    """
+    return [
+        (s.req.id, s.index, DECODE if s.emitted_at is not None and s.known - s.done == 1 else PREFILL, n)
+        for s, n in grants
+    ]
 
 
 def shown_id(id: str) -> str:

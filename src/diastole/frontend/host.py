@@ -6,13 +6,14 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from diastole.engine.engine import Engine
+from diastole.engine.guesses import NONE, Guesses
 from diastole.engine.service import Service
 from diastole.engine.trace import shown_id
 from diastole.frontend import wire
@@ -86,7 +87,7 @@ class EngineHost:
             elif isinstance(event.data, Pooled):
                 self.send(wire.Vector(event.id, event.data.vector.tobytes()))
             else:
-                spoken.append(spoken_of(event))
+                spoken.append(spoken_of(event, self.engine.guesses))
         if spoken:
             self.send(wire.Heard(spoken))
         for id, why in over.items():
@@ -191,11 +192,15 @@ class EngineHost:
         self.send(wire.Refused(request.id, error.message, error.param, error.code))
 
 
-def spoken_of(event: Event) -> wire.Spoken:
-    """What a language model said in an engine event, in the form that travels."""
+def spoken_of(event: Event, guesses: Mapping[tuple[str, int], Guesses]) -> wire.Spoken:
+    """What a language model said in an engine event, in the form that travels. ``guesses``: the engine's, of that
+    step."""
     data: Tokens = event.data
     logprobs = None
     if data.chosen and data.chosen[0].logprob is not None:
         logprobs = [(c.logprob or 0.0, list(c.top)) for c in data.chosen]
     ids = [c.id for c in data.chosen]
-    return wire.Spoken(event.id, event.choice, ids, logprobs, data.finish, data.prompt, data.cached)
+    if not guesses:
+        return wire.Spoken(event.id, event.choice, ids, logprobs, data.finish, data.prompt, data.cached)
+    drafted, kept = guesses.get((event.id, event.choice), NONE)
+    return wire.Spoken(event.id, event.choice, ids, logprobs, data.finish, data.prompt, data.cached, drafted, kept)

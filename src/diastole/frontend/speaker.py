@@ -20,47 +20,65 @@ class Speaker:
         self, tokenizer: Tokenizer, params: SamplingParams, index: int, repetition: Repetition | None = None
     ) -> None:
         self.index, self.params = index, params
-        self.tokens = 0
         self.finished = False
         self.stopped = False  # by a stop string or a loop: the engine does not know yet
         self._silent = tokenizer.eos_ids | frozenset(params.stop_token_ids)
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(params.stop, include=params.include_stop)
         self._repetition = repetition
+        self._drafted = self._kept = 0
 
     def hear(self, spoken: Spoken, usage: Usage) -> Delta:
-        """The piece that these tokens make certain; its text may be empty."""
-        finish = spoken.finish
+        """The piece that these tokens make certain; its text may be empty.
+
+        Several tokens are heard as if they came one by one: what lies behind the one that ends the text was never said.
+
+        Args:
+            usage: of the request before them.
+        """
         text = ""
         hit: str | None = None
+        finish = None if spoken.ids else spoken.finish
+        heard = 0
         for token in spoken.ids:
-            self.tokens += 1
-            ends = finish == "stop" and token == spoken.ids[-1] and token in self._silent
+            heard += 1
+            finish = spoken.finish if heard == len(spoken.ids) else None
+            ends = finish == "stop" and token in self._silent
             piece = "" if ends and not self.params.include_stop else self._detokenizer.push(token)
             safe, hit = self._stops.push(piece)
             text += safe
             if hit is not None:
-                self.stopped = finish is None
                 finish = "stop"
                 break
             if finish is None and self._repetition is not None and self._repetition.push(token):
-                self.stopped = True
                 finish = "repetition"
-        else:
-            if finish is not None:
-                safe, hit = self._stops.push(self._detokenizer.flush())
-                text += safe if hit is not None else safe + self._stops.flush()
-                finish = "stop" if hit is not None else finish
+                break
+        if finish is not None and hit is None:
+            safe, hit = self._stops.push(self._detokenizer.flush())
+            text += safe if hit is not None else safe + self._stops.flush()
+            finish = "stop" if hit is not None else finish
         self.finished = finish is not None
-        return Delta(self.index, text, tuple(spoken.ids), _logprobs(spoken), finish, usage, hit)
+        self.stopped = self.finished and spoken.finish is None
+        usage = self._spent(spoken, heard, usage)
+        return Delta(self.index, text, tuple(spoken.ids[:heard]), _logprobs(spoken, heard), finish, usage, hit)
+
+    def _spent(self, spoken: Spoken, heard: int, before: Usage) -> Usage:
+        prompt, cached, generated, drafted, kept = before
+        if spoken.drafted:
+            # The last token of several was no guess: those before it that nobody hears brought nothing.
+            right = spoken.kept - max(len(spoken.ids) - heard - 1, 0)
+            drafted += spoken.drafted - self._drafted
+            kept += right - self._kept
+            self._drafted, self._kept = spoken.drafted, right
+        return Usage(prompt, cached, generated + heard, drafted, kept)
 
 
-def _logprobs(spoken: Spoken) -> tuple[TokenLogprob, ...] | None:
+def _logprobs(spoken: Spoken, heard: int) -> tuple[TokenLogprob, ...] | None:
     if spoken.logprobs is None:
         return None
     return tuple(
         TokenLogprob(id, logprob, tuple(Likely(*t) for t in top))
-        for id, (logprob, top) in zip(spoken.ids, spoken.logprobs, strict=True)
+        for id, (logprob, top) in zip(spoken.ids[:heard], spoken.logprobs[:heard], strict=True)
     )
 
 
@@ -76,6 +94,7 @@ class Speakers:
         wish = params.repetition_stop
         ended = (repetition_stop and not params.ignore_eos) if wish is None else wish
         self._choices = [Speaker(tokenizer, params, i, Repetition() if ended else None) for i in range(params.n)]
+        self._usage = Usage(0, 0, 0)
 
     @property
     def finished(self) -> bool:
@@ -86,8 +105,9 @@ class Speakers:
         speaker = self._choices[spoken.choice]
         if speaker.finished:
             return None
-        generated = sum(c.tokens for c in self._choices) + len(spoken.ids)
-        delta = speaker.hear(spoken, Usage(spoken.prompt, spoken.cached, generated))
+        _, _, generated, drafted, kept = self._usage
+        delta = speaker.hear(spoken, Usage(spoken.prompt, spoken.cached, generated, drafted, kept))
+        self._usage = delta.usage
         return delta, speaker.stopped
 
     def cut(self, finish: str, usage: Usage) -> list[Delta]:

@@ -38,11 +38,14 @@ class TokenLogprob(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Tokens of one request so far: prompt, prompt tokens found in the prefix cache, generated (over all choices)."""
+    """Tokens of one request so far: prompt, prompt tokens found in the prefix cache, and over all choices: generated,
+    guessed ahead, and of those guesses the ones that became tokens."""
 
     prompt: int
     cached: int
     generated: int
+    drafted: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,8 @@ class Spoken(msgspec.Struct, tag="spoken", array_like=True):
     finish: str | None
     prompt: int
     cached: int
+    drafted: int = 0  # tokens of the choice that were guessed so far; 0 also where this step guessed none
+    kept: int = 0  # of them were right
 
 
 class Heard(msgspec.Struct, tag="heard"):

@@ -18,7 +18,7 @@ from diastole.loops.texts import Text
 from diastole.metrics import Meter
 from diastole.sample import Chosen
 from diastole.slots import CostModel, Drafter, Pacer, Verifier
-from diastole.spec.tree import straightened
+from diastole.spec.tree import part, straightened
 from diastole.spec.verify import Guess
 from diastole.types import Array, Ask, Batch, Draft, Event, Grant, Outcome, Sown, Stream
 
@@ -68,7 +68,7 @@ class Drafting(AutoRegressive):
         self._drop_twigs()
         drafts = self._drafts(grants)
         if not drafts:
-            return super().prepare(grants)
+            return self.drafter.ready(super().prepare(grants))
         kept: list[Grant] = []
         starved: list[Stream] = []
         for stream, n in grants:
@@ -82,7 +82,7 @@ class Drafting(AutoRegressive):
             else:
                 starved.append(stream)
         if any(len(twigs) > 1 for twigs in self._twigs.values()):
-            return branching.gather(kept, tuple(starved), drafts, self._twigs, self.width)
+            return self.drafter.ready(branching.gather(kept, tuple(starved), drafts, self._twigs, self.width))
         for stream, _ in kept:
             if stream in drafts:
                 _write_behind(stream, drafts[stream].tokens)
@@ -97,7 +97,7 @@ class Drafting(AutoRegressive):
                 want += range(first_row, behind)
             elif n == stream.left and stream.speaks:
                 want.append(behind - 1)
-        return replace(batch, sown=tuple(sown), want=np.array(want, np.int32))
+        return self.drafter.ready(replace(batch, sown=tuple(sown), want=np.array(want, np.int32)))
 
     def _room_for(self, stream: Stream, drafts: dict[Stream, Draft]) -> int:
         """Rows that a stream may write, for which there is room now; nobody starves for a guess."""
@@ -123,15 +123,17 @@ class Drafting(AutoRegressive):
         if not wishes:
             return {}
         guessed = self.drafter.draft([s for s, _ in wishes], [n for _, n in wishes])
-        found = {
-            s: draft if self.branches else straightened(draft)
-            for (s, _), draft in zip(wishes, guessed, strict=True)
-            if draft.tokens
-        }
+        found = {s: self._usable(draft) for (s, _), draft in zip(wishes, guessed, strict=True) if draft.tokens}
         if not found:
             return {}
-        found = {s: first(found[s], n) for s, n in self.pace.trim(grants, found, self.cost).items() if n}
+        found = {s: part(found[s], nodes) for s, nodes in self.pace.trim(grants, found, self.cost).items() if nodes}
         return {s: NOTHING for s, _ in grants if s.left == 1 and s.speaks and not s.own.twins} | found if found else {}
+
+    def _usable(self, draft: Draft) -> Draft:
+        """As it can be verified here. Without ``q`` a guess counts as no draw, which is exact however it was chosen."""
+        if not self.branches and draft.parents is not None:
+            draft = straightened(draft)._replace(q=None)
+        return draft if self.pace.blind or draft.q is None else draft._replace(q=None)
 
     def commit(self, batch: Batch, output: Array, now: float) -> Outcome:
         if not batch.sown:
@@ -168,6 +170,7 @@ class Drafting(AutoRegressive):
 
     def _take(self, stream: Stream, draft: Draft, chosen: Sequence[Chosen], nodes: Sequence[int], now: float) -> Event:
         """What a stream has said: all but the last token was guessed, at these nodes."""
+        self.drafter.verified(stream, draft, nodes, chosen)
         kept = len(nodes)
         stream.leases["kv"] = branching.chosen(self._twigs.pop(stream), nodes)
         for right in chosen[:-1]:
@@ -189,19 +192,6 @@ class Drafting(AutoRegressive):
         text.drafted += len(draft.tokens)
         text.kept += len(nodes)
         self.meter.drafted(len(draft.tokens), len(nodes))
-
-
-def first(draft: Draft, n: int) -> Draft:
-    """Its first ``n`` nodes."""
-    if n >= len(draft.tokens):
-        return draft
-    parents = None if draft.parents is None else draft.parents[:n]
-    return Draft(
-        draft.tokens[:n],
-        parents,
-        None if draft.q is None else draft.q[:n],
-        None if draft.odds is None else draft.odds[:n],
-    )
 
 
 def _write_behind(stream: Stream, tokens: Sequence[int]) -> None:

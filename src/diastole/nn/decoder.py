@@ -103,6 +103,7 @@ class Decoder:
             checkpoint.path,
             self.ops,
             attn.rope if all(b.attn.rope is attn.rope for b in self.blocks) else None,
+            self,
         )
 
     def state_specs(self) -> dict[str, PagedSpec]:
@@ -115,6 +116,8 @@ class Decoder:
 
         state: "kv", a KVStore, and "inside", what acts in the layers, if anybody does.
         """
+        if b.relay is not None:
+            return b.relay(self, b, state)
         kv: KVStore = state["kv"]
         inside: Inside = state.get("inside", NOBODY)
         if self._fused is None or b.tap is not None:
@@ -123,22 +126,41 @@ class Decoder:
             return self._fused.forward(b, kv.buffers, kv.fmt)
         return self._fused.forward_around(b, kv, inside)
 
+    def embedded(self, ids: Array, out: Array) -> Array:
+        """ids (T,) int32 -> out (T, d): what the first block reads."""
+        self.ops.embed(self._table, ids, out)
+        if self.embed_scale != 1.0:
+            out *= np.float32(self.embed_scale)
+        return out
+
     def phases(self) -> dict[str, float]:
         """Seconds that fused execution spent in each phase since the last call; empty where there is none."""
         return self._fused.phases() if self._fused is not None else {}
 
     def open_forward(self, b: Batch, kv: KVStore, inside: Inside = NOBODY) -> Array:
         """Block by block."""
-        arena = self._arena
-        x = arena.get("x", len(b.inputs), self._table.k)
-        self.ops.embed(self._table, b.inputs, x)
-        if self.embed_scale != 1.0:
-            x *= np.float32(self.embed_scale)
-        for layer, block in enumerate(self.blocks):
-            block.mix(layer, x, b, kv, inside, arena)
-            block.ffn(x, arena)
+        x = self.embedded(b.inputs, self._arena.get("x", len(b.inputs), self._table.k))
+        self._open_part(b, kv, inside, x, 0, len(self.blocks))
         if b.tap is not None:
             self.norm(x[b.tap.rows], b.tap.hidden)
-        last = x[b.want]
-        logits = arena.get("logits", len(last), self.head.n)
-        return self.head(self.norm(last, last), logits) if len(last) else logits
+        return self.logits(x[b.want])
+
+    def part(self, b: Batch, state: Mapping[str, Any], x: Array, first: int, last: int) -> None:
+        """Blocks ``first`` to ``last`` - 1 over hidden states x (T, d) float32, in place: to the same bits as within a
+        whole ``forward``. What the batch wants and taps is not looked at."""
+        kv: KVStore = state["kv"]
+        inside: Inside = state.get("inside", NOBODY)
+        if self._fused is not None and inside.idle and kv.buffers is not None and kv.bare:
+            self._fused.part(b, kv.buffers, kv.fmt, x, first, last)
+        else:
+            self._open_part(b, kv, inside, x, first, last)
+
+    def _open_part(self, b: Batch, kv: KVStore, inside: Inside, x: Array, first: int, last: int) -> None:
+        for layer in range(first, last):
+            self.blocks[layer].mix(layer, x, b, kv, inside, self._arena)
+            self.blocks[layer].ffn(x, self._arena)
+
+    def logits(self, x: Array) -> Array:
+        """Of hidden states x (W, d), which are used up: (W, V), until the next call."""
+        logits = self._arena.get("logits", len(x), self.head.n)
+        return self.head(self.norm(x, x), logits) if len(x) else logits

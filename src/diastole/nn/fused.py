@@ -57,6 +57,11 @@ class FusedDecoder:
         self._native.step(buffers, fmt, b.inputs, b.pos, b.rows, also, b.tables, b.starts, b.lo, b.hi, b.want, logits)
         return logits
 
+    def part(self, b: Batch, buffers: Sequence[Array], fmt: str, x: Array, first: int, last: int) -> None:
+        """See ``Decoder.part``."""
+        also = _NONE if b.also is None else b.also
+        self._native.part(buffers, fmt, first, last, b.pos, b.rows, also, b.tables, b.starts, b.lo, b.hi, x)
+
     def forward_around(self, b: Batch, kv: KVStore, inside: Inside) -> Array:
         """The same, with what acts inside the layers."""
         logits, t, first = self._arena.get("logits", len(b.want), self._vocab), len(b.inputs), self._layers[0]

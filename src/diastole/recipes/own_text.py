@@ -86,6 +86,13 @@ class Texts:
         for at, end, prompt in zip(self.starts[:-1], self.starts[1:], self.prompts, strict=True):
             yield self.ids[at:end], int(prompt)
 
+    def expect(self, fingerprint: str, path: Path) -> None:
+        """Raises:
+        UserError: another model said this.
+        """
+        if self.fingerprint != fingerprint:
+            raise UserError(f"--own {path} is text of another model ({self.fingerprint[:12]})", param="own")
+
     def write(self, path: Path) -> None:
         """Keep it, whole or not at all."""
         part = path.with_name(path.name + ".part")

@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from msgspec import UNSET
+
 from diastole.frontend.types import Delta, RequestEnded, Usage
 from diastole.params import SamplingParams
 from diastole.serve.ceilings import Watch
 from diastole.serve.errors import ApiError, Gone, ended_early, of_user_error, too_late
 from diastole.serve.interface import TextService
 from diastole.serve.notes import Pace
-from diastole.serve.replies import Cached, UsageReply
+from diastole.serve.replies import Cached, Predicted, UsageReply
 from diastole.serve.terms import Terms
 from diastole.types import SLO, UserError
 
@@ -55,7 +57,7 @@ class Generation:
         self.created = int(time.time())
         self._bounded = [terms.ceilings.bound(params, service.room_after(len(p))) for p in prompts]
         self._watch = Watch()
-        self._usage = [(len(p), 0, 0) for p in prompts]
+        self._usage = [Usage(len(p), 0, 0) for p in prompts]
         self._finishes: list[str | None] = [None] * self.choices
         self._pace = Pace(terms.notes.began, self.choices)
 
@@ -69,8 +71,9 @@ class Generation:
 
     def usage(self) -> UsageReply:
         """Tokens so far."""
-        prompt, cached, generated = (sum(u) for u in zip(*self._usage, strict=True))
-        return UsageReply(prompt, generated, prompt + generated, Cached(cached))
+        prompt, cached, generated, drafted, kept = (sum(u) for u in zip(*self._usage, strict=True))
+        guessed = Predicted(kept, drafted - kept) if drafted else UNSET
+        return UsageReply(prompt, generated, prompt + generated, Cached(cached), guessed)
 
     @asynccontextmanager
     async def deltas(self) -> AsyncIterator[AsyncIterator[Delta]]:
@@ -152,8 +155,8 @@ class Generation:
                     if delta.finish is not None:
                         open_.discard(delta.index)
                         self._finishes[at] = delta.finish
-                    prompt, cached, generated = delta.usage
-                    self._usage[which] = (prompt, cached, max(generated, self._usage[which][2]))
+                    if delta.usage.generated >= self._usage[which].generated:
+                        self._usage[which] = delta.usage
                     yield delta if which == 0 else replace(delta, index=at)
         except UserError as e:
             raise of_user_error(e, self.names) from None
@@ -167,7 +170,7 @@ class Generation:
         self._watch.cut |= bool(open_)
         for index in sorted(open_):
             self._finishes[which * n + index] = "length"
-            yield Delta(which * n + index, "", (), None, "length", Usage(*self._usage[which]))
+            yield Delta(which * n + index, "", (), None, "length", self._usage[which])
 
     async def _all(self) -> AsyncIterator[Delta]:
         """Deltas of all prompts as they come."""

@@ -63,13 +63,14 @@ HISTOGRAMS = {
 }
 # Meter's words that are called otherwise here, as vLLM does.
 RENAMED = {"preemptions": "num_preemptions", "iteration_tokens": "iteration_tokens_total"}
+BY_PLACE = "spec_decode_num_accepted_tokens_per_pos"
 OURS = "diastole_"
 VLLM = "vllm:"
 # Of the families of the engine, those that vLLM has too.
 SHARED = frozenset({
     "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "preemptions",
     "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "request_success",
-    "spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
+    "spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", BY_PLACE,
     *(HISTOGRAMS.keys() - {"step_seconds"}),
 })  # fmt: skip
 FINISHES = ("stop", "length", "repetition", "deadline", "abort", "error")
@@ -137,7 +138,7 @@ def _http(traffic: Traffic) -> Iterator[Metric]:
 class _Engine:
     """The meters' snapshots as families of one prefix or another."""
 
-    NAMES = frozenset({*dict(COUNTERS), *dict(GAUGES), *HISTOGRAMS, "request_success", "slo_missed"})
+    NAMES = frozenset({*dict(COUNTERS), *dict(GAUGES), *HISTOGRAMS, "request_success", "slo_missed", BY_PLACE})
 
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
@@ -160,6 +161,8 @@ class _Engine:
                 "Promised times that ended requests had broken: to the first token, per token after it, for the whole."
             )
             yield self._by_word(prefix + "slo_missed", help, "which", "missed", PROMISES)
+        if BY_PLACE in names:
+            yield self._by_place(prefix + BY_PLACE, "Guessed tokens that were right, by their place in the draft.")
         for name, help in HISTOGRAMS.items():
             if name in names:
                 yield self._histogram(HistogramMetricFamily(_name(prefix, name), help, labels=["model_name"]), name)
@@ -178,6 +181,14 @@ class _Engine:
                 counts[word if word in words else OTHER] += n
             for word, n in counts.items():
                 family.add_metric([model, word], n)
+        return family
+
+    def _by_place(self, name: str, help: str) -> Metric:
+        """A counter with the place in a draft as second label: as many as the longest draft had, which is bounded."""
+        family = CounterMetricFamily(name, help, labels=["model_name", "position"])
+        for model, snapshot in self.stats.items():
+            for place, n in enumerate(snapshot["accepted"]):
+                family.add_metric([model, str(place)], n)
         return family
 
     def _histogram(self, family: HistogramMetricFamily, name: str) -> HistogramMetricFamily:

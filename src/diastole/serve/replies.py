@@ -18,11 +18,19 @@ class Cached(msgspec.Struct):
     cached_tokens: int
 
 
+class Predicted(msgspec.Struct):
+    """Tokens that were guessed ahead of an answer: those that became part of it, and the others."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class UsageReply(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: Cached
+    completion_tokens_details: Predicted | UnsetType = UNSET  # where something was guessed
 
 
 class TopLogprob(msgspec.Struct):

@@ -12,12 +12,15 @@ class Unpaced:
     """The default ``pace`` policy."""
 
     foresees = False
+    blind = True
 
     def lengths(self, asks: Sequence[Ask], cost: CostModel) -> Sequence[int]:
         return [a.hi for a in asks]
 
-    def trim(self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel) -> Mapping[Stream, int]:
-        return {stream: len(draft.tokens) for stream, draft in drafts.items()}
+    def trim(
+        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
+    ) -> Mapping[Stream, Sequence[int]]:
+        return {stream: range(len(draft.tokens)) for stream, draft in drafts.items()}
 
     def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:
         """Nothing is learned."""

@@ -39,12 +39,19 @@ def straightened(draft: Draft) -> Draft:
     """Its first branch, as a chain."""
     if draft.parents is None:
         return draft
-    path = branches(draft)[0]
+    return part(draft, branches(draft)[0])._replace(parents=None)
+
+
+def part(draft: Draft, nodes: Sequence[int]) -> Draft:
+    """These nodes of a draft, ascending, none without its parent."""
+    if len(nodes) == len(draft.tokens):
+        return draft
+    place = {node: i for i, node in enumerate(nodes)} | {-1: -1}
     return Draft(
-        [draft.tokens[i] for i in path],
-        None,
-        None if draft.q is None else draft.q[path],
-        None if draft.odds is None else [draft.odds[i] for i in path],
+        [draft.tokens[i] for i in nodes],
+        None if draft.parents is None else [place[draft.parents[i]] for i in nodes],
+        None if draft.q is None else draft.q[list(nodes)],
+        None if draft.odds is None else [draft.odds[i] for i in nodes],
     )
 
 

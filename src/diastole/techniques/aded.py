@@ -22,6 +22,7 @@ import numpy as np
 from diastole.kernels import grams
 from diastole.kernels.draw import draw_key, stream_key
 from diastole.slots import Facts
+from diastole.spec.guesser import Guesser
 from diastole.types import Draft, Stream, UserError
 from diastole.weights.calibration import find
 
@@ -50,7 +51,7 @@ class Params:
     scope: str = "request"  # who shares what texts add: request, tenant (requests of one cache salt), server
 
 
-class Aded:
+class Aded(Guesser):
     """Slot ``draft``."""
 
     def __init__(self, p: Params, facts: Facts) -> None:

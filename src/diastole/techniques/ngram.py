@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from diastole.slots import Facts
+from diastole.spec.guesser import Guesser
 from diastole.types import Array, Draft, Stream, UserError
 
 NEEDS = frozenset({"paged_kv"})
@@ -30,7 +31,7 @@ class Params:
     most: int = 16  # tokens that are compared
 
 
-class Lookup:
+class Lookup(Guesser):
     """Slot ``draft``."""
 
     def __init__(self, p: Params) -> None:

@@ -36,6 +36,9 @@ class Params:
     """Knobs."""
 
     kmax: int = 8  # guesses per stream and step, at most
+    per_request: bool = (
+        True  # each guess on its own; false: all streams verify equally many, as in the paper's base form
+    )
     off_bias: float = 1.05  # guessing must be so many times as good as not to
     window: int = 100  # tested guesses that are remembered
     refresh_steps: int = 20  # steps between two looks at what steps cost
@@ -47,6 +50,7 @@ class SmartSpec:
     """Slot ``pace``."""
 
     foresees = True
+    blind = False
 
     def __init__(self, p: Params) -> None:
         _check(p)
@@ -56,6 +60,7 @@ class SmartSpec:
         self._curves: dict[tuple[int, int], tuple[int, Array]] = {}
         self._step = self._idle = 0
         self._resting = 0  # steps still to come
+        self.expected = 0.0  # tokens that the last step that was decided about is thought to bring
 
     def lengths(self, asks: Sequence[Ask], cost: CostModel) -> Sequence[int]:
         self._step += 1
@@ -64,27 +69,36 @@ class SmartSpec:
             return [1 if a.emits else a.hi for a in asks]
         return [min(a.hi, 1 + self.p.kmax) if a.emits else a.hi for a in asks]
 
-    def trim(self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel) -> Mapping[Stream, int]:
-        nodes = [(gain, s) for s, draft in drafts.items() for gain in self._gains(s, draft)]
-        nodes.sort(key=lambda node: -node[0])
+    def trim(
+        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
+    ) -> Mapping[Stream, Sequence[int]]:
         plain = [Grant(s, 1) if s in drafts else Grant(s, n) for s, n in grants]
+        nodes = [(gain, s, i) for s, draft in drafts.items() for i, gain in enumerate(self._gains(s, draft))]
         seconds = self._curve(plain, len(nodes), cost)
         speaking = sum(n == s.left for s, n in plain)
-        tokens = speaking + np.cumsum([0.0, *(gain for gain, _ in nodes)])
-        goodput = tokens / seconds[: len(tokens)]
+        if self.p.per_request:
+            nodes.sort(key=lambda node: -node[0])  # a child's is always below its parent's
+            steps = np.arange(len(nodes) + 1)
+        else:
+            nodes.sort(key=lambda node: node[2])
+            steps = np.cumsum([0, *np.bincount([i for _, _, i in nodes])])
+        tokens = speaking + np.cumsum([0.0, *(gain for gain, _, _ in nodes)])[steps]
+        goodput = tokens / seconds[steps]
         goodput[0] *= self.p.off_bias
-        count = int(goodput.argmax())
+        best = int(goodput.argmax())
+        self.expected = float(tokens[best])
+        return _taken(nodes[: self._try(int(steps[best]))])
+
+    def _try(self, count: int) -> int:
+        """So many guesses are verified; after long without any, one, so that what is thought of guesses can change."""
         if count:
             self._idle = 0
-        else:
-            self._idle += 1
-            if self._idle >= self.p.rest_after:
-                self._resting, self._idle = self.p.probe_every, self.p.rest_after - 1
-                return {nodes[0][1]: 1}  # one is tried, so that what is thought of guesses can change
-        lengths = dict.fromkeys(drafts, 0)
-        for _, stream in nodes[:count]:
-            lengths[stream] += 1
-        return lengths
+            return count
+        self._idle += 1
+        if self._idle < self.p.rest_after:
+            return 0
+        self._resting, self._idle = self.p.probe_every, self.p.rest_after - 1
+        return 1
 
     def _curve(self, plain: Sequence[Grant], most: int, cost: CostModel) -> Array:
         """Predicted seconds of this step with 0 to ``most`` guesses."""
@@ -127,6 +141,14 @@ class SmartSpec:
             self._tested[level] = self._tested[level] * keep + 1
             self._right[level] = self._right[level] * keep + was
         stream.scratch[NAME] = right, expected
+
+
+def _taken(nodes: Sequence[tuple[float, Stream, int]]) -> dict[Stream, list[int]]:
+    """The nodes by their stream, ascending."""
+    taken: dict[Stream, list[int]] = {}
+    for _, stream, node in nodes:
+        taken.setdefault(stream, []).append(node)
+    return {stream: sorted(own) for stream, own in taken.items()}
 
 
 def _levels(draft: Draft) -> list[int]:

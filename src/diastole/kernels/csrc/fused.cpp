@@ -131,50 +131,30 @@ class Fused {
   void step(std::vector<Cache> caches, const std::string& fmt, In<int32_t, 1> ids, In<int32_t, 1> pos,
             In<int64_t, 1> rows, In<int64_t, 2> also, In<int32_t, -1> tables, In<int32_t, 1> starts, In<int32_t, -1> lo,
             In<int32_t, -1> hi, In<int32_t, 1> want, InOut<float, 2> logits) {
-    const KV kind = kv_kind(fmt);
-    const int t = static_cast<int>(ids.size()), w = static_cast<int>(want.size());
-    expect(caches.size() == layers_.size(), "there must be one cache per layer");
-    for (const Cache& cache : caches) {
-      expect_cache(cache, kind, dim_);
-      expect(static_cast<int>(cache.shape(1)) == kv_heads_ && cache.shape(0) == caches[0].shape(0), "a cache has the wrong shape");
-    }
-    expect_whole(rows, "rows");
-    expect(rows.size() == ids.size(), "ids and rows must be equally long");
-    const int64_t limit = static_cast<int64_t>(caches[0].shape(0)) * kPage;
-    for (int i = 0; i < t; i++) expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
-    expect_whole(also, "also");
-    expect(also.shape(1) == 2, "also must be pairs of a row of the batch and one of the pages");
-    for (size_t i = 0; i < also.size(); i += 2) {
-      expect(also.data()[i] >= 0 && also.data()[i] < t, "also: a row is outside the batch");
-      expect(also.data()[i + 1] >= 0 && also.data()[i + 1] < limit, "also: a row is outside the pages");
-    }
+    const Paged paged = open_pages(caches, fmt, ids.size(), rows, also, tables, starts, lo, hi);
     expect_step(ids, pos, want, logits);
-    expect(tables.ndim() == 2 && lo.ndim() == 1 && hi.ndim() == 1, "heads must look at the same pages");
-    const std::vector<Span> streams = open_batch(t, caches[0].shape(0), static_cast<size_t>(kv_heads_), tables, starts, lo, hi).streams;
     const Unlocked unlocked;
-    const Kernels& k = isa();
-    const int width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
-    std::vector<int32_t> windowed(t);
-    const auto mix = [&](size_t l, const float* qkv, float* seen) {
-      const Layer& layer = layers_[l];
-      const Pages pages{caches[l].data(), kind, kv_heads_, dim_, caches[l].shape(2)};
-      const float* keys = qkv + inside;
-      kv_write(k, pages, rows.data(), t, keys, width, keys + kv_heads_ * dim_, width);
-      for (size_t i = 0; i < also.size(); i += 2) {  // rows that several pages hold
-        const float* from = keys + also.data()[i] * width;
-        kv_write(k, pages, also.data() + i + 1, 1, from, width, from + kv_heads_ * dim_, width);
-      }
-      watch_.lap(Stopwatch::store);
-      const int32_t* from = lo.data();
-      if (layer.window > 0) {
-        for (int i = 0; i < t; i++) windowed[i] = std::max(from[i], pos.data()[i] - (layer.window - 1));
-        from = windowed.data();
-      }
-      const Look look{qkv, width, pages.data, kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, 0, from, hi.data(), 1, 0, layer.scale, nullptr};
-      attend(k, look, streams, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)), seen, nullptr);
-    };
+    const int t = static_cast<int>(ids.size()), width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
     float *qkv = qkv_.get(static_cast<size_t>(t) * width), *seen = seen_.get(static_cast<size_t>(t) * inside);
-    run(k, t, ids.data(), pos.data(), w, want.data(), qkv, seen, mix, logits.data());
+    const auto mix = [&](size_t l, const float* from, float* to) { look_back(paged, l, t, pos.data(), from, to); };
+    run(isa(), t, ids.data(), pos.data(), static_cast<int>(want.size()), want.data(), qkv, seen, mix, logits.data());
+  }
+
+  // Layers first..last over hidden states x (T, hidden), in place.
+  void part(std::vector<Cache> caches, const std::string& fmt, int first, int last, In<int32_t, 1> pos, In<int64_t, 1> rows,
+            In<int64_t, 2> also, In<int32_t, -1> tables, In<int32_t, 1> starts, In<int32_t, -1> lo, In<int32_t, -1> hi,
+            InOut<float, 2> x) {
+    const Paged paged = open_pages(caches, fmt, pos.size(), rows, also, tables, starts, lo, hi);
+    expect(0 <= first && first <= last && last <= static_cast<int>(layers_.size()), "first and last must name layers");
+    expect_whole(x, "x");
+    expect(x.shape(0) == pos.size() && static_cast<int>(x.shape(1)) == hidden_, "x must be (rows, hidden)");
+    expect_positions(pos);
+    const Unlocked unlocked;
+    const int t = static_cast<int>(pos.size()), width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
+    float *qkv = qkv_.get(static_cast<size_t>(t) * width), *seen = seen_.get(static_cast<size_t>(t) * inside);
+    const auto mix = [&](size_t l, const float* from, float* to) { look_back(paged, l, t, pos.data(), from, to); };
+    watch_.start();
+    through(isa(), t, pos.data(), static_cast<size_t>(first), static_cast<size_t>(last), x.data(), qkv, seen, mix);
   }
 
   // The same, but what lies between the rotated queries, keys and values and the heads' outputs is done by who is called
@@ -207,19 +187,82 @@ class Fused {
   }
 
  private:
+  // A batch over all layers' pages, checked.
+  struct Paged {
+    const std::vector<Cache>& caches;
+    KV kind;
+    const int64_t *rows, *also;
+    size_t extra;  // pairs of `also`: a row of the batch and one of the pages that holds the same
+    const int32_t* tables;
+    ptrdiff_t stride;
+    const int32_t *lo, *hi;
+    std::vector<Span> streams;
+  };
+
+  Paged open_pages(const std::vector<Cache>& caches, const std::string& fmt, size_t t, const In<int64_t, 1>& rows,
+                   const In<int64_t, 2>& also, const In<int32_t, -1>& tables, const In<int32_t, 1>& starts,
+                   const In<int32_t, -1>& lo, const In<int32_t, -1>& hi) const {
+    const KV kind = kv_kind(fmt);
+    expect(caches.size() == layers_.size(), "there must be one cache per layer");
+    for (const Cache& cache : caches) {
+      expect_cache(cache, kind, dim_);
+      expect(static_cast<int>(cache.shape(1)) == kv_heads_ && cache.shape(0) == caches[0].shape(0), "a cache has the wrong shape");
+    }
+    expect_whole(rows, "rows");
+    expect(rows.size() == t, "ids and rows must be equally long");
+    const int64_t limit = static_cast<int64_t>(caches[0].shape(0)) * kPage;
+    for (size_t i = 0; i < t; i++) expect(rows.data()[i] >= 0 && rows.data()[i] < limit, "rows: a row is outside the pages");
+    expect_whole(also, "also");
+    expect(also.shape(1) == 2, "also must be pairs of a row of the batch and one of the pages");
+    for (size_t i = 0; i < also.size(); i += 2) {
+      expect(also.data()[i] >= 0 && also.data()[i] < static_cast<int64_t>(t), "also: a row is outside the batch");
+      expect(also.data()[i + 1] >= 0 && also.data()[i + 1] < limit, "also: a row is outside the pages");
+    }
+    expect(tables.ndim() == 2 && lo.ndim() == 1 && hi.ndim() == 1, "heads must look at the same pages");
+    Seen seen = open_batch(t, caches[0].shape(0), static_cast<size_t>(kv_heads_), tables, starts, lo, hi);
+    return {caches, kind, rows.data(), also.data(), also.size() / 2, tables.data(), static_cast<ptrdiff_t>(tables.shape(1)),
+            lo.data(), hi.data(), std::move(seen.streams)};
+  }
+
+  // Stores a layer's keys and values and attends: qkv (T, heads + 2 kv heads, dim) -> seen (T, heads, dim).
+  void look_back(const Paged& p, size_t l, int t, const int32_t* pos, const float* qkv, float* seen) {
+    const Layer& layer = layers_[l];
+    const Kernels& k = isa();
+    const int width = (heads_ + 2 * kv_heads_) * dim_, wide = kv_heads_ * dim_;
+    const Pages pages{p.caches[l].data(), p.kind, kv_heads_, dim_, p.caches[l].shape(2)};
+    const float* keys = qkv + heads_ * dim_;
+    kv_write(k, pages, p.rows, t, keys, width, keys + wide, width);
+    for (size_t i = 0; i < p.extra; i++) {
+      const float* from = keys + p.also[2 * i] * width;
+      kv_write(k, pages, p.also + 2 * i + 1, 1, from, width, from + wide, width);
+    }
+    watch_.lap(Stopwatch::store);
+    const int32_t* from = p.lo;
+    if (layer.window > 0) {
+      windowed_.resize(t);
+      for (int i = 0; i < t; i++) windowed_[i] = std::max(from[i], pos[i] - (layer.window - 1));
+      from = windowed_.data();
+    }
+    const Look look{qkv, width, pages.data, p.kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, 0, from, p.hi, 1, 0, layer.scale, nullptr};
+    attend(k, look, p.streams, p.tables, p.stride, seen, nullptr);
+  }
+
+  void expect_positions(const In<int32_t, 1>& pos) const {
+    expect_whole(pos, "pos");
+    for (size_t i = 0; i < pos.size(); i++)
+      for (const Layer& layer : layers_)
+        expect(pos.data()[i] >= 0 && pos.data()[i] < layer.positions, "pos: a position is outside the table");
+  }
+
   void expect_step(const In<int32_t, 1>& ids, const In<int32_t, 1>& pos, const In<int32_t, 1>& want, const InOut<float, 2>& logits) const {
     const int t = static_cast<int>(ids.size()), w = static_cast<int>(want.size());
     expect_whole(ids, "ids");
-    expect_whole(pos, "pos");
     expect_whole(want, "want");
     expect_whole(logits, "logits");
+    expect_positions(pos);
     expect(static_cast<int>(pos.size()) == t, "ids and pos must be equally long");
     expect(static_cast<int>(logits.shape(0)) == w && static_cast<int>(logits.shape(1)) == head_.n, "logits must be (wanted rows, vocabulary)");
-    for (int i = 0; i < t; i++) {
-      expect(ids.data()[i] >= 0 && ids.data()[i] < embed_.n, "ids: an id is out of range");
-      for (const Layer& layer : layers_)
-        expect(pos.data()[i] >= 0 && pos.data()[i] < layer.positions, "pos: a position is outside the table");
-    }
+    for (int i = 0; i < t; i++) expect(ids.data()[i] >= 0 && ids.data()[i] < embed_.n, "ids: an id is out of range");
     for (int i = 0; i < w; i++) expect(want.data()[i] >= 0 && want.data()[i] < t, "want: a row is out of range");
   }
 
@@ -227,14 +270,25 @@ class Fused {
   template <class Mix>
   void run(const Kernels& k, int t, const int32_t* ids, const int32_t* pos, int w, const int32_t* want, float* qkv, float* seen,
            const Mix& mix, float* logits) {
-    const int d = hidden_, width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
+    const int d = hidden_;
     watch_.start();
     float* x = x_.get(static_cast<size_t>(t) * d);
     embed(k, embed_, ids, t, x, d);
     if (embed_scale_ != 1.f)
       for (size_t i = 0; i < static_cast<size_t>(t) * d; i++) x[i] *= embed_scale_;
     watch_.lap(Stopwatch::embed);
-    for (size_t l = 0; l < layers_.size(); l++) {
+    through(k, t, pos, 0, layers_.size(), x, qkv, seen, mix);
+    float* last = added_.get(static_cast<size_t>(w) * d);
+    for (int i = 0; i < w; i++) std::copy_n(x + static_cast<size_t>(want[i]) * d, d, last + static_cast<size_t>(i) * d);
+    if (w) head_.times(k, [&](Weight form) { return rows_.normed(k, form, last, norm_, eps_, w, d); }, logits, false);
+    watch_.lap(Stopwatch::head);
+  }
+
+  // Layers first..last: x (T, hidden) in place.
+  template <class Mix>
+  void through(const Kernels& k, int t, const int32_t* pos, size_t first, size_t last, float* x, float* qkv, float* seen, const Mix& mix) {
+    const int d = hidden_, width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
+    for (size_t l = first; l < last; l++) {
       const Layer& layer = layers_[l];
       layer.qkv.times(k, [&](Weight form) {
         const Rows normed = rows_.normed(k, form, x, layer.attn_norm, layer.eps, t, d);
@@ -255,10 +309,6 @@ class Fused {
       join(layer.down, layer.mlp_post, layer.eps, x, t, k, [&](Weight form) { return inner(k, layer, form, x, t); });
       watch_.lap(Stopwatch::down);
     }
-    float* last = added_.get(static_cast<size_t>(w) * d);
-    for (int i = 0; i < w; i++) std::copy_n(x + static_cast<size_t>(want[i]) * d, d, last + static_cast<size_t>(i) * d);
-    if (w) head_.times(k, [&](Weight form) { return rows_.normed(k, form, last, norm_, eps_, w, d); }, logits, false);
-    watch_.lap(Stopwatch::head);
   }
 
   // act(gate x) * (up x), normed x before: what `down` multiplies.
@@ -301,6 +351,7 @@ class Fused {
   Stack head_;
   const float* norm_;
   std::vector<Layer> layers_;
+  std::vector<int32_t> windowed_;
   Stopwatch watch_;
   Activations rows_, act_;
   Scratch<float> x_, qkv_, seen_, both_, added_;  // aligned: a vector that crosses a cache line costs two
@@ -318,6 +369,7 @@ void bind_fused(nb::module_& m) {
            nb::arg("mlp_post").none(), nb::arg("q_norm").none(), nb::arg("k_norm").none(), nb::arg("rope"),
            nb::arg("window"), nb::arg("scale"), nb::arg("eps"))
       .def("step", &Fused::step)
+      .def("part", &Fused::part)
       .def("step_around", &Fused::step_around)
       .def("laps", &Fused::laps, "Seconds in each phase since the last call.");
   for (const char* name : {"ByLabels", "ByScores", "Remembered", "ByPages"}) fused.attr(name) = m.attr(name);

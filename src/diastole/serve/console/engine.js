@@ -46,7 +46,9 @@ export class EngineView {
     this.empty = h("p", { class: "empty" }, EMPTY);
     this.more = h("p", { class: "hint" });
     const key = (kind, words) => h("span", { class: `key ${kind}` }, words);
-    const keys = [key("prefill", "prefill: absorbs what is known"), key("decode", "decode: one token")];
+    this.guess = key("guess", "with guesses: filled as far as right");
+    this.guess.hidden = true;
+    const keys = [key("prefill", "prefill: absorbs what is known"), key("decode", "decode: one token"), this.guess];
     const legend = h("p", { class: "legend" }, keys, h("span", {}, "width is time, stronger is more tokens"));
     const { frame, words } = this.timeline;
     const card = (name, ...inner) => h("section", { class: "card", "aria-label": name }, h("h2", {}, name), ...inner);
@@ -159,6 +161,7 @@ export class EngineView {
     this.timeline.frame.hidden = lanes.length === 0;
     this.timeline.words.hidden = lanes.length === 0;
     this.empty.hidden = lanes.length > 0;
+    this.guess.hidden = !this.lanes.guess;
     say(this.more, this.timeline.hiddenLanes ? `and ${this.timeline.hiddenLanes} older streams` : "");
   }
 }

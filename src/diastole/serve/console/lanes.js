@@ -9,7 +9,7 @@ class Lane {
     this.id = id;
     this.choice = choice;
     this.service = service;
-    this.bars = []; // {step, kind, units, from, to}
+    this.bars = []; // {step, kind, units, said, from, to}
     this.gaps = []; // {at, seconds} between its outputs
     this.view = null; // the engine's last word on it
     this.alive = false;
@@ -24,13 +24,13 @@ class Lane {
     return this.gaps.length ? this.gaps.reduce((sum, g) => sum + g.seconds, 0) / this.gaps.length : null;
   }
 
-  add(step, kind, units) {
+  add(step, kind, units, said) {
     const to = step.began + step.took;
     const before = this.bars.at(-1);
     // Whoever decodes has spoken at the end of the step before.
     if (kind === "decode" && before) this.gaps.push({ at: to, seconds: to - before.to });
     while (this.gaps.length && this.gaps[0].at < to - RECENT) this.gaps.shift();
-    this.bars.push({ step, kind, units, from: step.began, to });
+    this.bars.push({ step, kind, units, said, from: step.began, to });
   }
 }
 
@@ -53,7 +53,7 @@ export class Lanes {
     }
     this.now = view.now;
     for (const step of view.steps) {
-      for (const [id, choice, kind, units] of step.streams) this.lane(id, choice, step.service).add(step, kind, units);
+      for (const [id, choice, ...work] of step.streams) this.lane(id, choice, step.service).add(step, ...work);
     }
     // What is not in the steps was not among the newest: then it is not asked for again.
     this.last = view.last;
@@ -83,11 +83,19 @@ export class Lanes {
     }
   }
 
+  /** Whether anything was guessed that is still kept. */
+  get guess() {
+    return [...this.all.values()].some((lane) => lane.bars.some(guessed));
+  }
+
   /** Lanes to show for the time from `since` on, oldest first. */
   shown(since) {
     return [...this.all.values()].filter((lane) => lane.alive || lane.bars.at(-1)?.to > since);
   }
 }
+
+/** Whether a bar is a beat with guesses behind it: its units are rows then, of which some became tokens. */
+export const guessed = (bar) => bar.kind === "decode" && bar.units > 1;
 
 /** How a time stands to what was promised: a word for a level, and words for people. */
 export function judge(seconds, promised) {

@@ -1,6 +1,6 @@
 // The numbers around the timeline: totals, pages, streams and what they were promised.
 import { mine } from "./answer.js";
-import { h, say, seconds } from "./dom.js";
+import { count, h, say, seconds } from "./dom.js";
 import { judge } from "./lanes.js";
 
 const HISTORY = 120; // polls: a minute of pages in use
@@ -106,7 +106,9 @@ function draw(canvas, history) {
 export class Streams {
   constructor() {
     this.body = h("tbody");
-    const heads = ["Stream", "Absorbed", "First token", "Between tokens"].map((t) => h("th", { scope: "col" }, t));
+    const names = ["Stream", "Absorbed", "First token", "Between tokens", "Drafts"];
+    const heads = names.map((name) => h("th", { scope: "col" }, name));
+    this.drafts = heads.at(-1);
     const table = h("table", { class: "streams", role: "table" }, h("thead", {}, h("tr", {}, ...heads)), this.body);
     this.none = h("p", { class: "hint" }, "No stream has run in the last seconds.");
     this.more = h("p", { class: "hint" });
@@ -120,12 +122,14 @@ export class Streams {
     this.table.hidden = rows.length === 0;
     this.none.hidden = rows.length > 0;
     say(this.more, known.length > rows.length ? `and ${known.length - rows.length} more` : "");
-    this.body.replaceChildren(...rows.map((lane) => row(lane, now)));
+    const drafts = rows.some((lane) => lane.view.drafted); // else nobody needs the column
+    this.drafts.hidden = !drafts;
+    this.body.replaceChildren(...rows.map((lane) => row(lane, now, drafts)));
   }
 }
 
-function row(lane, now) {
-  const { known, done, arrived, first, slo, running } = lane.view;
+function row(lane, now, drafts) {
+  const { known, done, arrived, first, slo, running, drafted, kept } = lane.view;
   const state = !lane.alive ? "ended" : running ? "running" : "waiting";
   const note = h("small", {}, mine.has(lane.id) ? `${state} · you` : state);
   const began = first === null ? now - arrived : first - arrived;
@@ -136,10 +140,13 @@ function row(lane, now) {
     cell("Absorbed", `${done.toLocaleString("en")} of ${known.toLocaleString("en")}`),
     promise("First token", began, slo.first, first === null ? "not yet, " : ""),
     promise("Between tokens", lane.gap, slo.gap),
+    drafts ? cell("Drafts", drafted ? guesses(kept, drafted) : "–") : [],
   );
 }
 
 const cell = (head, ...inner) => h("td", { role: "cell", "data-head": head }, ...inner);
+
+const guesses = (right, all) => `${right.toLocaleString("en")} of ${count(all, "guess", "guesses")} right`;
 
 /** A time beside its promise, with a level that is told in words too. */
 function promise(head, value, promised, before = "") {

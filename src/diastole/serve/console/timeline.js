@@ -1,6 +1,7 @@
 // The timeline: one lane per stream, one bar per step. Prefill fills its lane, decode is a beat in its middle.
 import { count, h, say, seconds } from "./dom.js";
 import { mine } from "./answer.js";
+import { guessed } from "./lanes.js";
 
 const LANE = 24;
 const AXIS = 24;
@@ -9,6 +10,7 @@ const REACH = 4; // pixels around the pointer in which a bar is found
 const HEIGHTS = { prefill: 18, decode: 10 };
 const PALEST = { prefill: 0.45, decode: 0.85 }; // share of the colour in a bar of one unit
 const FULL = { prefill: 512, decode: 8 }; // units of a bar in full colour
+const WRONG = 0.3; // share of the colour in the part of a beat whose guesses were wrong
 const NAME = "Timeline of the engine's steps. Arrow keys go from bar to bar and from stream to stream.";
 const HELP = "Point at a bar, or go from bar to bar with the arrow keys.";
 
@@ -110,12 +112,19 @@ export class Timeline {
     const from = Math.max(this.x(bar.from), this.gutter);
     const to = Math.min(this.x(bar.to), this.canvas.clientWidth);
     const kind = bar.kind in HEIGHTS ? bar.kind : "prefill";
-    const strength = Math.min(Math.log2(bar.units) / Math.log2(FULL[kind]), 1);
-    const share = PALEST[kind] + (1 - PALEST[kind]) * strength;
-    context.fillStyle = mix(this.colours[kind], this.colours.raised, share); // opaque: thin bars may overlap
+    const units = guessed(bar) ? Math.max(bar.said, 1) : bar.units;
+    const strength = Math.min(Math.log2(units) / Math.log2(FULL[kind]), 1);
     const height = HEIGHTS[kind];
     const gap = to - from > 3 ? 1 : 0; // bars that touch are told apart where there is room
-    context.fillRect(from, middle - height / 2 + 0.5, Math.max(to - from - gap, 0.7), height);
+    const top = middle - height / 2 + 0.5;
+    const fill = (share, y, tall) => {
+      context.fillStyle = mix(this.colours[kind], this.colours.raised, share); // opaque: thin bars may overlap
+      context.fillRect(from, y, Math.max(to - from - gap, 0.7), tall);
+    };
+    // The rows that became tokens fill a beat from below.
+    const wrong = guessed(bar) ? height * Math.max(1 - bar.said / bar.units, 0) : 0;
+    if (wrong) fill(WRONG, top, height);
+    fill(PALEST[kind] + (1 - PALEST[kind]) * strength, top + wrong, height - wrong);
   }
 
   mark(context) {
@@ -171,7 +180,7 @@ export class Timeline {
       return;
     }
     const { lane, bar } = chosen;
-    const units = count(bar.units, "token");
+    const units = amount(bar);
     const others = count(bar.step.streams.length, "stream");
     const [step, took] = [`step ${bar.step.seq}`, seconds(bar.step.took)];
     const what = `Stream ${lane.name}: ${bar.kind} of ${units} in ${took}`;
@@ -196,6 +205,12 @@ export class Timeline {
     this.tip.style.left = `${Math.max(0, Math.min(x + 8, room))}px`;
     this.tip.style.top = `${(row + 1) * LANE + 4}px`;
   }
+}
+
+/** What a bar was about, in words. */
+function amount(bar) {
+  if (!guessed(bar)) return count(bar.units, "token");
+  return `${count(bar.units, "row")}, ${count(bar.said, "token")}`;
 }
 
 /** A colour mixed with another, both "#rrggbb". */

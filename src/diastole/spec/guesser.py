@@ -1,0 +1,25 @@
+"""Guesser: what a drafter answers that only guesses. Drafters that do more override what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from diastole.sample import Chosen
+from diastole.slots import KVStore
+from diastole.state.lease import Pool
+from diastole.types import Batch, Draft, Stream
+
+
+class Guesser:
+    """See ``slots.Drafter``."""
+
+    most = 1
+
+    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
+        return {}
+
+    def ready(self, batch: Batch) -> Batch:
+        return batch
+
+    def verified(self, stream: Stream, draft: Draft, nodes: Sequence[int], chosen: Sequence[Chosen]) -> None:
+        """Nothing is learned."""

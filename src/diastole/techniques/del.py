@@ -1,0 +1,608 @@
+"""DEL: a model drafts with its own first layers, and learns from every round after which layer to stop.
+
+Entezari Zarch, Gao, Jiang, Annavaram: "DEL: Context-Aware Dynamic Exit Layer for Efficient Self-Speculative Decoding",
+COLM 2025, arXiv 2504.05598; self-speculation: Elhoushi et al., "LayerSkip", ACL 2024, arXiv 2404.16710. What the layers
+up to the exit compute for a guess, its keys and values among it, is kept, and verification goes on from there. What
+the model would have guessed after every other exit falls out of the same round (shadow tokens); the exit with the most
+expected tokens per cost is taken next. Needs a model that was trained for early exits (``diastole train layerskip``)
+or adapters (``diastole train exits``); any other is served too, but guesses badly and soon rests.
+
+    draft    row of the last known token, then of each guess   layers 1..E, one row per stream at a time
+    verify   row of the last guess, and of who did not draft   layers 1..E
+             all rows                                          layers E+1..L, the exits' hidden states are kept
+
+Ours: a few exits instead of all layers, one exit for all streams of a step (the largest sum of what each expects);
+an exit's head may cover a part of the vocabulary, for shadow tokens too; costs in measured seconds; a prior instead of
+0/0; truth is what was chosen, which is the arg-max where a request is greedy; streams whose guesses do not pay rest.
+Left out: statistics from the prompt (they would cost the whole head at 32 positions), and drawing guesses by chance.
+Where somebody acts inside the layers, a guess is drafted without him and verified from the first layer on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from diastole.nn.arena import Arena
+from diastole.nn.decoder import Decoder
+from diastole.nn.glide import quantized
+from diastole.nn.inside import NOBODY, Inside
+from diastole.nn.linear import Linear
+from diastole.nn.norm import RMSNorm
+from diastole.sample import Chosen
+from diastole.slots import Facts, KVStore
+from diastole.spec.guesser import Guesser
+from diastole.state.lease import Lease, Pool
+from diastole.state.pages import PAGE, PagePool
+from diastole.types import Array, Batch, Draft, Grant, Stream, UserError
+from diastole.weights.calibration import beside, find, shipped
+
+NEEDS = frozenset({"paged_kv"})
+NAME = "del"
+NONE = "none"
+MOST = 18  # guesses of a round, as published
+AUTO = 5  # exits that are compared where nobody names them
+PRIOR = 0.5  # right and wrong shadow tokens that every exit is thought to have had
+SURE, UNSURE = 0.75, 0.25  # how likely those thought themselves
+POOR = 3  # rounds in a row, after which a stream whose guesses do not pay rests
+SIZES = (0, 1, 2, 4, 8, 16, 32, 64)  # rows whose costs are measured
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Knobs."""
+
+    controller: str = "del"  # dele: the objective also decides the length; static: one exit, one length
+    exits: str = "auto"  # layers after which may be guessed, with + between; auto: the adapters', or five in even steps
+    length: int = 4  # guesses of a round, where controller is static
+    max_draft: int = MOST  # guesses of a round, at most
+    omega: float = 0.95  # what a round's statistics count for, one round later
+    cost: str = "measured"  # or layers, as published
+    adapters: str = ""  # file; empty: beside the model or Diastole's own, if there is one; none: bare exits
+    vocab: int = 0  # most frequent tokens that may be guessed; 0: all that the adapters know, or else all
+    shadow_every: int = 1  # rounds between two looks at what other exits would have guessed
+    rest: int = 32  # steps without guesses after three rounds below break-even; 0: guess on
+
+
+# ---- what an exit says
+
+
+class Heads:
+    """What the model would say after each exit.
+
+    Args:
+        decoder: whose norm and head they share.
+        tensors: ``vocab`` (n,) int32, the likeliest ids first, and of exits that have an adapter ``adapter.E.q`` (d, d)
+            int8 with ``adapter.E.d`` (d, d/32) float16; empty: exits are bare.
+        vocab: of these ids as many; 0: all.
+
+    Raises:
+        KeyError, ValueError: the tensors are not of this model.
+    """
+
+    def __init__(self, decoder: Decoder, tensors: Mapping[str, Array], vocab: int) -> None:
+        self.decoder, self.ids, self.head = decoder, np.arange(decoder.vocab, dtype=np.int32), decoder.head
+        ops, width = decoder.ops, decoder.width
+        if tensors:
+            self.ids = np.ascontiguousarray(tensors["vocab"], np.int32)
+        if vocab:  # without counts the first ids: byte-pair vocabularies begin with what is frequent
+            self.ids = np.ascontiguousarray(self.ids[:vocab])
+        if not len(self.ids) or self.ids.min() < 0 or self.ids.max() >= decoder.vocab:
+            raise ValueError("vocab must hold ids of the model's vocabulary")
+        if tensors or len(self.ids) < decoder.vocab:
+            rows = np.empty((len(self.ids), width), np.float32)
+            ops.embed(decoder.head.parts[0], self.ids, rows)
+            self.head = Linear(ops, [ops.pack_q8(*quantized(rows))])
+        self._unit = RMSNorm(ops, np.ones(width, np.float32), decoder.norm.eps)
+        self._adapters: dict[int, Linear] = {}
+        for exit in adapted(tensors):
+            q, d = tensors[f"adapter.{exit}.q"], tensors[f"adapter.{exit}.d"].astype(np.float32)
+            if q.shape != (width, width) or q.dtype != np.int8 or d.shape != (width, width // 32):
+                raise ValueError(f"adapter.{exit} must be {width} x {width} in eight bits, not {q.shape} of {q.dtype}")
+            if not np.isfinite(d).all():
+                raise ValueError(f"adapter.{exit} must hold finite numbers")
+            self._adapters[exit] = Linear(ops, [ops.pack_q8(np.ascontiguousarray(q), d)])
+        self._arena = Arena()
+
+    def say(self, hidden: Sequence[tuple[int, Array]]) -> tuple[Array, Array]:
+        """Of exits with hidden states (n, d) after them, one after the other: ids and their probabilities, both (sum of
+        n,)."""
+        x = np.concatenate([self._adapted(exit, states) for exit, states in hidden])
+        logits = self.head(self.decoder.norm(x, x), self._arena.get("logits", len(x), len(self.ids)))
+        best = logits.argmax(1)
+        most = np.take_along_axis(logits, best[:, None], 1)
+        return self.ids[best], 1 / np.exp(logits - most).sum(1)
+
+    def _adapted(self, exit: int, x: Array) -> Array:
+        if exit not in self._adapters:
+            return x
+        unit, out = self._unit(x, self._arena.get("unit", *x.shape)), x.copy()
+        return self._adapters[exit](unit, out, accumulate=True)
+
+
+def adapted(tensors: Mapping[str, Array]) -> list[int]:
+    """The exits that have an adapter there, ascending."""
+    return sorted(int(name.split(".")[1]) for name in tensors if name.startswith("adapter.") and name.endswith(".q"))
+
+
+# ---- what is learned
+
+
+def right(stats: Array) -> Array:
+    """How likely each exit's guess is right: stats (4, C) of ``Notes`` -> (C,)."""
+    share: Array = (stats[0] + PRIOR) / (stats[0] + stats[1] + 2 * PRIOR)
+    return share
+
+
+def thresholds(stats: Array) -> Array:
+    """How sure each exit must be of a guess to go on, halfway between where it was right and where it was wrong: (C,),
+    never NaN."""
+    sure = (stats[2] + PRIOR * SURE) / (stats[0] + PRIOR)
+    unsure = (stats[3] + PRIOR * UNSURE) / (stats[1] + PRIOR)
+    middle: Array = (sure + unsure) / 2
+    return middle
+
+
+def tokens_per_cost(alpha: Array, costs: Array) -> Array:
+    """alpha (C,) of ``right``, costs (C, G) of rounds with 0 to G - 1 guesses -> (C, G)."""
+    expected = np.cumsum(alpha[:, None] ** np.arange(costs.shape[1]), 1)
+    worth: Array = expected / costs
+    return worth
+
+
+@dataclass(slots=True)
+class Notes:
+    """What one stream's rounds have shown."""
+
+    stats: Array  # (4, C): right and wrong shadow tokens, and their summed probabilities; decayed by round
+    rounds: int = 0
+    tokens: float = 0.0  # that rounds brought, and what they cost; decayed as the others
+    spent: float = 0.0
+    poor: int = 0  # rounds in a row below break-even
+    resting: int = 0  # steps still to come
+
+    def learn(self, matched: Array, odds: Array, omega: float) -> None:
+        """matched, odds (C, n) of positions whose context was right."""
+        new = [matched.sum(1), (~matched).sum(1), (odds * matched).sum(1), (odds * ~matched).sum(1)]
+        self.stats = omega * self.stats + np.array(new)
+
+    def judge(self, tokens: int, spent: float, plain: float, omega: float, rest: int) -> None:
+        """A round brought these tokens at this cost; plain: cost of one without guesses."""
+        self.rounds += 1
+        self.tokens, self.spent = omega * self.tokens + tokens, omega * self.spent + spent
+        self.poor = self.poor + 1 if self.tokens * plain < self.spent else 0
+        if rest and self.poor >= POOR:
+            self.resting, self.poor, self.tokens, self.spent = rest, 0, 0.0, 0.0
+
+
+# ---- what rounds cost
+
+
+class Layers:
+    """The published cost: layers that a stream goes through; heads, and rows that come together, are free."""
+
+    def __init__(self, layers: int, most: int) -> None:
+        self.layers, self.guesses = layers, np.arange(most + 1)
+
+    def plain(self, streams: int) -> float:
+        return float(self.layers)
+
+    def rounds(self, exit: int, streams: int) -> Array:
+        """With 0 to ``most`` guesses: (most + 1,)."""
+        costs: Array = self.layers + self.guesses * exit
+        return costs.astype(float)
+
+
+class Seconds:
+    """Measured costs of a step of so many streams: of all layers, of an exit's head and of the whole head, by rows.
+
+    Measured once, at the start, on a page that nobody holds yet: they decide how much is guessed, never what is said.
+    """
+
+    def __init__(self, decoder: Decoder, kv: KVStore, heads: Heads, most: int, shadows: float) -> None:
+        self.layers, self.guesses, self.shadows = len(decoder.blocks), np.arange(most + 1), shadows
+        rng = np.random.default_rng(0)
+        self.stack, self.exit, self.head = (np.zeros(len(SIZES)) for _ in range(3))
+        for i, n in enumerate(SIZES[1:], 1):
+            x = rng.standard_normal((n, decoder.width), np.float32)
+            at, b = np.arange(n, dtype=np.int32), _first_page(n)
+            self.stack[i] = _least(lambda x=x, b=b: decoder.part(b, {"kv": kv}, x.copy(), 0, self.layers))  # type: ignore[misc]
+            self.exit[i] = _least(lambda x=x: heads.say([(0, x)]))  # type: ignore[misc]
+            self.head[i] = _least(lambda x=x, at=at: decoder.logits(x[at]))  # type: ignore[misc]
+
+    def plain(self, streams: int) -> float:
+        return float(_at(self.stack, streams) + _at(self.head, streams))
+
+    def rounds(self, exit: int, streams: int) -> Array:
+        below, rows = exit / self.layers, streams * (1 + self.guesses)
+        one = _at(self.stack, streams) * below
+        draft = self.guesses * (one + _at(self.exit, streams))
+        verify = one + _at(self.stack, rows) * (1 - below) + _at(self.head, rows)
+        costs: Array = draft + verify + _at(self.exit, rows * self.shadows)
+        return costs
+
+
+def _at(curve: Array, rows: Any) -> Any:
+    """Between what was measured; beyond it, by rows."""
+    return np.interp(rows, SIZES, curve) * np.maximum(np.asarray(rows) / SIZES[-1], 1)
+
+
+def _least(run: Any) -> float:
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - began)
+    return min(took)
+
+
+def _first_page(n: int) -> Batch:
+    """Rows 0 to n - 1 of one stream on page 0."""
+    at, no = np.arange(n, dtype=np.int32), np.zeros(n, np.int32)
+    ends, table = np.array([0, n], np.int32), np.zeros((1, 1), np.int32)
+    return Batch((), (), no, at, ends, at.astype(np.int64), table, no, at + 1, no[:0])
+
+
+# ---- a round
+
+
+@dataclass(slots=True)
+class _Round:
+    """One stream's guesses while they grow, and what was computed for them."""
+
+    stream: Stream
+    lease: Lease
+    most: int
+    least: float  # how likely a guess must be for the round to go on
+    ids: list[int]  # the last known token, and the guesses
+    first: int  # position of the first of them
+    odds: list[float] = field(default_factory=list)
+    kept: list[dict[int, Array]] = field(default_factory=list)  # by row: hidden states (d,) by layer, the exit's last
+
+
+class Relay:
+    """The way of a step through the model: rows that drafting took through the first layers go on from there.
+
+    Args:
+        exit: after how many layers.
+        exits: layers after which hidden states are kept.
+        rounds: of the streams in the batch.
+        kept: by row of the batch, what ``_Round.kept`` has of it.
+        places: of each stream whose shadow tokens are wanted, its rows in the batch.
+        work: is told rows times layers.
+    """
+
+    def __init__(
+        self,
+        exit: int,
+        exits: Sequence[int],
+        rounds: Mapping[Stream, _Round],
+        kept: Mapping[int, dict[int, Array]],
+        places: Mapping[Stream, Sequence[int]],
+        work: Work,
+    ) -> None:
+        self.exit, self.rounds, self.kept, self.places, self.work = exit, rounds, kept, places, work
+        self.exits = exits if places else ()
+        self.seen: dict[int, Array] = {}  # by layer: hidden states (T, d)
+
+    def __call__(self, decoder: Decoder, b: Batch, state: Mapping[str, Any]) -> Array:
+        inside: Inside = state.get("inside", NOBODY)
+        kept, layers = self.kept if inside.idle else {}, len(decoder.blocks)
+        x = np.empty((len(b.inputs), decoder.width), np.float32)
+        seen = {exit: np.empty_like(x) for exit in self.exits}
+        fresh = np.ones(len(x), bool)
+        for row, states in kept.items():
+            fresh[row], x[row] = False, states[self.exit]
+            for exit in self.exits:
+                if exit < self.exit:
+                    seen[exit][row] = states[exit]
+        if fresh.any():
+            sub = only(b, fresh)
+            rest = decoder.embedded(sub.inputs, np.empty((len(sub.inputs), decoder.width), np.float32))
+            for layer in passed(decoder, sub, state, rest, 0, self.exit, self.exits):
+                if layer in seen:
+                    seen[layer][fresh] = rest
+            x[fresh] = rest
+        if self.exit in seen:
+            seen[self.exit][:] = x
+        for layer in passed(decoder, b, state, x, self.exit, layers, self.exits):
+            if layer in seen:
+                seen[layer][:] = x
+        self.seen = seen
+        self.work.verified += int(fresh.sum()) * self.exit + len(x) * (layers - self.exit)
+        self.work.again += len(x) * layers
+        if b.tap is not None:
+            decoder.norm(x[b.tap.rows], b.tap.hidden)
+        return decoder.logits(x[b.want])
+
+    def states(self, stream: Stream, n: int) -> list[tuple[int, Array]]:
+        """By exit, after a stream's first ``n`` rows: (n, d)."""
+        rows = list(self.places[stream])[:n]
+        return [(exit, self.seen[exit][rows]) for exit in self.exits]
+
+
+def passed(
+    decoder: Decoder, b: Batch, state: Mapping[str, Any], x: Array, first: int, last: int, stops: Sequence[int]
+) -> Any:
+    """Take hidden states x (T, d) from after layer ``first`` to after ``last``, in place; gives each stop on the way,
+    and ``last``, when x has come there."""
+    for stop in [*(s for s in stops if first < s < last), last]:
+        decoder.part(b, state, x, first, stop)
+        yield stop
+        first = stop
+
+
+def only(b: Batch, rows: Array) -> Batch:
+    """Some of the rows of a batch without branches: rows (T,) bool."""
+    if rows.all():
+        return b
+    starts = np.concatenate([[0], np.cumsum(rows)])[b.starts]
+    counts = np.diff(starts)
+    there = np.flatnonzero(counts)
+    return replace(
+        b,
+        grants=tuple([Grant(b.grants[i].stream, int(counts[i])) for i in there]),
+        leases=tuple([b.leases[i] for i in there]),
+        inputs=b.inputs[rows],
+        pos=b.pos[rows],
+        starts=np.concatenate([starts[:-1][there], starts[-1:]]).astype(np.int32),
+        rows=b.rows[rows],
+        tables=np.ascontiguousarray(b.tables[there]),
+        lo=b.lo[rows],
+        hi=b.hi[rows],
+        want=np.empty(0, np.int32),
+        sown=(),
+        tap=None,
+    )
+
+
+@dataclass(slots=True)
+class Work:
+    """Rows times layers, counted."""
+
+    drafted: int = 0
+    verified: int = 0
+    again: int = 0  # what verification would be if it began at the first layer
+
+
+class Del(Guesser):
+    """Slot ``draft``."""
+
+    def __init__(self, p: Params, facts: Facts) -> None:
+        _check(p)
+        if facts.decoder is None or facts.layers < 2:
+            raise UserError(f"{NAME} needs a model whose layers it can run one by one", param="use")
+        tensors = _tensors(p, facts)
+        self.p, self.decoder, self.static = p, facts.decoder, p.controller == "static"
+        self.exits = _exits(p, facts.layers, adapted(tensors))
+        self.most = min(p.length, p.max_draft) if self.static else p.max_draft
+        try:
+            self.heads = Heads(facts.decoder, tensors, p.vocab)
+        except (KeyError, ValueError) as e:
+            raise _wrong("adapters", f"does not fit this model: {e}") from None
+        self.costs: Layers | Seconds = Layers(facts.layers, self.most)
+        self.work, self.exit = Work(), self.exits[0]
+        self._rounds: dict[Stream, _Round] = {}
+        self._relay: Relay | None = None
+
+    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
+        if kv.buffers is None:
+            raise UserError(
+                f"{NAME} writes keys and values while it drafts, and those kept as {kv.layout!r} cannot be written so: "
+                "use either",
+                param="use",
+            )
+        self.kv = kv
+        if self.p.cost == "measured":
+            shadows = 0.0 if self.static else len(self.exits) / self.p.shadow_every
+            self.costs = Seconds(self.decoder, kv, self.heads, self.most, shadows)
+        return {}
+
+    # ---- drafting
+
+    def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
+        self._give_back({})  # of a step that failed
+        wishes = {s: n for s, n in zip(streams, lengths, strict=True) if n > 0 and not self._rests(s)}
+        self.exit = self._best(list(wishes))
+        rounds = [r for r in (self._begin(s, n) for s, n in wishes.items()) if r.most > 0]
+        self._rounds = {r.stream: r for r in rounds}
+        while rounds:
+            self._guess(rounds)
+            rounds = [r for r in rounds if len(r.odds) < r.most and r.odds[-1] >= r.least]
+        found = {s: Draft(r.ids[1:], odds=r.odds) for s, r in self._rounds.items()}
+        return [found.get(s, Draft(())) for s in streams]
+
+    def _notes(self, stream: Stream) -> Notes:
+        notes: Notes | None = stream.scratch.get(NAME)
+        if notes is None:
+            notes = stream.scratch[NAME] = Notes(np.zeros((4, len(self.exits))))
+        return notes
+
+    def _rests(self, stream: Stream) -> bool:
+        notes = self._notes(stream)
+        if notes.resting:
+            notes.resting -= 1
+            return True
+        return False
+
+    def _best(self, streams: Sequence[Stream]) -> int:
+        """The exit of this step."""
+        known = [notes.stats for notes in map(self._notes, streams) if notes.rounds]
+        if not known or len(self.exits) == 1:
+            return self.exits[0]
+        costs = self._costs(len(streams))
+        worth = sum(tokens_per_cost(right(stats), costs).max(1) for stats in known)
+        return self.exits[int(np.argmax(worth))]
+
+    def _costs(self, streams: int) -> Array:
+        """(C, most + 1)."""
+        return np.stack([self.costs.rounds(exit, streams) for exit in self.exits])
+
+    def _begin(self, stream: Stream, n: int) -> _Round:
+        notes, at = self._notes(stream), self.exits.index(self.exit)
+        least = 0.0
+        if self.static:
+            n = min(n, self.most)
+        elif not notes.rounds:
+            n = 1
+        elif self.p.controller == "dele":
+            worth = tokens_per_cost(right(notes.stats), self._costs(1))[at]
+            n = min(n, max(int(worth.argmax()), 1))
+        else:
+            least = float(thresholds(notes.stats)[at])
+        lease = stream.leases["kv"]
+        return _Round(stream, lease, self._room(stream, lease, n), least, [stream.own.tip], stream.done)
+
+    def _room(self, stream: Stream, lease: Lease, n: int) -> int:
+        """How many rows may be written behind what a stream has absorbed; nobody else is to starve for them."""
+        pool, done = lease.pool, stream.done
+        assert isinstance(pool, PagePool)
+        last = len(lease.places) * PAGE - done
+        if n > last and pool.free <= self.few:
+            n = last
+        return n if n > 0 and pool.grow(lease, done + n) else 0
+
+    few = 4  # pages that are left to those who have to go on
+
+    def _guess(self, rounds: Sequence[_Round]) -> None:
+        """One more guess for each, all together."""
+        b = _last_rows(rounds)
+        x = self.decoder.embedded(b.inputs, np.empty((len(rounds), self.decoder.width), np.float32))
+        stops = () if self.static else self.exits
+        kept: list[dict[int, Array]] = [{} for _ in rounds]
+        for layer in passed(self.decoder, b, {"kv": self.kv}, x, 0, self.exit, stops):
+            for states, row in zip(kept, x.copy(), strict=True):
+                states[layer] = row
+        self.work.drafted += len(rounds) * self.exit
+        ids, odds = self.heads.say([(self.exit, x)])
+        for r, states, id, sure in zip(rounds, kept, ids.tolist(), odds.tolist(), strict=True):
+            r.kept.append(states)
+            r.ids.append(id)
+            r.odds.append(sure)
+
+    # ---- verification
+
+    def ready(self, batch: Batch) -> Batch:
+        rounds = self._rounds
+        self._give_back({s: s.done + n for s, n in batch.grants})
+        self._relay = None
+        if batch.also is not None:  # branches, which are never ours
+            return batch
+        kept: dict[int, dict[int, Array]] = {}
+        places: dict[Stream, Sequence[int]] = {}
+        for i, (stream, n) in enumerate(batch.grants):
+            r, at = rounds.get(stream), int(batch.starts[i])
+            if r is None or batch.leases[i].get("kv") is not r.lease or batch.pos[at] != r.first:
+                continue
+            for row, id, states in zip(range(at, at + n), r.ids, r.kept, strict=False):
+                if batch.inputs[row] != id:
+                    break
+                kept[row] = states
+            if not self.static and self._notes(stream).rounds % self.p.shadow_every == 0:
+                places[stream] = range(at, at + n)
+        if not kept:
+            return batch
+        self._relay = Relay(self.exit, self.exits, rounds, kept, places, self.work)
+        return replace(batch, relay=self._relay)
+
+    def _give_back(self, ends: Mapping[Stream, int]) -> None:
+        """What rounds have room for beyond where their streams will be; the rounds are over."""
+        for stream, r in self._rounds.items():
+            end = ends.get(stream, stream.done)
+            if stream.leases.get("kv") is r.lease and r.lease.units > end:
+                r.lease.pool.truncate(r.lease, end)
+        self._rounds = {}
+
+    def verified(self, stream: Stream, draft: Draft, nodes: Sequence[int], chosen: Sequence[Chosen]) -> None:
+        relay = self._relay
+        if relay is None or stream not in relay.rounds:
+            return
+        notes, omega = self._notes(stream), self.p.omega
+        truth = np.array([c.id for c in chosen])  # behind the last of these the context is another
+        if stream in relay.places:
+            shape = len(self.exits), len(truth)
+            ids, odds = self.heads.say(relay.states(stream, len(truth)))
+            notes.learn(ids.reshape(shape) == truth, odds.reshape(shape), omega)
+        streams = len(relay.rounds)
+        spent = self.costs.rounds(relay.exit, streams)[len(relay.rounds[stream].odds)]
+        notes.judge(len(truth), float(spent), self.costs.plain(streams), omega, self.p.rest)
+
+
+def _last_rows(rounds: Sequence[_Round]) -> Batch:
+    """The row of each stream's last token or guess."""
+    tables = PagePool.tables([r.lease for r in rounds])
+    pos = np.array([r.first + len(r.odds) for r in rounds], np.int32)
+    owner = np.arange(len(rounds))
+    return Batch(
+        grants=tuple([Grant(r.stream, 1) for r in rounds]),
+        leases=tuple([r.stream.leases for r in rounds]),
+        inputs=np.array([r.ids[-1] for r in rounds], np.int32),
+        pos=pos,
+        starts=np.arange(len(rounds) + 1, dtype=np.int32),
+        rows=PagePool.rows(tables, owner, pos),
+        tables=tables,
+        lo=np.zeros(len(rounds), np.int32),
+        hi=pos + 1,
+        want=np.empty(0, np.int32),
+    )
+
+
+# ---- knobs
+
+
+def _tensors(p: Params, facts: Facts) -> Mapping[str, Array]:
+    """Of the adapters; empty: there are none."""
+    if p.adapters == NONE:
+        return {}
+    own = [] if facts.source is None else [beside(NAME, facts)]
+    if not p.adapters and not any(place.exists() for place in [*own, shipped(NAME, facts)]):
+        return {}
+    return find(NAME, facts, p.adapters).tensors
+
+
+def _exits(p: Params, layers: int, trained: Sequence[int]) -> list[int]:
+    """Ascending."""
+    if p.exits == "auto":
+        if p.controller == "static":
+            raise _wrong("exits", "must name the one layer that a static controller exits after")
+        even = {round(layers * i / (AUTO + 1)) for i in range(1, AUTO + 1)}
+        return sorted(set(trained) or even & set(range(1, layers)))
+    try:
+        exits = sorted({int(n) for n in p.exits.split("+")})
+    except ValueError:
+        raise _wrong("exits", f"must be auto or layers with + between, such as 4+8, not {p.exits!r:.40}") from None
+    if exits[0] < 1 or exits[-1] >= layers:
+        raise _wrong("exits", f"must be layers between 1 and {layers - 1} of this model, not {p.exits!r:.40}")
+    if p.controller == "static" and len(exits) > 1:
+        raise _wrong("exits", f"must name one layer where controller is static, not {p.exits!r:.40}")
+    return exits
+
+
+def _check(p: Params) -> None:
+    if p.controller not in {"del", "dele", "static"}:
+        raise _wrong("controller", f"must be del, dele or static, not {p.controller!r:.40}")
+    if p.cost not in {"measured", "layers"}:
+        raise _wrong("cost", f"must be measured or layers, not {p.cost!r:.40}")
+    if not 0 < p.omega <= 1:
+        raise _wrong("omega", f"must be above 0 and at most 1, not {p.omega}")
+    if not 1 <= p.max_draft <= MOST:
+        raise _wrong("max_draft", f"must be between 1 and {MOST}, not {p.max_draft}")
+    if p.controller == "static" and not 1 <= p.length <= p.max_draft:
+        raise _wrong("length", f"must be between 1 and max_draft = {p.max_draft}, not {p.length}")
+    if p.shadow_every < 1:
+        raise _wrong("shadow_every", f"must be at least 1, not {p.shadow_every}")
+    for name in ("vocab", "rest"):
+        if getattr(p, name) < 0:
+            raise _wrong(name, f"must be at least 0, not {getattr(p, name)}")
+
+
+def _wrong(knob: str, what: str) -> UserError:
+    return UserError(f"{NAME}: {knob} {what}", param="use")
+
+
+def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:
+    return {"draft": Del(p, facts)}
