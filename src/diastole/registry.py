@@ -94,10 +94,10 @@ def build(
     policies: dict[str, Any] = {s: () if kind == "chain" else defaults.get(s) for s, kind in SLOTS.items()}
     owners: dict[str, str] = {}
     filled: list[tuple[str, str, Any]] = []
-    parsed = [(Spec.parse(one), whose) for s in specs for one, whose in bundle(s)]
-    for spec, whose in parsed:
+    parsed = [Spec.parse(s) for s in specs]
+    for spec in parsed:
         module, params = load(spec)
-        name = f"{whose}'s {spec.name}" if whose else spec.name
+        name = spec.name
         lacking = frozenset(module.NEEDS) - facts.caps
         if lacking:
             raise UserError(f"{name} needs a model with {', '.join(sorted(lacking))}", param="use")
@@ -117,22 +117,8 @@ def build(
                     param="use",
                 )
             policies[slot], owners[slot] = policy, name
-    text = ";".join(str(s) for s, _ in parsed)
+    text = ";".join(str(s) for s in parsed)
     return Stack(policies, hashlib.sha256(text.encode()).hexdigest()[:16] if text else "bare", owners, tuple(filled))
-
-
-def bundle(spec: str) -> list[tuple[str, str]]:
-    """The techniques that a name stands for, each with that name: mostly itself, with none.
-
-    Raises:
-        UserError: such a name is given knobs.
-    """
-    parsed = Spec.parse(spec)
-    module = _import("techniques", parsed.name.replace("-", "_"), "technique", "use")
-    uses: tuple[str, ...] = getattr(module, "USES", ())
-    if uses and parsed.args:
-        raise UserError(f"{parsed.name} stands for {' with '.join(uses)} and has no knobs: name these", param="use")
-    return [(use, parsed.name) for use in uses] or [(spec, "")]
 
 
 def load(spec: Spec) -> tuple[ModuleType, Any]:

@@ -20,7 +20,9 @@ def test_the_text_is_the_same() -> None:
     owed.same_as_plain(USE)
 
 
-@pytest.mark.parametrize("knobs", ["search=widest", "adapt=false", "scope=server", "scope=tenant", "prompt=false"])
+@pytest.mark.parametrize(
+    "knobs", ["search=widest", "search=chain", "adapt=false", "scope=server", "scope=tenant", "prompt=false"]
+)
 def test_company_and_chunks_change_nothing(knobs: str) -> None:
     owed.indifferent_to_company(f"{USE},{knobs}")
 

@@ -41,7 +41,7 @@ class Params:
     table: str = ""  # file of counts; empty: beside the model, or Diastole's own; none: nothing is known beforehand
     nodes: int = 8  # guesses of one tree, at most
     depth: int = 3  # tokens of a searched path; its end goes on by one
-    search: str = "mcts"  # or widest: the nodes with the largest products of shares
+    search: str = "mcts"  # or widest: the nodes with the largest products of shares; chain: the likeliest path alone
     iterations: int = 150  # of the search
     adapt: bool = True
     adapt_step: float = 0.04
@@ -72,6 +72,8 @@ class Aded(Guesser):
         if changes is not None:
             changes.learn(self.table, ids[max(known - p.adapt_window, 0) : known], p.adapt_step, p.adapt_cap)
         a, b = ids[known - 2 : known].tolist()
+        if p.search == "chain":
+            return self._chain(changes, a, b, min(n, p.depth + 1))
         if p.search == "mcts":
             seed = draw_key(stream_key(stream.req.params.seed or 0, stream.index), known)
             found = self.table.search(changes, a, b, p.iterations, p.depth, 32.0, 8.0, seed, n)
@@ -79,6 +81,18 @@ class Aded(Guesser):
             found = self.table.widest(changes, a, b, p.depth + 1, n)
         tokens, parents, odds = found
         return Draft(tokens, parents, None, odds)
+
+    def _chain(self, changes: Any, a: int, b: int, n: int) -> Draft:
+        tokens: list[int] = []
+        odds: list[float] = []
+        while len(tokens) < n:
+            found, _, share = self.table.widest(changes, a, b, 1, 1)
+            if not found:
+                break
+            a, b = b, found[0]
+            tokens.append(b)
+            odds.append(share[0])
+        return Draft(tokens, None, None, odds)
 
     def _changes(self, stream: Stream) -> Any:
         own: _Own | None = stream.scratch.get(NAME)
@@ -127,8 +141,8 @@ def _check(p: Params) -> None:
         raise _wrong("nodes", f"must be between 1 and {MOST}, not {p.nodes}")
     if not 1 <= p.depth <= 16:
         raise _wrong("depth", f"must be between 1 and 16, not {p.depth}")
-    if p.search not in {"mcts", "widest"}:
-        raise _wrong("search", f"must be mcts or widest, not {p.search!r:.40}")
+    if p.search not in {"mcts", "widest", "chain"}:
+        raise _wrong("search", f"must be mcts, widest or chain, not {p.search!r:.40}")
     if not 1 <= p.iterations <= 100_000:
         raise _wrong("iterations", f"must be between 1 and 100000, not {p.iterations}")
     if not 0 < p.adapt_step <= p.adapt_cap:
