@@ -338,6 +338,25 @@ class Drafter(Protocol):
         ...
 
 
+@runtime_checkable
+class Haltable(Protocol):
+    """A drafter that asks after each guess whether to go on."""
+
+    halts: Sequence[Halt]
+
+
+class Halt(Protocol):
+    """Slot ``halt``: when to stop guessing. It may look at the drafter's side only: whoever looks at the target bends
+    the law of sampled texts."""
+
+    width: int  # numbers in the drafter's hidden states that it reads
+
+    def stop(self, streams: Sequence[Stream], drafted: Sequence[int], hidden: Array) -> Sequence[bool]:
+        """For streams with so many guesses in this round, of which the last one has been fed to the drafter and gave
+        these hidden states (S, width)."""
+        ...
+
+
 class Verifier(Protocol):
     """Slot ``verify``: which guesses are kept, and what comes after the last of them."""
 

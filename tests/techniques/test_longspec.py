@@ -72,9 +72,9 @@ def test_random_life(block: str, seed: int) -> None:
     owed.random_life(f"{block},tree_shape=2+1", "smartspec", seed=seed)
 
 
-def drafting(use: str, ids: list[int], shape: str) -> tuple[Any, Any]:
+def drafting(use: str, ids: list[int], shape: str, *beside: str) -> tuple[Any, Any]:
     """A service whose one stream has absorbed all but its last known token."""
-    life = owed.Life(owed.service(f"{use},tree_shape={shape}", "fixed:k=0"))
+    life = owed.Life(owed.service(f"{use},tree_shape={shape}", "fixed:k=0", *beside))
     life.ask("r", ids, 4)
     while not life.service.ledger.running or life.service.ledger.running[0].left > 1:
         life.step()

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from diastole.bench.workloads import Asked
-from diastole.frontend.voice import Voice
 from diastole.params import SamplingParams
 
 PLAIN = "plain"
@@ -61,8 +59,6 @@ class Cell:
 class Speaking(Protocol):
     """A language model in this process: ``diastole.LLM``."""
 
-    voice: Voice
-
     def generate(self, prompts: Sequence[Any], params: SamplingParams | None = None) -> Sequence[Sequence[Any]]: ...
 
     def counters(self) -> Mapping[str, int]: ...
@@ -83,13 +79,12 @@ class Bench:
     def cell(
         self,
         work: str,
-        requests: Sequence[Asked],
+        prompts: Sequence[Sequence[int]],
         streams: int,
         rounds: int = 3,
         tell: Callable[[], None] = lambda: None,
     ) -> Cell:
-        """Run all requests, ``streams`` at a time, in every engine, so many times. tell: hears of every run."""
-        prompts = [asked.ids(self.engines[PLAIN].voice) for asked in requests]
+        """Run all prompts, ``streams`` at a time, in every engine, so many times. tell: hears of every run."""
         sides = {name: Side() for name in self.engines}
         want: dict[int, list[int]] = {}
         for turn in range(rounds):

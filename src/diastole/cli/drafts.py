@@ -54,9 +54,9 @@ def drafts(
             for name, own in {PLAIN: [], **sides}.items()
         }
         bench = Bench(engines, params)
-        tokenizer = bench.engines[PLAIN].voice.tokenizer
+        voice = engines[PLAIN].voice
         for kind in work.split(","):
-            asked = requests(kind, max(count, max(widths)), tokenizer, data)
+            asked = [a.ids(voice) for a in requests(kind, max(count, max(widths)), voice.tokenizer, data)]
             for n in widths:
                 runs = rounds * len(bench.engines) * (len(asked) // n)
                 task = bar.add_task(f"{kind}, {n} streams", total=runs)

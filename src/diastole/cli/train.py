@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from diastole.cli.train_drafts import longspec, specdec_pp
+from diastole.cli.train_transfer import hidden_transfer
+
 app = typer.Typer(help="Train a small checkpoint from its recipe.", no_args_is_help=True)
 
 
@@ -79,46 +82,5 @@ def own_text(
     print(f"{out}: {len(texts.prompts):,} answers, {len(texts.ids):,} tokens with their requests")
 
 
-@app.command()
-def longspec(
-    own: Annotated[Path, typer.Option(help="text of the model itself: a file of [bold]train own-text[/]")],
-    model: Annotated[str, typer.Option(help="asset, GGUF file or directory")] = "smollm2-135m",
-    out: Annotated[Path | None, typer.Option(help="file to write; else one beside the model's")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="of training, of 1,024 tokens each")] = 1_200,
-    seed: Annotated[int, typer.Option(min=0, help="of weights and windows")] = 0,
-    anchors: Annotated[bool, typer.Option(help="move positions, as the paper does")] = True,
-    lag: Annotated[bool, typer.Option(help="let the target lag behind, as the paper does")] = True,
-    threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
-) -> None:
-    """The draft block of longspec: some 15 minutes for a small model."""
-    import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    from diastole.assets import resolve
-    from diastole.bench.rig import Rig
-    from diastole.kernels.table import physical_cores
-    from diastole.recipes import longspec as recipe
-    from diastole.recipes.own_text import Texts
-    from diastole.weights import calibration, open_checkpoint
-
-    torch.set_num_threads(threads or physical_cores())
-    checkpoint, texts = open_checkpoint(resolve(model)), Texts.read(own)
-    texts.expect(checkpoint.fingerprint, own)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Rig(model, threads=threads) as rig, Bar(*columns, console=Console(stderr=True)) as bar:
-        facts = rig.decoder.facts(checkpoint)
-        work = bar.add_task("", total=steps)
-
-        def tell(p: recipe.Progress) -> None:
-            bar.update(work, completed=p.step, description=f"loss {p.loss:.3f}, right {p.right:.1%}")
-            if p.step % 50 == 0:
-                bar.console.print(f"step {p.step}: loss {p.loss:.3f}, right {p.right:.1%}", highlight=False)
-
-        tensors, figures = recipe.train(rig, texts, recipe.Plan(steps, seed=seed, anchors=anchors, lag=lag), tell)
-    place = out or calibration.beside("longspec", facts)
-    said = {name: str(value) for name, value in figures.items()}
-    calibration.Calibration(tensors, {**said, **calibration.about("longspec", facts)}).write(place)
-    minutes, right = figures["seconds"] / 60, figures["right"]
-    print(f"{place}: {figures['parameters']:,} parameters, {minutes:.1f} minutes, {right:.1%} right")
+for recipe in (longspec, specdec_pp, hidden_transfer):
+    app.command()(recipe)

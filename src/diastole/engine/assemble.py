@@ -19,7 +19,7 @@ from diastole.loops.drafting import Drafting
 from diastole.metrics import Meter
 from diastole.nn.inside import Inside
 from diastole.nn.linear import Loader
-from diastole.slots import CostModel, KVStore, Revocable
+from diastole.slots import CostModel, Drafter, Haltable, KVStore, Revocable
 from diastole.spec.pace import Unpaced
 from diastole.spec.verify import Coupled
 from diastole.state.host import HostTier
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from diastole.text.tokenizer import Tokenizer
 
 READS = frozenset(  # slots of a language model
-    {"kv", "select", "kernel", "probe", "refresh", "evict", "ingest", "compose", "draft", "verify", "pace"}
+    {"kv", "select", "kernel", "probe", "refresh", "evict", "ingest", "compose", "draft", "verify", "pace", "halt"}
 )
 TRACED = frozenset({"kv", "select", "kernel", "probe", "refresh", "evict", "ingest"})  # slots that see a stream's rows
 
@@ -107,7 +107,17 @@ def _loop(stack: registry.Stack, kv: KVStore, cost: CostModel, meter: Meter) -> 
             if slot in stack.owners:
                 message = f"{stack.owners[slot]} needs something that drafts beside it, such as ngram"
                 raise UserError(message, param="use", code="no_drafter")
+        if stack.halt:
+            raise UserError(
+                f"{_who(stack, 'halt')} needs something that drafts beside it", param="use", code="no_drafter"
+            )
         return AutoRegressive
+    drafter: Drafter = stack.draft
+    if stack.halt:
+        if not isinstance(drafter, Haltable):
+            message = f"{stack.owners['draft']} does not ask {_who(stack, 'halt')} when to stop: use either"
+            raise UserError(message, param="use")
+        drafter.halts = stack.halt
     for name, slot, policy in stack.filled:
         if slot in TRACED and not (isinstance(policy, Revocable) and policy.revocable):
             raise UserError(
@@ -124,6 +134,11 @@ def _loop(stack: registry.Stack, kv: KVStore, cost: CostModel, meter: Meter) -> 
         meter=meter,
         branches=kv.passive and kv.bare and stack.select is None and stack.kernel is None and not stack.probe,
     )
+
+
+def _who(stack: registry.Stack, slot: str) -> str:
+    """The techniques that fill a slot."""
+    return " and ".join(name for name, filled, _ in stack.filled if filled == slot)
 
 
 def store(stack: registry.Stack, kv: str) -> KVStore:

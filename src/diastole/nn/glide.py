@@ -91,6 +91,7 @@ class Glide:
         self.mlp = GatedMLP(ops, self._w["gate_up"], self._w["down"], target.blocks[0].mlp.act)
         self._head = self._part_of_head()
         self._arena = Arena()
+        self.hidden = np.empty((0, width), np.float32)  # what the head read last: (W, d)
 
     def _part_of_head(self) -> Linear:
         if not len(self.vocab) or self.vocab.min() < 0 or self.vocab.max() >= self.target.vocab:
@@ -124,7 +125,8 @@ class Glide:
         normed = self._norms["norm_mlp"](x, self._arena.get("normed", *x.shape))
         self.mlp.down(self.mlp(normed, self._arena), x, accumulate=True)
         last = x[want]
-        return self._head(self._norms["norm_out"](last, last), self._arena.get("logits", len(want), len(self.vocab)))
+        self.hidden = self._norms["norm_out"](last, last)
+        return self._head(self.hidden, self._arena.get("logits", len(want), len(self.vocab)))
 
     def _over(self, q: Array, p: Pages, lse: Array | None) -> Array:
         out = self._arena.get("heads", *q.shape)

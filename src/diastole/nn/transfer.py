@@ -1,4 +1,4 @@
-"""Transfer: pseudo rows, which stand for tokens that are not known yet and go through the upper layers beside real ones.
+"""Transfer: pseudo rows stand for tokens that are not known yet, and go through the upper layers beside real ones.
 
 Wu et al., "Parallel Decoding via Hidden Transfer for Lossless Large Language Model Acceleration", 2024,
 arXiv 2404.12022. Of a real row i, the source, after layer t_n a learned map makes the state of position i + n:
@@ -178,7 +178,14 @@ def part_of_head(target: Decoder, vocab: Array) -> Linear:
     """
     if vocab.ndim != 1 or not len(vocab) or vocab.min() < 0 or vocab.max() >= target.vocab:
         raise ValueError("vocab must hold ids of the target's vocabulary")
-    rows = np.empty((len(vocab), target.width), np.float32)
-    (table,) = target.head.parts
-    target.ops.embed(table, vocab, rows)
-    return Linear(target.ops, [target.ops.pack_q8(*quantized(rows))])
+    return Linear(target.ops, [target.ops.pack_q8(*quantized(matrix(target.head, vocab)))])
+
+
+def matrix(linear: Linear, rows: Array | None = None) -> Array:
+    """A packed matrix, or some rows (n,) int32 of one that is packed in one part, as numbers (n, K) float32."""
+    found: list[Array] = []
+    for part in linear.parts:
+        ids = np.arange(part.n, dtype=np.int32) if rows is None else rows
+        found.append(np.empty((len(ids), part.k), np.float32))
+        linear.ops.embed(part, ids, found[-1])
+    return np.concatenate(found)

@@ -14,7 +14,7 @@ import numpy as np
 
 from diastole.assets import resolve
 from diastole.bench.drafts import PLAIN, Bench, Cell
-from diastole.bench.workloads import HELD_OUT, Asked, requests
+from diastole.bench.workloads import HELD_OUT, requests
 from diastole.calibrate.aded import count
 from diastole.clock import RealClock
 from diastole.engine.profile import seconds
@@ -54,7 +54,8 @@ def run(study: Study) -> None:
         tables = {"code": f"table={_code_table(plain, folder)}"}
         found = {}
         for name, kind in WORK.items():
-            texts = requests(kind, asked + tuned, plain.voice.tokenizer, seed=study.seed)
+            voice = plain.voice
+            texts = [a.ids(voice) for a in requests(kind, asked + tuned, voice.tokenizer, seed=study.seed)]
             own = tables.get(name, "")
             nodes = _tune(study, plain, own, name, texts[asked:], params) if tuned else 3
             found[name] = nodes, _cell(study, plain, _sides(own, nodes), name, texts[:asked], params)
@@ -116,7 +117,9 @@ def _sides(table: str, nodes: int) -> dict[str, list[str]]:
     }
 
 
-def _tune(study: Study, plain: LLM, table: str, name: str, texts: Sequence[Asked], params: SamplingParams) -> int:
+def _tune(
+    study: Study, plain: LLM, table: str, name: str, texts: Sequence[Sequence[int]], params: SamplingParams
+) -> int:
     """The number of nodes that is fastest on requests that are not judged."""
     sides = {str(n): _sides(table, n)["adaptive"] for n in SIZES}
     cell = _cell(study, plain, sides, f"{name}: how many nodes", texts, params)
@@ -134,7 +137,7 @@ def _cell(
     plain: LLM,
     sides: Mapping[str, Sequence[str]],
     name: str,
-    texts: Sequence[Asked],
+    texts: Sequence[Sequence[int]],
     params: SamplingParams,
 ) -> Cell:
     with ExitStack() as stack:

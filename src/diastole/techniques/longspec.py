@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from diastole.nn.glide import Glide, Pages, Seen
-from diastole.slots import Facts, KVStore
+from diastole.slots import Facts, Halt, KVStore
 from diastole.spec.guesser import Guesser
 from diastole.state.kv import PagedKV
 from diastole.state.lease import Lease, Pool
@@ -49,7 +49,7 @@ class _Past:
     fed: int  # tokens of the stream, from its start, that need not be absorbed again
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Round:
     """One stream's guesses while they grow."""
 
@@ -72,7 +72,8 @@ class LongSpec(Guesser):
         if facts.windowed or facts.decoder is None:
             raise UserError(f"{NAME} needs a model whose last layer sees the whole context", param="use")
         self.window, self.context = p.window, facts.context
-        found = find(NAME, facts, p.draft)
+        self.halts: Sequence[Halt] = ()
+        found = find(NAME, facts, p.draft, "train")
         try:
             self.block = Glide(facts.decoder, found.tensors)
         except (KeyError, ValueError) as e:
@@ -127,14 +128,26 @@ class LongSpec(Guesser):
         logits = self._absorb(rounds, own, far, firsts)
         nodes = _Nodes(len(rounds), self.most, self.spec)
         for depth, wide in enumerate(self.shape):
+            stopped = self._stopped(rounds) if depth else ()
             at = 0
             for r in rounds:
                 rows = max(len(r.level), 1) if depth == 0 or r.level else 0
-                self._choose(r, logits[at : at + rows], min(wide, room[r.stream] - len(r.tokens)))
+                self._choose(
+                    r, logits[at : at + rows], 0 if r in stopped else min(wide, room[r.stream] - len(r.tokens))
+                )
                 at += rows
             if depth + 1 == len(self.shape) or not any(r.level for r in rounds):
                 break
             logits = self._guess(rounds, own, far, firsts, nodes, depth)
+
+    def _stopped(self, rounds: Sequence[_Round]) -> Sequence[_Round]:
+        """The chains that somebody wants to end with their last guess, which has just been fed."""
+        fed = [r for r in rounds if r.level]
+        if not self.halts or any(len(r.level) > 1 for r in fed):  # a tree's branches are not worth a decision each
+            return ()
+        streams, drafted = [r.stream for r in fed], [len(r.tokens) for r in fed]
+        ends = [halt.stop(streams, drafted, self.block.hidden) for halt in self.halts]
+        return [r for r, *stops in zip(fed, *ends, strict=True) if any(stops)]
 
     def _absorb(self, rounds: Sequence[_Round], own: Array, far: Array, firsts: Array) -> Array:
         """What was said since the last round; logits (B, n) behind the last known token of each stream."""

@@ -1,0 +1,69 @@
+"""The cost model: what it fits, and how it follows jumps that no line has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diastole.engine.cost import FittedCost, LinearCost, features, non_negative_fit
+from diastole.types import Grant, Request, Stream
+
+REQUEST = Request("r", "s", (), None)
+
+
+def grant(done: int, n: int) -> Grant:
+    return Grant(Stream(REQUEST, 0, done + n, done), n)
+
+
+def test_features_are_counted_by_hand() -> None:
+    assert features([grant(100, 1), grant(300, 4)]) == (1.0, 5.0, 0.405, (100.5 + 4 * 302) / 1000)
+
+
+def test_a_line_is_found_again() -> None:
+    truth = LinearCost(0.003, 0.0004, per_kilowork=0.001, per_kilocontext=0.002)
+    cost = FittedCost()
+    rng = np.random.default_rng(0)
+    for _ in range(600):
+        grants = [
+            grant(int(rng.integers(2000)), int(rng.choice([1, 1, 4, 64]))) for _ in range(int(rng.integers(1, 9)))
+        ]
+        cost.learn(grants, truth.predict(grants))
+    for grants in ([grant(50, 1)], [grant(1500, 8)], [grant(500, 1)] * 6, [grant(0, 256)]):
+        assert cost.predict(grants) == pytest.approx(truth.predict(grants), rel=0.08)
+
+
+def test_jumps_of_small_steps_are_followed() -> None:
+    """Up to four rows cost next to nothing, a fifth much: as on tiles."""
+    took = {1: 0.0033, 2: 0.0038, 4: 0.0048, 5: 0.0077, 8: 0.0073, 16: 0.0098}
+    cost = FittedCost()
+    for _ in range(60):
+        for rows, seconds in took.items():
+            cost.learn([grant(500, rows)], seconds)
+    for rows, seconds in took.items():
+        assert cost.predict([grant(500, rows)]) == pytest.approx(seconds, rel=0.05)
+    assert took[5] < cost.predict([grant(500, 6)]) * 1.3  # what was never seen is as its neighbours
+
+
+def test_it_follows_a_machine_that_slows_down() -> None:
+    cost = FittedCost()
+    for _ in range(300):
+        for rows in (1, 4):
+            cost.learn([grant(500, rows)], 0.003 + 0.0005 * rows)
+    for _ in range(60):
+        cost.learn([grant(500, 1)], 2 * 0.0035)
+    assert cost.predict([grant(500, 1)]) == pytest.approx(0.007, rel=0.1)
+
+
+def test_one_stall_moves_nothing() -> None:
+    cost = FittedCost()
+    for _ in range(300):
+        for rows in (1, 4):
+            cost.learn([grant(500, rows)], 0.003 + 0.0005 * rows)
+    before = cost.predict([grant(500, 1)])
+    cost.learn([grant(500, 1)], 5.0)
+    assert cost.predict([grant(500, 1)]) < 1.15 * before
+
+
+def test_coefficients_are_never_negative() -> None:
+    x = np.array([[1.0, n, n * 0.1, n * n] for n in range(1, 9)])
+    assert min(non_negative_fit(x, 5 - 0.1 * x[:, 1])) >= 0
