@@ -394,6 +394,10 @@ class CostModel(Protocol):
         """Seconds that a batch of these grants will take."""
         ...
 
+    def rising(self, grants: Sequence[Grant], most: int) -> Array:
+        """The same with 0 to ``most`` more units of the first of them: (most + 1,)."""
+        ...
+
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         """Take in a measured step."""
         ...

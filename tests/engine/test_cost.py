@@ -67,3 +67,13 @@ def test_one_stall_moves_nothing() -> None:
 def test_coefficients_are_never_negative() -> None:
     x = np.array([[1.0, n, n * 0.1, n * n] for n in range(1, 9)])
     assert min(non_negative_fit(x, 5 - 0.1 * x[:, 1])) >= 0
+
+
+@pytest.mark.parametrize("cost", [LinearCost(0.003, 0.0004, 0.001, 0.002), FittedCost()], ids=["line", "fitted"])
+def test_rising_is_what_predict_says_step_by_step(cost: LinearCost | FittedCost) -> None:
+    for _ in range(40):
+        for rows in (1, 2, 4, 8, 16):
+            cost.learn([grant(500, rows)], 0.003 + 0.0005 * rows + 0.003 * (rows > 4))
+    base = [grant(300, 1), grant(40, 1)]
+    want = [cost.predict([grant(300, 1 + m), base[1]]) for m in range(20)]
+    np.testing.assert_allclose(cost.rising(base, 19), want, rtol=1e-9)

@@ -33,6 +33,14 @@ def features(grants: Sequence[Grant]) -> Features:
     return 1.0, float(units), context / 1000, work / 1000
 
 
+def more(grants: Sequence[Grant], most: int) -> tuple[Array, Array, Array, Array]:
+    """The features with 0 to ``most`` more units of the first stream: each (most + 1,)."""
+    one, units, context, work = features(grants)
+    stream, n = grants[0]
+    m = np.arange(most + 1)
+    return np.full(most + 1, one), units + m, context + m / 1000, work + (m * (stream.done + n) + m * m / 2) / 1000
+
+
 class LinearCost:
     """Fixed coefficients in seconds: for simulation and tests."""
 
@@ -41,6 +49,10 @@ class LinearCost:
 
     def predict(self, grants: Sequence[Grant]) -> float:
         return _dot(self.coefficients, features(grants))
+
+    def rising(self, grants: Sequence[Grant], most: int) -> Array:
+        found: Array = np.array(self.coefficients) @ np.stack(more(grants, most))
+        return found
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         """Fixed: nothing to learn."""
@@ -58,6 +70,11 @@ class FittedCost:
     def predict(self, grants: Sequence[Grant]) -> float:
         x = features(grants)
         return _dot(self.coefficients, x) * self._ratio(int(x[1]))
+
+    def rising(self, grants: Sequence[Grant], most: int) -> Array:
+        x = more(grants, most)
+        found: Array = (np.array(self.coefficients) @ np.stack(x)) * [self._ratio(int(n)) for n in x[1]]
+        return found
 
     def _ratio(self, units: int) -> float:
         """Of this size, or of the nearest that was seen."""

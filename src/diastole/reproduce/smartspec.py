@@ -49,6 +49,9 @@ class Watch:
     def predict(self, grants: Sequence[Grant]) -> float:
         return self.cost.predict(grants)
 
+    def rising(self, grants: Sequence[Grant], most: int) -> Array:
+        return self.cost.rising(grants, most)
+
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         if all(s.left == 1 for s, _ in grants):
             self.errors.append(self.cost.predict(grants) / seconds)

@@ -60,7 +60,7 @@ def _head(study: Study, plain: LLM) -> tuple[float, float, float]:
     facts = facts_of(plain)
     with study.progress("the model's own text", said // 250) as told:
         texts = generate(plain, facts.fingerprint, said, study.seed + 101, lambda n: told())
-    block, head = (find(name, facts, "", "train") for name in ("longspec", "specdec-pp"))
+    block, head = (find(name, facts) for name in ("longspec", "specdec-pp"))
     with Rig() as rig, study.progress("guesses", positions) as told:
         seen = collect(rig, texts, block.tensors, positions, study.seed, lambda n: None)
         told()

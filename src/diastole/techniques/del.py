@@ -21,7 +21,7 @@ Where somebody acts inside the layers, a guess is drafted without him and verifi
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ from diastole.slots import Facts, KVStore
 from diastole.spec.guesser import Guesser
 from diastole.state.lease import Lease, Pool
 from diastole.state.pages import PAGE, PagePool
-from diastole.types import Array, Batch, Draft, Grant, Stream, UserError
+from diastole.types import Array, Batch, Draft, Stream, UserError
 from diastole.weights.calibration import beside, find, shipped
 
 NEEDS = frozenset({"paged_kv"})
@@ -49,6 +49,7 @@ AUTO = 5  # exits that are compared where nobody names them
 PRIOR = 0.5  # right and wrong shadow tokens that every exit is thought to have had
 SURE, UNSURE = 0.75, 0.25  # how likely those thought themselves
 POOR = 3  # rounds in a row, after which a stream whose guesses do not pay rests
+LEFT = 4  # free pages that guesses leave to those who have to go on
 SIZES = (0, 1, 2, 4, 8, 16, 32, 64)  # rows whose costs are measured
 
 
@@ -98,14 +99,14 @@ class Heads:
             ops.embed(decoder.head.parts[0], self.ids, rows)
             self.head = Linear(ops, [ops.pack_q8(*quantized(rows))])
         self._unit = RMSNorm(ops, np.ones(width, np.float32), decoder.norm.eps)
-        self._adapters: dict[int, Linear] = {}
-        for exit in adapted(tensors):
+        self.adapters: dict[int, Linear] = {}
+        for exit in sorted(int(name.split(".")[1]) for name in tensors if name.endswith(".q")):
             q, d = tensors[f"adapter.{exit}.q"], tensors[f"adapter.{exit}.d"].astype(np.float32)
             if q.shape != (width, width) or q.dtype != np.int8 or d.shape != (width, width // 32):
                 raise ValueError(f"adapter.{exit} must be {width} x {width} in eight bits, not {q.shape} of {q.dtype}")
             if not np.isfinite(d).all():
                 raise ValueError(f"adapter.{exit} must hold finite numbers")
-            self._adapters[exit] = Linear(ops, [ops.pack_q8(np.ascontiguousarray(q), d)])
+            self.adapters[exit] = Linear(ops, [ops.pack_q8(np.ascontiguousarray(q), d)])
         self._arena = Arena()
 
     def say(self, hidden: Sequence[tuple[int, Array]]) -> tuple[Array, Array]:
@@ -118,15 +119,10 @@ class Heads:
         return self.ids[best], 1 / np.exp(logits - most).sum(1)
 
     def _adapted(self, exit: int, x: Array) -> Array:
-        if exit not in self._adapters:
+        if exit not in self.adapters:
             return x
-        unit, out = self._unit(x, self._arena.get("unit", *x.shape)), x.copy()
-        return self._adapters[exit](unit, out, accumulate=True)
-
-
-def adapted(tensors: Mapping[str, Array]) -> list[int]:
-    """The exits that have an adapter there, ascending."""
-    return sorted(int(name.split(".")[1]) for name in tensors if name.startswith("adapter.") and name.endswith(".q"))
+        unit = self._unit(x, self._arena.get("unit", *x.shape))
+        return self.adapters[exit](unit, unit.copy(), accumulate=True)  # the norm that follows knows no scale
 
 
 # ---- what is learned
@@ -182,69 +178,71 @@ class Notes:
 # ---- what rounds cost
 
 
-class Layers:
-    """The published cost: layers that a stream goes through; heads, and rows that come together, are free."""
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a step of so many streams costs.
 
-    def __init__(self, layers: int, most: int) -> None:
-        self.layers, self.guesses = layers, np.arange(most + 1)
-
-    def plain(self, streams: int) -> float:
-        return float(self.layers)
-
-    def rounds(self, exit: int, streams: int) -> Array:
-        """With 0 to ``most`` guesses: (most + 1,)."""
-        costs: Array = self.layers + self.guesses * exit
-        return costs.astype(float)
-
-
-class Seconds:
-    """Measured costs of a step of so many streams: of all layers, of an exit's head and of the whole head, by rows.
-
-    Measured once, at the start, on a page that nobody holds yet: they decide how much is guessed, never what is said.
+    Args:
+        layers: of the model.
+        most: guesses of a round.
+        shadows: exits whose shadow tokens each row costs, on average.
+        stack, exit, head: of all layers, of an exit's head and of the model's, each for ``SIZES`` rows.
     """
 
-    def __init__(self, decoder: Decoder, kv: KVStore, heads: Heads, most: int, shadows: float) -> None:
-        self.layers, self.guesses, self.shadows = len(decoder.blocks), np.arange(most + 1), shadows
-        rng = np.random.default_rng(0)
-        self.stack, self.exit, self.head = (np.zeros(len(SIZES)) for _ in range(3))
-        for i, n in enumerate(SIZES[1:], 1):
-            x = rng.standard_normal((n, decoder.width), np.float32)
-            at, b = np.arange(n, dtype=np.int32), _first_page(n)
-            self.stack[i] = _least(lambda x=x, b=b: decoder.part(b, {"kv": kv}, x.copy(), 0, self.layers))  # type: ignore[misc]
-            self.exit[i] = _least(lambda x=x: heads.say([(0, x)]))  # type: ignore[misc]
-            self.head[i] = _least(lambda x=x, at=at: decoder.logits(x[at]))  # type: ignore[misc]
+    layers: int
+    most: int
+    shadows: float
+    stack: Array
+    exit: Array
+    head: Array
 
     def plain(self, streams: int) -> float:
+        """Without guesses."""
         return float(_at(self.stack, streams) + _at(self.head, streams))
 
     def rounds(self, exit: int, streams: int) -> Array:
-        below, rows = exit / self.layers, streams * (1 + self.guesses)
+        """With 0 to ``most`` guesses for each: (most + 1,)."""
+        guesses = np.arange(self.most + 1)
+        below, rows = exit / self.layers, streams * (1 + guesses)
         one = _at(self.stack, streams) * below
-        draft = self.guesses * (one + _at(self.exit, streams))
+        draft = guesses * (one + _at(self.exit, streams))
         verify = one + _at(self.stack, rows) * (1 - below) + _at(self.head, rows)
         costs: Array = draft + verify + _at(self.exit, rows * self.shadows)
         return costs
 
 
+def counted(layers: int, most: int) -> Costs:
+    """The published costs: layers that a stream goes through; heads, and rows that come together, are free."""
+    free = np.zeros(len(SIZES))
+    return Costs(layers, most, 0.0, free + layers, free, free)
+
+
+def measured(decoder: Decoder, kv: KVStore, heads: Heads, most: int, shadows: float) -> Costs:
+    """In seconds, once, at the start, on a page that nobody holds yet. They decide how much is guessed, never what is
+    said; what attention to long texts costs is not in them."""
+    layers, rng = len(decoder.blocks), np.random.default_rng(0)
+    took = np.zeros((3, len(SIZES)))
+    for i, n in enumerate(SIZES[1:], 1):
+        x, at, ends = rng.standard_normal((n, decoder.width), np.float32), np.arange(n), np.array([0, n], np.int32)
+        pos, no = at.astype(np.int32), np.zeros(n, np.int32)
+        b = Batch((), (), no, pos, ends, at, np.zeros((1, 1), np.int32), no, pos + 1, no[:0])
+        for _ in range(3):
+            began = [time.perf_counter()]
+            decoder.part(b, {"kv": kv}, x.copy(), 0, layers)
+            began.append(time.perf_counter())
+            heads.say([(0, x)])
+            began.append(time.perf_counter())
+            decoder.logits(x.copy())
+            began.append(time.perf_counter())
+            once = np.diff(began)
+            took[:, i] = np.minimum(took[:, i], once) if took[0, i] else once
+    return Costs(layers, most, shadows, *took)
+
+
 def _at(curve: Array, rows: Any) -> Any:
-    """Between what was measured; beyond it, by rows."""
-    return np.interp(rows, SIZES, curve) * np.maximum(np.asarray(rows) / SIZES[-1], 1)
-
-
-def _least(run: Any) -> float:
-    took = []
-    for _ in range(3):
-        began = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - began)
-    return min(took)
-
-
-def _first_page(n: int) -> Batch:
-    """Rows 0 to n - 1 of one stream on page 0."""
-    at, no = np.arange(n, dtype=np.int32), np.zeros(n, np.int32)
-    ends, table = np.array([0, n], np.int32), np.zeros((1, 1), np.int32)
-    return Batch((), (), no, at, ends, at.astype(np.int64), table, no, at + 1, no[:0])
+    """Between what was measured; beyond it, on in the last direction."""
+    slope = max((curve[-1] - curve[-2]) / (SIZES[-1] - SIZES[-2]), 0.0)
+    return np.interp(rows, SIZES, curve) + slope * np.maximum(np.asarray(rows) - SIZES[-1], 0)
 
 
 # ---- a round
@@ -264,55 +262,41 @@ class _Round:
     kept: list[dict[int, Array]] = field(default_factory=list)  # by row: hidden states (d,) by layer, the exit's last
 
 
+@dataclass(slots=True)
 class Relay:
-    """The way of a step through the model: rows that drafting took through the first layers go on from there.
+    """The way of a step through the model: rows that drafting took through the first layers go on from there."""
 
-    Args:
-        exit: after how many layers.
-        exits: layers after which hidden states are kept.
-        rounds: of the streams in the batch.
-        kept: by row of the batch, what ``_Round.kept`` has of it.
-        places: of each stream whose shadow tokens are wanted, its rows in the batch.
-        work: is told rows times layers.
-    """
-
-    def __init__(
-        self,
-        exit: int,
-        exits: Sequence[int],
-        rounds: Mapping[Stream, _Round],
-        kept: Mapping[int, dict[int, Array]],
-        places: Mapping[Stream, Sequence[int]],
-        work: Work,
-    ) -> None:
-        self.exit, self.rounds, self.kept, self.places, self.work = exit, rounds, kept, places, work
-        self.exits = exits if places else ()
-        self.seen: dict[int, Array] = {}  # by layer: hidden states (T, d)
+    exit: int  # after how many layers
+    exits: Sequence[int]  # layers after which hidden states are kept
+    rounds: Mapping[Stream, _Round]  # of the streams that drafted
+    kept: Mapping[int, dict[int, Array]]  # by row of the batch, what ``_Round.kept`` has of it
+    places: Mapping[Stream, int]  # of each stream whose shadow tokens are wanted, where in ``rows`` its rows begin
+    rows: Array  # (W,) those rows of the batch
+    work: Work
+    seen: dict[int, Array] = field(default_factory=dict)  # by layer: hidden states (W, d) of ``rows``
 
     def __call__(self, decoder: Decoder, b: Batch, state: Mapping[str, Any]) -> Array:
         inside: Inside = state.get("inside", NOBODY)
-        kept, layers = self.kept if inside.idle else {}, len(decoder.blocks)
+        kept, layers, rows = self.kept if inside.idle else {}, len(decoder.blocks), self.rows
         x = np.empty((len(b.inputs), decoder.width), np.float32)
-        seen = {exit: np.empty_like(x) for exit in self.exits}
+        seen = self.seen = {exit: np.empty((len(rows), decoder.width), np.float32) for exit in self.exits}
         fresh = np.ones(len(x), bool)
         for row, states in kept.items():
             fresh[row], x[row] = False, states[self.exit]
-            for exit in self.exits:
-                if exit < self.exit:
-                    seen[exit][row] = states[exit]
         if fresh.any():
-            sub = only(b, fresh)
+            sub, new = only(b, fresh), fresh[rows]
+            at = (np.cumsum(fresh) - 1)[rows[new]]
             rest = decoder.embedded(sub.inputs, np.empty((len(sub.inputs), decoder.width), np.float32))
             for layer in passed(decoder, sub, state, rest, 0, self.exit, self.exits):
                 if layer in seen:
-                    seen[layer][fresh] = rest
+                    seen[layer][new] = rest[at]
             x[fresh] = rest
-        if self.exit in seen:
-            seen[self.exit][:] = x
+        for i, row in enumerate(rows.tolist()):
+            for layer, state_of in kept.get(row, {}).items():
+                seen[layer][i] = state_of
         for layer in passed(decoder, b, state, x, self.exit, layers, self.exits):
             if layer in seen:
-                seen[layer][:] = x
-        self.seen = seen
+                seen[layer][:] = x[rows]
         self.work.verified += int(fresh.sum()) * self.exit + len(x) * (layers - self.exit)
         self.work.again += len(x) * layers
         if b.tap is not None:
@@ -321,13 +305,13 @@ class Relay:
 
     def states(self, stream: Stream, n: int) -> list[tuple[int, Array]]:
         """By exit, after a stream's first ``n`` rows: (n, d)."""
-        rows = list(self.places[stream])[:n]
-        return [(exit, self.seen[exit][rows]) for exit in self.exits]
+        at = self.places[stream]
+        return [(exit, self.seen[exit][at : at + n]) for exit in self.exits]
 
 
 def passed(
     decoder: Decoder, b: Batch, state: Mapping[str, Any], x: Array, first: int, last: int, stops: Sequence[int]
-) -> Any:
+) -> Iterator[int]:
     """Take hidden states x (T, d) from after layer ``first`` to after ``last``, in place; gives each stop on the way,
     and ``last``, when x has come there."""
     for stop in [*(s for s in stops if first < s < last), last]:
@@ -337,27 +321,14 @@ def passed(
 
 
 def only(b: Batch, rows: Array) -> Batch:
-    """Some of the rows of a batch without branches: rows (T,) bool."""
+    """Some of the rows of a batch without branches: rows (T,) bool. Unless it is all of them, nobody who acts inside
+    the layers may see it."""
     if rows.all():
         return b
-    starts = np.concatenate([[0], np.cumsum(rows)])[b.starts]
-    counts = np.diff(starts)
-    there = np.flatnonzero(counts)
-    return replace(
-        b,
-        grants=tuple([Grant(b.grants[i].stream, int(counts[i])) for i in there]),
-        leases=tuple([b.leases[i] for i in there]),
-        inputs=b.inputs[rows],
-        pos=b.pos[rows],
-        starts=np.concatenate([starts[:-1][there], starts[-1:]]).astype(np.int32),
-        rows=b.rows[rows],
-        tables=np.ascontiguousarray(b.tables[there]),
-        lo=b.lo[rows],
-        hi=b.hi[rows],
-        want=np.empty(0, np.int32),
-        sown=(),
-        tap=None,
-    )
+    starts = np.concatenate([[0], np.cumsum(rows)])[b.starts].astype(np.int32)
+    there = np.flatnonzero(np.diff(starts))
+    own, tables = np.append(starts[there], starts[-1:]), np.ascontiguousarray(b.tables[there])
+    return Batch((), (), b.inputs[rows], b.pos[rows], own, b.rows[rows], tables, b.lo[rows], b.hi[rows], b.want[:0])
 
 
 @dataclass(slots=True)
@@ -376,15 +347,15 @@ class Del(Guesser):
         _check(p)
         if facts.decoder is None or facts.layers < 2:
             raise UserError(f"{NAME} needs a model whose layers it can run one by one", param="use")
-        tensors = _tensors(p, facts)
         self.p, self.decoder, self.static = p, facts.decoder, p.controller == "static"
-        self.exits = _exits(p, facts.layers, adapted(tensors))
-        self.most = min(p.length, p.max_draft) if self.static else p.max_draft
+        tensors = _tensors(p, facts)
         try:
             self.heads = Heads(facts.decoder, tensors, p.vocab)
         except (KeyError, ValueError) as e:
             raise _wrong("adapters", f"does not fit this model: {e}") from None
-        self.costs: Layers | Seconds = Layers(facts.layers, self.most)
+        self.exits = _exits(p, facts.layers, self.heads.adapters)
+        self.most = p.length if self.static else p.max_draft
+        self.costs = counted(facts.layers, self.most)
         self.work, self.exit = Work(), self.exits[0]
         self._rounds: dict[Stream, _Round] = {}
         self._relay: Relay | None = None
@@ -399,7 +370,7 @@ class Del(Guesser):
         self.kv = kv
         if self.p.cost == "measured":
             shadows = 0.0 if self.static else len(self.exits) / self.p.shadow_every
-            self.costs = Seconds(self.decoder, kv, self.heads, self.most, shadows)
+            self.costs = measured(self.decoder, kv, self.heads, self.most, shadows)
         return {}
 
     # ---- drafting
@@ -407,8 +378,9 @@ class Del(Guesser):
     def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
         self._give_back({})  # of a step that failed
         wishes = {s: n for s, n in zip(streams, lengths, strict=True) if n > 0 and not self._rests(s)}
-        self.exit = self._best(list(wishes))
-        rounds = [r for r in (self._begin(s, n) for s, n in wishes.items()) if r.most > 0]
+        costs = np.stack([self.costs.rounds(exit, len(wishes)) for exit in self.exits])
+        self.exit = self._best(list(wishes), costs)
+        rounds = [r for r in (self._begin(s, n, costs) for s, n in wishes.items()) if r.most > 0]
         self._rounds = {r.stream: r for r in rounds}
         while rounds:
             self._guess(rounds)
@@ -424,25 +396,17 @@ class Del(Guesser):
 
     def _rests(self, stream: Stream) -> bool:
         notes = self._notes(stream)
-        if notes.resting:
-            notes.resting -= 1
-            return True
-        return False
+        rests = notes.resting > 0
+        notes.resting -= rests
+        return rests
 
-    def _best(self, streams: Sequence[Stream]) -> int:
-        """The exit of this step."""
+    def _best(self, streams: Sequence[Stream], costs: Array) -> int:
+        """The exit of this step. costs (C, most + 1); without a guess all exits are the same."""
         known = [notes.stats for notes in map(self._notes, streams) if notes.rounds]
-        if not known or len(self.exits) == 1:
-            return self.exits[0]
-        costs = self._costs(len(streams))
-        worth = sum(tokens_per_cost(right(stats), costs).max(1) for stats in known)
-        return self.exits[int(np.argmax(worth))]
+        worth = sum([tokens_per_cost(right(x), costs)[:, 1:].max(1) for x in known], np.zeros(len(costs)))
+        return self.exits[int(worth.argmax())]  # the first where nothing is known
 
-    def _costs(self, streams: int) -> Array:
-        """(C, most + 1)."""
-        return np.stack([self.costs.rounds(exit, streams) for exit in self.exits])
-
-    def _begin(self, stream: Stream, n: int) -> _Round:
+    def _begin(self, stream: Stream, n: int, costs: Array) -> _Round:
         notes, at = self._notes(stream), self.exits.index(self.exit)
         least = 0.0
         if self.static:
@@ -450,8 +414,7 @@ class Del(Guesser):
         elif not notes.rounds:
             n = 1
         elif self.p.controller == "dele":
-            worth = tokens_per_cost(right(notes.stats), self._costs(1))[at]
-            n = min(n, max(int(worth.argmax()), 1))
+            n = min(n, 1 + int(tokens_per_cost(right(notes.stats), costs)[at, 1:].argmax()))
         else:
             least = float(thresholds(notes.stats)[at])
         lease = stream.leases["kv"]
@@ -462,11 +425,9 @@ class Del(Guesser):
         pool, done = lease.pool, stream.done
         assert isinstance(pool, PagePool)
         last = len(lease.places) * PAGE - done
-        if n > last and pool.free <= self.few:
+        if n > last and pool.free <= LEFT:
             n = last
         return n if n > 0 and pool.grow(lease, done + n) else 0
-
-    few = 4  # pages that are left to those who have to go on
 
     def _guess(self, rounds: Sequence[_Round]) -> None:
         """One more guess for each, all together."""
@@ -493,7 +454,8 @@ class Del(Guesser):
         if batch.also is not None:  # branches, which are never ours
             return batch
         kept: dict[int, dict[int, Array]] = {}
-        places: dict[Stream, Sequence[int]] = {}
+        places: dict[Stream, int] = {}
+        rows: list[int] = []
         for i, (stream, n) in enumerate(batch.grants):
             r, at = rounds.get(stream), int(batch.starts[i])
             if r is None or batch.leases[i].get("kv") is not r.lease or batch.pos[at] != r.first:
@@ -503,10 +465,12 @@ class Del(Guesser):
                     break
                 kept[row] = states
             if not self.static and self._notes(stream).rounds % self.p.shadow_every == 0:
-                places[stream] = range(at, at + n)
+                places[stream] = len(rows)
+                rows += range(at, at + n)
         if not kept:
             return batch
-        self._relay = Relay(self.exit, self.exits, rounds, kept, places, self.work)
+        exits = self.exits if places else ()
+        self._relay = Relay(self.exit, exits, rounds, kept, places, np.array(rows, np.int64), self.work)
         return replace(batch, relay=self._relay)
 
     def _give_back(self, ends: Mapping[Stream, int]) -> None:
@@ -534,21 +498,11 @@ class Del(Guesser):
 
 def _last_rows(rounds: Sequence[_Round]) -> Batch:
     """The row of each stream's last token or guess."""
-    tables = PagePool.tables([r.lease for r in rounds])
+    n, tables = len(rounds), PagePool.tables([r.lease for r in rounds])
+    ids = np.array([r.ids[-1] for r in rounds], np.int32)
     pos = np.array([r.first + len(r.odds) for r in rounds], np.int32)
-    owner = np.arange(len(rounds))
-    return Batch(
-        grants=tuple([Grant(r.stream, 1) for r in rounds]),
-        leases=tuple([r.stream.leases for r in rounds]),
-        inputs=np.array([r.ids[-1] for r in rounds], np.int32),
-        pos=pos,
-        starts=np.arange(len(rounds) + 1, dtype=np.int32),
-        rows=PagePool.rows(tables, owner, pos),
-        tables=tables,
-        lo=np.zeros(len(rounds), np.int32),
-        hi=pos + 1,
-        want=np.empty(0, np.int32),
-    )
+    rows, starts, lo = PagePool.rows(tables, np.arange(n), pos), np.arange(n + 1, dtype=np.int32), np.zeros(n, np.int32)
+    return Batch((), (), ids, pos, starts, rows, tables, lo, pos + 1, lo[:0])
 
 
 # ---- knobs
@@ -561,16 +515,16 @@ def _tensors(p: Params, facts: Facts) -> Mapping[str, Array]:
     own = [] if facts.source is None else [beside(NAME, facts)]
     if not p.adapters and not any(place.exists() for place in [*own, shipped(NAME, facts)]):
         return {}
-    return find(NAME, facts, p.adapters).tensors
+    return find(NAME, facts, p.adapters, "exits").tensors
 
 
-def _exits(p: Params, layers: int, trained: Sequence[int]) -> list[int]:
-    """Ascending."""
+def _exits(p: Params, layers: int, trained: Iterable[int]) -> list[int]:
+    """Ascending. trained: those that have adapters."""
     if p.exits == "auto":
         if p.controller == "static":
             raise _wrong("exits", "must name the one layer that a static controller exits after")
         even = {round(layers * i / (AUTO + 1)) for i in range(1, AUTO + 1)}
-        return sorted(set(trained) or even & set(range(1, layers)))
+        return sorted((set(trained) or even) & set(range(1, layers)))
     try:
         exits = sorted({int(n) for n in p.exits.split("+")})
     except ValueError:
@@ -593,11 +547,9 @@ def _check(p: Params) -> None:
         raise _wrong("max_draft", f"must be between 1 and {MOST}, not {p.max_draft}")
     if p.controller == "static" and not 1 <= p.length <= p.max_draft:
         raise _wrong("length", f"must be between 1 and max_draft = {p.max_draft}, not {p.length}")
-    if p.shadow_every < 1:
-        raise _wrong("shadow_every", f"must be at least 1, not {p.shadow_every}")
-    for name in ("vocab", "rest"):
-        if getattr(p, name) < 0:
-            raise _wrong(name, f"must be at least 0, not {getattr(p, name)}")
+    for name, low in (("shadow_every", 1), ("vocab", 0), ("rest", 0)):
+        if getattr(p, name) < low:
+            raise _wrong(name, f"must be at least {low}, not {getattr(p, name)}")
 
 
 def _wrong(knob: str, what: str) -> UserError:

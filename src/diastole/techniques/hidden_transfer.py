@@ -67,7 +67,7 @@ class HiddenTransfer(Guesser):
                 f"{NAME} needs a model all of whose layers see the whole context, and layers of this one see a window",
                 param="use",
             )
-        found = find(NAME, facts, p.weights, "train")
+        found = find(NAME, facts, p.weights, NAME)
         try:
             self.transfer = Transfer(facts.decoder, found.tensors, p.nodes)
         except (KeyError, ValueError) as e:

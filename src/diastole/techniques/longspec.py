@@ -73,7 +73,7 @@ class LongSpec(Guesser):
             raise UserError(f"{NAME} needs a model whose last layer sees the whole context", param="use")
         self.window, self.context = p.window, facts.context
         self.halts: Sequence[Halt] = ()
-        found = find(NAME, facts, p.draft, "train")
+        found = find(NAME, facts, p.draft, NAME)
         try:
             self.block = Glide(facts.decoder, found.tensors)
         except (KeyError, ValueError) as e:

@@ -28,6 +28,7 @@ NAME = "smartspec"
 LEVELS = 16  # of what drafters think of their guesses
 SHRINK = 4.0  # tested guesses that what is expected counts for, before a stream's own do
 CURVES = 64  # kept
+MOST_NODES = 64  # of a step
 LEAST, MOST = 0.01, 0.99  # of a probability
 
 
@@ -74,14 +75,15 @@ class SmartSpec:
     ) -> Mapping[Stream, Sequence[int]]:
         plain = [Grant(s, 1) if s in drafts else Grant(s, n) for s, n in grants]
         nodes = [(gain, s, i) for s, draft in drafts.items() for i, gain in enumerate(self._gains(s, draft))]
-        seconds = self._curve(plain, len(nodes), cost)
         speaking = sum(n == s.left for s, n in plain)
         if self.p.per_request:
             nodes.sort(key=lambda node: -node[0])  # a child's is always below its parent's
+            del nodes[MOST_NODES:]
             steps = np.arange(len(nodes) + 1)
         else:
             nodes.sort(key=lambda node: node[2])
             steps = np.cumsum([0, *np.bincount([i for _, _, i in nodes])])
+        seconds = self._curve(plain, len(nodes), cost)
         tokens = speaking + np.cumsum([0.0, *(gain for gain, _, _ in nodes)])[steps]
         goodput = tokens / seconds[steps]
         goodput[0] *= self.p.off_bias
@@ -105,9 +107,7 @@ class SmartSpec:
         key = (len(plain), sum([n for _, n in plain]))
         at, seconds = self._curves.get(key, (0, np.empty(0)))
         if len(seconds) <= most or self._step - at >= self.p.refresh_steps:
-            stream = plain[0].stream
-            more = [cost.predict([Grant(stream, plain[0].n + m), *plain[1:]]) for m in range(most + 1)]
-            seconds = np.maximum.accumulate(more)  # a larger step that seems quicker is noise
+            seconds = np.maximum.accumulate(cost.rising(plain, most))  # a larger step that seems quicker is noise
             if len(self._curves) >= CURVES:
                 self._curves.clear()
             self._curves[key] = self._step, seconds

@@ -43,7 +43,7 @@ class SpecDecPP:
         if not 1 <= p.min_draft <= p.max_draft:
             raise _wrong("min_draft", f"must be between 1 and max_draft = {p.max_draft}, not {p.min_draft}")
         self.p = p
-        found = find(NAME, facts, p.head, "train")
+        found = find(NAME, facts, p.head, NAME)
         try:
             self.head = AcceptanceHead(found.tensors)
         except (KeyError, ValueError) as e:

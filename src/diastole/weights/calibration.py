@@ -83,19 +83,19 @@ def shipped(technique: str, facts: Facts) -> Path:
     return SHIPPED / f"{technique}-{facts.fingerprint[:12]}.safetensors"
 
 
-def find(technique: str, facts: Facts, given: str = "", verb: str = "calibrate") -> Calibration:
+def find(technique: str, facts: Facts, given: str = "", recipe: str = "") -> Calibration:
     """A technique's calibration of this model.
 
     Args:
         given: its place; empty: beside the model, or among those that come with Diastole.
-        verb: the command that makes one.
+        recipe: of ``diastole train``, which makes one; empty: ``diastole calibrate`` does.
 
     Raises:
         UserError: there is none, or it is of something else.
     """
-    command = f"make one with: diastole {verb} {technique} {facts.source}"
-    if verb == "train":
-        command = f"make one with: diastole train {technique} --model {facts.source} --own FILE"
+    command = f"make one with: diastole calibrate {technique} {facts.source}"
+    if recipe:
+        command = f"make one with: diastole train {recipe} --model {facts.source} --own FILE"
     places = [Path(given)] if given else [p for p in _places(technique, facts) if p.exists()]
     if not places:
         raise UserError(f"{technique} needs a calibration of this model, and there is none; {command}", param="use")
