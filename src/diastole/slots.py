@@ -360,6 +360,8 @@ class Halt(Protocol):
 class Verifier(Protocol):
     """Slot ``verify``: which guesses are kept, and what comes after the last of them."""
 
+    ahead: bool  # it may say several tokens after the last guess that is kept, and is asked without guesses too
+
     def accept(self, guesses: Sequence[Guess], logits: Array) -> Verdict:
         """logits (R, V) float32: the target's, of the rows that the guesses name."""
         ...

@@ -98,8 +98,8 @@ def test_wrong_settings_are_named(block: str, tmp_path: Path) -> None:
     Calibration(torn, about("specdec-pp", owed.facts())).write(tmp_path / "torn")
     with pytest.raises(UserError, match="is no acceptance head"):
         owed.service(block, f"specdec-pp:head={tmp_path / 'torn'}")
-    with pytest.raises(UserError, match="specdec-pp needs a calibration"):
-        owed.service(block, "specdec-pp")
+    with pytest.raises(UserError, match="diastole train specdec-pp"):
+        owed.service(block, f"specdec-pp:head={tmp_path / 'nowhere'}")
 
 
 # ---- the recipe

@@ -34,7 +34,7 @@ CHUNK = 256  # most tokens of one step, so that prompts come in several
 SPOKEN = 10  # tokens of each answer
 MOST_STEPS = 400
 MEMORY = 32 << 20  # bytes for pages
-DRAFTER = "ngram"  # beside what paces or verifies drafts
+DRAFTERS = ("ngram", "longspec")  # beside what paces, ends or verifies drafts
 
 
 class Trial(NamedTuple):
@@ -83,15 +83,14 @@ class Workbench:
 
     def trial(self, *techniques: str) -> Trial:
         """Build and run them together, each with its default knobs."""
-        beside = ""
+        beside = DRAFTERS[-1]
         try:
             try:
-                service = self._build(techniques)
+                beside, service = "", self._build(techniques)
             except UserError as e:
                 if e.code != "no_drafter":
                     raise
-                beside = DRAFTER
-                service = self._build([beside, *techniques])
+                beside, service = self._beside_a_drafter(techniques)
         except UserError as e:
             return Trial(techniques, "refused", e.message, beside)
         except Exception as e:  # a defect of theirs, whatever it is
@@ -101,6 +100,15 @@ class Workbench:
         except Exception as e:
             wrong = f"when run: {_said(e)}"
         return Trial(techniques, "FAILED" if wrong else "yes", wrong, beside)
+
+    def _beside_a_drafter(self, techniques: Sequence[str]) -> tuple[str, Service]:
+        """With the first drafter that goes together with them, or refused by the last."""
+        for drafter in DRAFTERS[:-1]:
+            try:
+                return drafter, self._build([drafter, *techniques])
+            except UserError:
+                continue
+        return DRAFTERS[-1], self._build([DRAFTERS[-1], *techniques])
 
     def _build(self, techniques: Sequence[str]) -> Service:
         config = ServiceConfig(model=NAME, step_tokens=CHUNK, max_streams=8, use=tuple(techniques))

@@ -11,6 +11,7 @@ import typer
 from diastole.cli.train_drafts import longspec, specdec_pp
 from diastole.cli.train_exits import exits, layerskip
 from diastole.cli.train_transfer import hidden_transfer
+from diastole.cli.train_units import lexical_units
 
 app = typer.Typer(help="Train a small checkpoint from its recipe.", no_args_is_help=True)
 
@@ -83,5 +84,5 @@ def own_text(
     print(f"{out}: {len(texts.prompts):,} answers, {len(texts.ids):,} tokens with their requests")
 
 
-for recipe in (longspec, specdec_pp, hidden_transfer, exits, layerskip):
+for recipe in (longspec, specdec_pp, hidden_transfer, exits, layerskip, lexical_units):
     app.command()(recipe)

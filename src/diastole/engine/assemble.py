@@ -125,14 +125,16 @@ def _loop(stack: registry.Stack, kv: KVStore, cost: CostModel, meter: Meter) -> 
                 "use either",
                 param="use",
             )
+    verify = stack.verify or Coupled()
+    inside = stack.select is not None or stack.kernel is not None or bool(stack.probe)
     return partial(
         Drafting,
         drafter=stack.draft,
-        verify=stack.verify or Coupled(),
+        verify=verify,
         pace=stack.pace or Unpaced(),
         cost=cost,
         meter=meter,
-        branches=kv.passive and kv.bare and stack.select is None and stack.kernel is None and not stack.probe,
+        branches=kv.passive and kv.bare and not inside and not verify.ahead,  # a branch begins at the last known token
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from diastole.types import SLO, Event, Grant
+from diastole.types import SLO, Event, Grant, Stream
 
 STEPS = 512  # kept
 MOST_WORKS = 4096  # told at once, so that an answer has a size that is known
@@ -105,13 +105,19 @@ class Trace:
 def granted(grants: Sequence[Grant]) -> list[Granted]:
     """The works of a step, before its commit: of what kind they are shows only in what their streams still lack.
 
-    A stream that has spoken and absorbs the one unit it lacks decodes, with whatever it guesses behind it. All else
-    fills its state: prefill, also when a preempted stream is computed again.
+    A stream that has spoken and lacks what it said last, mostly one unit, decodes, with whatever it guesses behind it.
+    All else fills its state: prefill, also when a preempted stream is computed again.
     """
     return [
-        (s.req.id, s.index, DECODE if s.emitted_at is not None and s.known - s.done == 1 else PREFILL, n)
+        (s.req.id, s.index, DECODE if s.emitted_at is not None and s.known - s.done <= 1 + _ahead(s) else PREFILL, n)
         for s, n in grants
     ]
+
+
+def _ahead(stream: Stream) -> int:
+    """Units that it said last and lacks, beside the usual one; not every loop's streams have such."""
+    ahead: int = getattr(stream.own, "ahead", 0)
+    return ahead
 
 
 def shown_id(id: str) -> str:

@@ -33,7 +33,7 @@ def grow(pool: PagePool, stream: Stream, draft: Draft) -> list[Twig] | None:
     first, *others = branches(draft)
     twigs = [Twig(nodes, pool.fork(own)) for nodes in others]
     for nodes, lease in [*twigs, (first, own)]:
-        if not pool.grow(lease, stream.done + 1 + len(nodes)):
+        if not pool.grow(lease, stream.known + len(nodes)):
             for twig in twigs:
                 twig.lease.close()
             return None

@@ -53,6 +53,9 @@ class Drafting(AutoRegressive):
         self._twigs: dict[Stream, list[branching.Twig]] = {}  # of the step under way
 
     def ask(self, stream: Stream) -> Ask:
+        if stream.speaks and 1 < stream.left <= 1 + stream.own.ahead:  # its own last words, which came all at once
+            n = self._span(stream)
+            return Ask(stream, n, n + self._room(stream) if n == stream.left else n, stream.due, True)
         ask = super().ask(stream)
         return ask._replace(hi=1 + self._room(stream)) if ask.emits and stream.speaks else ask
 
@@ -92,10 +95,13 @@ class Drafting(AutoRegressive):
         for (stream, n), first_row, behind in zip(
             kept, batch.starts[:-1].tolist(), batch.starts[1:].tolist(), strict=True
         ):
-            sown.append(Sown(drafts[stream], range(first_row, behind)) if stream in drafts else None)
             if stream in drafts:
-                want += range(first_row, behind)
-            elif n == stream.left and stream.speaks:
+                last = first_row + stream.left - 1  # of its known tokens
+                sown.append(Sown(drafts[stream], range(last, behind)))
+                want += range(last, behind)
+                continue
+            sown.append(None)
+            if n == stream.left and stream.speaks:
                 want.append(behind - 1)
         return self.drafter.ready(replace(batch, sown=tuple(sown), want=np.array(want, np.int32)))
 
@@ -108,7 +114,7 @@ class Drafting(AutoRegressive):
         if twigs is None:
             return 0
         self._twigs[stream] = twigs
-        return 1 + len(drafts[stream].tokens)
+        return stream.left + len(drafts[stream].tokens)
 
     def _drop_twigs(self) -> None:
         """Of a step that failed, the branches that nobody took."""
@@ -118,16 +124,28 @@ class Drafting(AutoRegressive):
         self._twigs.clear()
 
     def _drafts(self, grants: Sequence[Grant]) -> dict[Stream, Draft]:
-        """By stream that decodes, what is guessed behind it; none at all if that is nothing for everybody."""
-        wishes = [(s, n - 1) for s, n in grants if n > 1 and s.left == 1 and s.speaks]
+        """By stream that decodes, what is guessed behind it; none at all if that is nothing for everybody, unless the
+        verifier has more to say than what was guessed."""
+        found = self._guessed(grants)
+        if not found and not self.verify.ahead:
+            return {}
+        return {s: NOTHING for s, n in grants if self._decodes(s, n)} | found
+
+    def _decodes(self, stream: Stream, n: int) -> bool:
+        """Whether what this stream says after ``n`` more units is the verifier's to decide."""
+        whole = stream.left == 1 or (self.verify.ahead and n >= stream.left)
+        return stream.speaks and whole and not stream.own.twins
+
+    def _guessed(self, grants: Sequence[Grant]) -> dict[Stream, Draft]:
+        """The guesses themselves, by streams that have any."""
+        wishes = [(s, n - s.left) for s, n in grants if n > s.left and s.speaks]
         if not wishes:
             return {}
         guessed = self.drafter.draft([s for s, _ in wishes], [n for _, n in wishes])
         found = {s: self._usable(draft) for (s, _), draft in zip(wishes, guessed, strict=True) if draft.tokens}
         if not found:
             return {}
-        found = {s: part(found[s], nodes) for s, nodes in self.pace.trim(grants, found, self.cost).items() if nodes}
-        return {s: NOTHING for s, _ in grants if s.left == 1 and s.speaks and not s.own.twins} | found if found else {}
+        return {s: part(found[s], nodes) for s, nodes in self.pace.trim(grants, found, self.cost).items() if nodes}
 
     def _usable(self, draft: Draft) -> Draft:
         """As it can be verified here. Without ``q`` a guess counts as no draw, which is exact however it was chosen."""
@@ -169,13 +187,14 @@ class Drafting(AutoRegressive):
         return super().commit(part, output[rows], now)
 
     def _take(self, stream: Stream, draft: Draft, chosen: Sequence[Chosen], nodes: Sequence[int], now: float) -> Event:
-        """What a stream has said: all but the last token was guessed, at these nodes."""
+        """What a stream has said: its first tokens were guessed, at these nodes; the others are yet to be absorbed."""
         self.drafter.verified(stream, draft, nodes, chosen)
-        kept = len(nodes)
+        units = stream.left + len(nodes)
         stream.leases["kv"] = branching.chosen(self._twigs.pop(stream), nodes)
         for right in chosen[:-1]:
             self.learn(stream, right.id)
-        self.absorbed(stream, 1 + kept)
+        self.absorbed(stream, units)
+        stream.own.ahead = len(chosen) - 1 - len(nodes)
         if stream.leases["kv"].units > stream.done:
             self.pool.truncate(stream.leases["kv"], stream.done)
         self._count(stream, draft, nodes)

@@ -34,6 +34,7 @@ class Text:
     space: str
     cached: int = 0
     twins: int = 0  # other choices still to be forked off when the prompt is absorbed
+    ahead: int = 0  # tokens that it said last and has not absorbed, but for the last of them: nobody has yet
     drafted: int = 0  # tokens that were guessed
     kept: int = 0  # of them were right
 

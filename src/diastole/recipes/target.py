@@ -25,14 +25,17 @@ class Target:
         self.store, self.length = PagedKV("bf16"), pages * PAGE
         self.store.alloc(spec, pages, self.decoder.ops)
 
-    def read(self, ids: Array, pos: Array) -> None:
-        """Absorb ids (T,) int32 at these positions (T,) int32, which need not begin at 0; rows 0 to T - 1 hold them."""
+    def read(self, ids: Array, pos: Array) -> Array:
+        """Absorb ids (T,) int32 at these positions (T,) int32, which need not begin at 0; rows 0 to T - 1 hold them.
+        Gives the final hidden states, normed: (T, d) float32."""
         rows, lo = np.arange(len(ids), dtype=np.int64), np.zeros(len(ids), np.int32)
         tables = np.arange(self.length // PAGE, dtype=np.int32)[None]
         starts, want = np.array([0, len(ids)], np.int32), np.empty(0, np.int32)
         hi = np.arange(1, len(ids) + 1, dtype=np.int32)
         batch = Batch((), (), np.ascontiguousarray(ids, np.int32), pos, starts, rows, tables, lo, hi, want)
-        self.decoder.forward(batch, {"kv": self.store})
+        x = self.embedded(ids)
+        self.decoder.part(batch, {"kv": self.store}, x, 0, len(self.decoder.blocks))
+        return self.decoder.norm(x, x)
 
     def last_layer(self, n: int) -> tuple[Array, Array]:
         """Keys, as they are rotated, and values of the last layer: two (n, Hkv, D) float32."""

@@ -26,8 +26,9 @@ class Guess(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """By guess: the tokens that come next, and the nodes of the draft that all but the last of them are. By its index
-    also the error of each that could not be verified; what it says besides counts for nothing."""
+    """By guess: the tokens that come next, and the nodes of the draft that the first of them are: all but the last, or
+    fewer where a verifier says more than was guessed (``Verifier.ahead``). By its index also the error of each that
+    could not be verified; what it says besides counts for nothing."""
 
     chosen: list[list[Chosen]]
     nodes: list[list[int]]
@@ -45,6 +46,8 @@ def descent(draft: Draft) -> Callable[[int, int], int | None]:
 
 class Coupled:
     """Slot ``verify``."""
+
+    ahead = False
 
     def accept(self, guesses: Sequence[Guess], logits: Array) -> Verdict:
         verdict = Verdict([[] for _ in guesses], [[] for _ in guesses], {})

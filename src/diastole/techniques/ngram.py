@@ -51,7 +51,9 @@ class Lookup(Guesser):
         tokens: list[int] = ids[at : at + n].tolist()
         while len(tokens) < n:  # it runs into the text's end: the text is thought to go round
             tokens += tokens[: n - len(tokens)]
-        return Draft(tokens, odds=[1 - 0.5**length] * len(tokens))
+        return Draft(
+            tokens, odds=[length / (length + 2)] * len(tokens)
+        )  # the longer, the surer: controllers learn how sure
 
 
 def longest_match(ids: Array, most: int) -> tuple[int, int]:

@@ -67,8 +67,8 @@ class SmartSpec:
         self._step += 1
         if self._resting:
             self._resting -= 1
-            return [1 if a.emits else a.hi for a in asks]
-        return [min(a.hi, 1 + self.p.kmax) if a.emits else a.hi for a in asks]
+            return [a.lo if a.emits else a.hi for a in asks]
+        return [min(a.hi, a.lo + self.p.kmax) if a.emits else a.hi for a in asks]
 
     def trim(
         self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
