@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from diastole.types import Array, Ask, Batch, Draft, Grant, KVFormat, PagedSpec, Stream
+from diastole.types import Array, Ask, Batch, Grant, KVFormat, PagedSpec, Stream
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
     from diastole.nn.decoder import Decoder
-    from diastole.sample import Chosen
-    from diastole.spec.verify import Guess, Verdict
     from diastole.state.lease import Lease, Pool
 
 SLOTS: dict[str, Literal["single", "chain"]] = {
@@ -312,81 +310,6 @@ class Revocable(Protocol):
     """A policy that sees a stream's rows, and may be used where some of them are guesses."""
 
     revocable: bool  # rows that are taken back leave no trace, and rows that come together are as if one by one
-
-
-class Drafter(Protocol):
-    """Slot ``draft``: guesses what follows. Guesses change how fast an answer comes, never the answer."""
-
-    most: int  # nodes of one draft, at most
-
-    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
-        """Before the first draft: whose keys and values may be looked at, and how many streams there are at most. Where
-        it keeps something of streams itself, by the name under which they lease it."""
-        ...
-
-    def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
-        """For each stream, which lacks its last known token alone, a draft of at most so many nodes."""
-        ...
-
-    def ready(self, batch: Batch) -> Batch:
-        """The batch of this step: it may be given a way of its own through the model (``Batch.relay``)."""
-        ...
-
-    def verified(self, stream: Stream, draft: Draft, nodes: Sequence[int], chosen: Sequence[Chosen]) -> None:
-        """Of a draft, also an empty one, these nodes were right, and these tokens came. The stream's records are still
-        those of before the step."""
-        ...
-
-
-@runtime_checkable
-class Haltable(Protocol):
-    """A drafter that asks after each guess whether to go on."""
-
-    halts: Sequence[Halt]
-
-
-class Halt(Protocol):
-    """Slot ``halt``: when to stop guessing. It may look at the drafter's side only: whoever looks at the target bends
-    the law of sampled texts."""
-
-    width: int  # numbers in the drafter's hidden states that it reads
-
-    def stop(self, streams: Sequence[Stream], drafted: Sequence[int], hidden: Array) -> Sequence[bool]:
-        """For streams with so many guesses in this round, of which the last one has been fed to the drafter and gave
-        these hidden states (S, width)."""
-        ...
-
-
-class Verifier(Protocol):
-    """Slot ``verify``: which guesses are kept, and what comes after the last of them."""
-
-    ahead: bool  # it may say several tokens after the last guess that is kept, and is asked without guesses too
-
-    def accept(self, guesses: Sequence[Guess], logits: Array) -> Verdict:
-        """logits (R, V) float32: the target's, of the rows that the guesses name."""
-        ...
-
-
-class Pacer(Protocol):
-    """Slot ``pace``: how much is guessed."""
-
-    foresees: bool  # it must know what steps cost before it has seen any
-    blind: bool  # it never looks at what was guessed: a law that guesses were drawn from holds for those it lets pass
-
-    def lengths(self, asks: Sequence[Ask], cost: CostModel) -> Sequence[int]:
-        """How many units each ask may run at most, 1 or more, of those that it would: before anything is guessed."""
-        ...
-
-    def trim(
-        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
-    ) -> Mapping[Stream, Sequence[int]]:
-        """Of each draft, the nodes that are to be verified, ascending, none without its parent. grants: of the whole
-        step."""
-        ...
-
-    def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:
-        """These nodes of what was verified of a draft were right."""
-        ...
 
 
 class CostModel(Protocol):

@@ -18,7 +18,7 @@ import torch
 from diastole.kernels.draw import candidates, draw_key, gumbel, stream_key
 from diastole.params import SamplingParams
 from diastole.sample import Sampler
-from diastole.slots import Verifier
+from diastole.slots_drafts import Verifier
 from diastole.spec import rejection
 from diastole.spec.rejection import Rejection, law, pick
 from diastole.spec.verify import Coupled, Guess, Verdict

@@ -18,11 +18,13 @@ from diastole.engine.assemble import assemble
 from diastole.engine.service import Service
 from diastole.kernels.table import load
 from diastole.loops.ar import AutoRegressive
+from diastole.nn.exits import Heads
 from diastole.nn.glide import quantized
 from diastole.nn.linear import Loader
 from diastole.params import SamplingParams
 from diastole.recipes.own_text import Texts
 from diastole.sample import Chosen
+from diastole.spec import exits as spec
 from diastole.spec.pace import Unpaced
 from diastole.state.pages import PAGE
 from diastole.types import Array, Draft, Grant, Request, Stream, UserError
@@ -294,10 +296,10 @@ def test_another_s_rows_are_not_taken(easy: None) -> None:
 
 
 def test_the_objective_by_hand() -> None:
-    costs = technique.counted(12, 3)
+    costs = spec.counted(12, 3)
     table = np.stack([costs.rounds(exit, streams) for exit, streams in ((3, 1), (6, 5))])
     np.testing.assert_array_equal(table, [[12, 15, 18, 21], [12, 18, 24, 30]])  # L + gamma l
-    worth = technique.tokens_per_cost(np.array([0.5, 0.9]), table)
+    worth = spec.tokens_per_cost(np.array([0.5, 0.9]), table)
     np.testing.assert_allclose(worth[0], [1 / 12, 1.5 / 15, 1.75 / 18, 1.875 / 21])
     np.testing.assert_allclose(worth[1], [1 / 12, 1.9 / 18, 2.71 / 24, 3.439 / 30])
     assert costs.plain(7) == 12
@@ -305,26 +307,26 @@ def test_the_objective_by_hand() -> None:
 
 
 def test_statistics_by_hand() -> None:
-    notes = technique.Notes(np.zeros((4, 2)))
+    notes = spec.Notes(np.zeros((4, 2)))
     notes.learn(np.array([[True, True, False], [False, True, True]]), np.array([[0.9, 0.7, 0.4], [0.1, 0.5, 0.6]]), 0.5)
     np.testing.assert_allclose(notes.stats, [[2, 2], [1, 1], [1.6, 1.1], [0.4, 0.1]])
     notes.learn(np.array([[False], [True]]), np.array([[0.2], [0.8]]), 0.5)
     np.testing.assert_allclose(notes.stats, [[1, 2], [1.5, 0.5], [0.8, 1.35], [0.4, 0.05]])
-    np.testing.assert_allclose(technique.right(notes.stats), [1.5 / 3.5, 2.5 / 3.5])
+    np.testing.assert_allclose(spec.right(notes.stats), [1.5 / 3.5, 2.5 / 3.5])
     sure, unsure = (0.8 + 0.375) / 1.5, (0.4 + 0.125) / 2
-    assert technique.thresholds(notes.stats)[0] == pytest.approx((sure + unsure) / 2)
+    assert spec.thresholds(notes.stats)[0] == pytest.approx((sure + unsure) / 2)
 
 
 def test_thresholds_are_numbers_whatever_was_seen() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
-        notes = technique.Notes(np.zeros((4, 3)))
-        assert (technique.thresholds(notes.stats) == 0.5).all()
+        notes = spec.Notes(np.zeros((4, 3)))
+        assert (spec.thresholds(notes.stats) == 0.5).all()
         bias = rng.choice([0.0, 0.5, 1.0])  # never right, sometimes, always
         for _ in range(int(rng.integers(1, 30))):
             shape = 3, int(rng.integers(1, 19))
             notes.learn(rng.random(shape) < bias, rng.random(shape), float(rng.choice([0.01, 0.95, 1.0])))
-        for found in (technique.thresholds(notes.stats), technique.right(notes.stats)):
+        for found in (spec.thresholds(notes.stats), spec.right(notes.stats)):
             assert np.isfinite(found).all()
             assert (found > 0).all()
             assert (found < 1).all()
@@ -336,7 +338,7 @@ def test_positions_count_up_to_the_first_mistake(easy: None, monkeypatch: pytest
     d = drafter(of)
     learned: list[tuple[int, Array]] = []
     wrong: list[Any] = []  # the engine would take an error for a fault
-    learn, verified = technique.Notes.learn, d.verified
+    learn, verified = spec.Notes.learn, d.verified
 
     def note(self: Any, matched: Array, odds: Array, omega: float) -> None:
         learned.append((d.exit, matched))
@@ -356,7 +358,7 @@ def test_positions_count_up_to_the_first_mistake(easy: None, monkeypatch: pytest
         if own[: len(draft.tokens)].tolist() != [True] * len(nodes) + [False] * (len(nodes) < len(draft.tokens)):
             wrong.append((own, nodes, draft))
 
-    monkeypatch.setattr(technique.Notes, "learn", note)
+    monkeypatch.setattr(spec.Notes, "learn", note)
     d.verified = watch
     owed.alone(of, owed.prompt(200), 100)
     assert not wrong
@@ -414,7 +416,7 @@ def test_notes_are_a_stream_s_own() -> None:
     """Choices of a request go on from the same notes, and then apart."""
     from copy import deepcopy
 
-    notes = technique.Notes(np.ones((4, 2)), rounds=3)
+    notes = spec.Notes(np.ones((4, 2)), rounds=3)
     twin = deepcopy(notes)
     twin.learn(np.ones((2, 1), bool), np.ones((2, 1)), 0.5)
     assert (notes.stats == 1).all()
@@ -552,7 +554,7 @@ def test_the_recipe_of_adapters(easy: None, tmp_path: Path, monkeypatch: pytest.
     assert len(tensors["vocab"]) == 200
     again, _ = recipe.train(rig, texts, plan)
     assert all((again[name] == tensors[name]).all() for name in tensors)
-    heads = technique.Heads(FakeRig.decoder, tensors, 0)
+    heads = Heads(FakeRig.decoder, tensors, 0)
     target = Target(rig, 128)
     early, _, _ = recipe.states(target, ids[:100], (2, 4))
     w = tensors["adapter.2.q"].astype(np.float32) * np.repeat(tensors["adapter.2.d"].astype(np.float32), 32, 1)

@@ -580,6 +580,7 @@ def test_another_verifier_beside_the_paper_s_is_refused() -> None:
 
 torch = pytest.importorskip("torch")
 from diastole.recipes import lexical_units as recipe  # noqa: E402
+from diastole.recipes import unit_texts  # noqa: E402
 from diastole.recipes.llama import Llama, LlamaShape  # noqa: E402
 
 SMALL = LlamaShape(320, layers=2, hidden=64, inner=128, heads=2, kv_heads=1, context=128)
@@ -639,25 +640,25 @@ def test_a_placeholder_is_trained_on_what_it_will_see() -> None:
 
 
 def test_the_folds_share_no_document_and_keep_what_is_judged_apart() -> None:
-    folds = recipe.texts(replace(PLAN, library=1_000_000))
+    folds = unit_texts.texts(PLAN.seed, 1_000_000, PLAN.pages)
     assert not set(folds.train) & set(folds.held)
     assert not set(folds.train) & set(folds.test)
-    assert folds == recipe.texts(replace(PLAN, library=1_000_000))
-    judged = dict(recipe._library())["difflib"].read_text()
+    assert folds == unit_texts.texts(PLAN.seed, 1_000_000, PLAN.pages)
+    judged = dict(unit_texts._library())["difflib"].read_text()
     assert judged not in folds.train + folds.held
 
 
 def test_the_dictionary_and_the_sums() -> None:
     source = 'def f():\n    """Say it\n    once.\n\n    More."""\n\nclass A:\n    """A thing."""\n'
-    assert recipe.dictionary("m", source).split("\n\n") == [
+    assert unit_texts.dictionary("m", source).split("\n\n") == [
         "Entry: f\nKind: function of the module m\nMeaning: Say it once.",
         "Entry: A\nKind: class of the module m\nMeaning: A thing.\n",
     ]
-    assert recipe.dictionary("m", "def (") == ""
+    assert unit_texts.dictionary("m", "def (") == ""
     from random import Random
 
     rng = Random(0)
-    for question, answer in (recipe.problem(rng) for _ in range(200)):
+    for question, answer in (unit_texts.problem(rng) for _ in range(200)):
         numbers = [int(x) for x in "".join(c if c.isdigit() else " " for c in answer).split()]
         if "plus" in question:
             assert numbers[0] + numbers[1] == numbers[2]

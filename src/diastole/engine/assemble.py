@@ -19,7 +19,8 @@ from diastole.loops.drafting import Drafting
 from diastole.metrics import Meter
 from diastole.nn.inside import Inside
 from diastole.nn.linear import Loader
-from diastole.slots import CostModel, Drafter, Haltable, KVStore, Revocable
+from diastole.slots import CostModel, KVStore, Revocable
+from diastole.slots_drafts import Drafter, Haltable
 from diastole.spec.pace import Unpaced
 from diastole.spec.verify import Coupled
 from diastole.state.host import HostTier

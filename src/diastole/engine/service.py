@@ -12,7 +12,8 @@ from diastole.engine.ledger import Ledger
 from diastole.engine.trace import ServiceView, StreamView, shown_id
 from diastole.loops.base import Loop
 from diastole.metrics import Meter
-from diastole.slots import Composer, CostModel, Pacer
+from diastole.slots import Composer, CostModel
+from diastole.slots_drafts import Pacer
 from diastole.types import Array, Ask, Batch, Stream
 
 VIEWED = 256  # streams of one service that are shown

@@ -17,7 +17,8 @@ from diastole.loops.ar import AutoRegressive
 from diastole.loops.texts import Text
 from diastole.metrics import Meter
 from diastole.sample import Chosen
-from diastole.slots import CostModel, Drafter, Pacer, Verifier
+from diastole.slots import CostModel
+from diastole.slots_drafts import Drafter, Pacer, Verifier
 from diastole.spec.tree import part, straightened
 from diastole.spec.verify import Guess
 from diastole.types import Array, Ask, Batch, Draft, Event, Grant, Outcome, Sown, Stream

@@ -15,14 +15,11 @@ only.
 
 from __future__ import annotations
 
-import ast
 import json
-import sysconfig
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,14 +30,11 @@ from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 from torch.nn import functional as F
 
-from diastole.bench.workloads import HELD_OUT
 from diastole.recipes.llama import Llama, LlamaShape
+from diastole.recipes.unit_texts import END, PLACEHOLDER, texts, vocabulary
 from diastole.types import Array, UserError
 
-END, PLACEHOLDER = "<|endoftext|>", "<|unit|>"  # the first and the last id
 SHAPE = LlamaShape(2048, layers=8, hidden=256, inner=896, heads=4, kv_heads=2, context=512)
-_SKIPPED = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "ensurepip", "encodings",
-            "pydoc_data", "turtledemo"}  # fmt: skip
 _RATES, _WARM, _DECAY = {"untuned": 2e-3, "tuned": 4e-4}, 50, 0.05
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 _IGNORED = -100  # a row without a token to tell
@@ -90,106 +84,6 @@ class Progress:
 # ---- text
 
 
-class Folds(NamedTuple):
-    """Documents: to train on, to mark and tune on, and to judge by."""
-
-    train: list[str]
-    held: list[str]
-    test: list[str]
-
-
-def texts(plan: Plan) -> Folds:
-    """All documents, in an order that the seed decides. Modules on which drafters are judged are in ``test`` only."""
-    rng = Random(plan.seed)
-    folds = Folds([], [], [])
-    left = plan.library
-    files = list(_library())
-    rng.shuffle(files)
-    for name, path in files:
-        if path.stat().st_size > left:
-            continue
-        source = path.read_text("utf-8", "replace")
-        left -= len(source)
-        for document in filter(None, (source, dictionary(name, source))):
-            chance = rng.random()
-            judged = name.partition(".")[0] in HELD_OUT or chance < 0.05
-            fold = folds.test if judged else folds.held if chance < 0.35 else folds.train
-            fold.append(document)
-    for i in range(plan.pages):
-        page = "\n".join(f"Question: {q}\nAnswer: {a}" for q, a in (problem(rng) for _ in range(10)))
-        (folds.test if i % 20 == 0 else folds.held if i % 20 < 7 else folds.train).append(page)
-    for fold in folds:
-        rng.shuffle(fold)
-    return folds
-
-
-def _library() -> Iterator[tuple[str, Path]]:
-    """Modules of the standard library that are written in Python: name and file."""
-    top = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(top.rglob("*.py")):
-        parts = path.relative_to(top).with_suffix("").parts
-        if not _SKIPPED & set(parts):
-            yield ".".join(parts), path
-
-
-def dictionary(module: str, source: str) -> str:
-    """An entry for every class and function with a documentation string: its name, kind, and first sentence."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:  # a file that shows how not to write
-        return ""
-    entries = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and (doc := ast.get_docstring(node)):
-            meaning = " ".join(doc.partition("\n\n")[0].split())
-            kind = "class" if isinstance(node, ast.ClassDef) else "function"
-            entries.append(f"Entry: {node.name}\nKind: {kind} of the module {module}\nMeaning: {meaning}\n")
-    return "\n".join(entries)
-
-
-def problem(rng: Random) -> tuple[str, str]:
-    """A question of arithmetic, and its answer."""
-    a, b = rng.randrange(2, 100), rng.randrange(2, 100)
-    a, b = max(a, b), min(a, b)
-    who, what = rng.choice(("Ada", "Ben", "Clara", "David")), rng.choice(("apples", "books", "coins", "stamps"))
-    questions = (
-        (f"What is {a} plus {b}?", f"{a} plus {b} is equal to {a + b}."),
-        (f"What is {a} minus {b}?", f"{a} minus {b} is equal to {a - b}."),
-        (f"What comes after {a}?", f"The number that comes after {a} is {a + 1}."),
-        (f"Which is larger, {b} or {a}?", f"The larger of the two numbers is {a}."),
-        (
-            f"{who} has {a} {what} and gets {b} more. How many {what} does {who} have now?",
-            f"{who} had {a} {what} and got {b} more, so now {who} has {a} + {b} = {a + b} {what}.",
-        ),
-    )
-    return rng.choice(questions)
-
-
-def vocabulary(documents: Sequence[str], size: int) -> Any:
-    """A byte-level BPE tokenizer of ``size`` ids learnt from documents; the last one is the placeholder's.
-
-    Raises:
-        UserError: the documents are too short for so many.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    backend = Tokenizer(models.BPE())
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence([digits, words]), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size - 1,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(documents, trainer)
-    backend.add_special_tokens([PLACEHOLDER])
-    if backend.get_vocab_size() != size:
-        raise UserError(f"the text is too short for a vocabulary of {size} ids", param="library")
-    return backend
-
-
 def _corpus(plan: Plan, out: Path) -> dict[str, Array]:
     """The ids of each fold, (n,) int32; made once, so that an interrupted training goes on with the same text."""
     place, notes = out / "corpus.state", {"plan": json.dumps(asdict(plan), sort_keys=True)}
@@ -198,7 +92,7 @@ def _corpus(plan: Plan, out: Path) -> dict[str, Array]:
             if (file.metadata() or {}) != notes:
                 raise UserError(f"{out} holds a training by another plan: give another directory", param="out")
         return dict(load_file(place))
-    folds = texts(plan)
+    folds = texts(plan.seed, plan.library, plan.pages)
     backend = vocabulary(folds.train, plan.shape.vocab)
     found = {}
     for name, documents in folds._asdict().items():

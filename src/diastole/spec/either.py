@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from diastole.sample import Chosen
-from diastole.slots import Drafter, KVStore
+from diastole.slots import KVStore
+from diastole.slots_drafts import Drafter
 from diastole.state.lease import Pool
 from diastole.types import Batch, Draft, Stream
 

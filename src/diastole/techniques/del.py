@@ -20,21 +20,18 @@ Where somebody acts inside the layers, a guess is drafted without him and verifi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from diastole.nn.arena import Arena
 from diastole.nn.decoder import Decoder
-from diastole.nn.glide import quantized
+from diastole.nn.exits import Heads
 from diastole.nn.inside import NOBODY, Inside
-from diastole.nn.linear import Linear
-from diastole.nn.norm import RMSNorm
 from diastole.sample import Chosen
 from diastole.slots import Facts, KVStore
+from diastole.spec.exits import Notes, counted, measured, right, thresholds, tokens_per_cost
 from diastole.spec.guesser import Guesser
 from diastole.state.lease import Lease, Pool
 from diastole.state.pages import PAGE, PagePool
@@ -46,11 +43,7 @@ NAME = "del"
 NONE = "none"
 MOST = 18  # guesses of a round, as published
 AUTO = 5  # exits that are compared where nobody names them
-PRIOR = 0.5  # right and wrong shadow tokens that every exit is thought to have had
-SURE, UNSURE = 0.75, 0.25  # how likely those thought themselves
-POOR = 3  # rounds in a row, after which a stream whose guesses do not pay rests
 LEFT = 4  # free pages that guesses leave to those who have to go on
-SIZES = (0, 1, 2, 4, 8, 16, 32, 64)  # rows whose costs are measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,182 +60,6 @@ class Params:
     vocab: int = 0  # most frequent tokens that may be guessed; 0: all that the adapters know, or else all
     shadow_every: int = 1  # rounds between two looks at what other exits would have guessed
     rest: int = 32  # steps without guesses after three rounds below break-even; 0: guess on
-
-
-# ---- what an exit says
-
-
-class Heads:
-    """What the model would say after each exit.
-
-    Args:
-        decoder: whose norm and head they share.
-        tensors: ``vocab`` (n,) int32, the likeliest ids first, and of exits that have an adapter ``adapter.E.q`` (d, d)
-            int8 with ``adapter.E.d`` (d, d/32) float16; empty: exits are bare.
-        vocab: of these ids as many; 0: all.
-
-    Raises:
-        KeyError, ValueError: the tensors are not of this model.
-    """
-
-    def __init__(self, decoder: Decoder, tensors: Mapping[str, Array], vocab: int) -> None:
-        self.decoder, self.ids, self.head = decoder, np.arange(decoder.vocab, dtype=np.int32), decoder.head
-        ops, width = decoder.ops, decoder.width
-        if tensors:
-            self.ids = np.ascontiguousarray(tensors["vocab"], np.int32)
-        if vocab:  # without counts the first ids: byte-pair vocabularies begin with what is frequent
-            self.ids = np.ascontiguousarray(self.ids[:vocab])
-        if not len(self.ids) or self.ids.min() < 0 or self.ids.max() >= decoder.vocab:
-            raise ValueError("vocab must hold ids of the model's vocabulary")
-        if tensors or len(self.ids) < decoder.vocab:
-            rows = np.empty((len(self.ids), width), np.float32)
-            ops.embed(decoder.head.parts[0], self.ids, rows)
-            self.head = Linear(ops, [ops.pack_q8(*quantized(rows))])
-        self._unit = RMSNorm(ops, np.ones(width, np.float32), decoder.norm.eps)
-        self.adapters: dict[int, Linear] = {}
-        for exit in sorted(int(name.split(".")[1]) for name in tensors if name.endswith(".q")):
-            q, d = tensors[f"adapter.{exit}.q"], tensors[f"adapter.{exit}.d"].astype(np.float32)
-            if q.shape != (width, width) or q.dtype != np.int8 or d.shape != (width, width // 32):
-                raise ValueError(f"adapter.{exit} must be {width} x {width} in eight bits, not {q.shape} of {q.dtype}")
-            if not np.isfinite(d).all():
-                raise ValueError(f"adapter.{exit} must hold finite numbers")
-            self.adapters[exit] = Linear(ops, [ops.pack_q8(np.ascontiguousarray(q), d)])
-        self._arena = Arena()
-
-    def say(self, hidden: Sequence[tuple[int, Array]]) -> tuple[Array, Array]:
-        """Of exits with hidden states (n, d) after them, one after the other: ids and their probabilities, both (sum of
-        n,)."""
-        x = np.concatenate([self._adapted(exit, states) for exit, states in hidden])
-        logits = self.head(self.decoder.norm(x, x), self._arena.get("logits", len(x), len(self.ids)))
-        best = logits.argmax(1)
-        most = np.take_along_axis(logits, best[:, None], 1)
-        return self.ids[best], 1 / np.exp(logits - most).sum(1)
-
-    def _adapted(self, exit: int, x: Array) -> Array:
-        if exit not in self.adapters:
-            return x
-        unit = self._unit(x, self._arena.get("unit", *x.shape))
-        return self.adapters[exit](unit, unit.copy(), accumulate=True)  # the norm that follows knows no scale
-
-
-# ---- what is learned
-
-
-def right(stats: Array) -> Array:
-    """How likely each exit's guess is right: stats (4, C) of ``Notes`` -> (C,)."""
-    share: Array = (stats[0] + PRIOR) / (stats[0] + stats[1] + 2 * PRIOR)
-    return share
-
-
-def thresholds(stats: Array) -> Array:
-    """How sure each exit must be of a guess to go on, halfway between where it was right and where it was wrong: (C,),
-    never NaN."""
-    sure = (stats[2] + PRIOR * SURE) / (stats[0] + PRIOR)
-    unsure = (stats[3] + PRIOR * UNSURE) / (stats[1] + PRIOR)
-    middle: Array = (sure + unsure) / 2
-    return middle
-
-
-def tokens_per_cost(alpha: Array, costs: Array) -> Array:
-    """alpha (C,) of ``right``, costs (C, G) of rounds with 0 to G - 1 guesses -> (C, G)."""
-    expected = np.cumsum(alpha[:, None] ** np.arange(costs.shape[1]), 1)
-    worth: Array = expected / costs
-    return worth
-
-
-@dataclass(slots=True)
-class Notes:
-    """What one stream's rounds have shown."""
-
-    stats: Array  # (4, C): right and wrong shadow tokens, and their summed probabilities; decayed by round
-    rounds: int = 0
-    tokens: float = 0.0  # that rounds brought, and what they cost; decayed as the others
-    spent: float = 0.0
-    poor: int = 0  # rounds in a row below break-even
-    resting: int = 0  # steps still to come
-
-    def learn(self, matched: Array, odds: Array, omega: float) -> None:
-        """matched, odds (C, n) of positions whose context was right."""
-        new = [matched.sum(1), (~matched).sum(1), (odds * matched).sum(1), (odds * ~matched).sum(1)]
-        self.stats = omega * self.stats + np.array(new)
-
-    def judge(self, tokens: int, spent: float, plain: float, omega: float, rest: int) -> None:
-        """A round brought these tokens at this cost; plain: cost of one without guesses."""
-        self.rounds += 1
-        self.tokens, self.spent = omega * self.tokens + tokens, omega * self.spent + spent
-        self.poor = self.poor + 1 if self.tokens * plain < self.spent else 0
-        if rest and self.poor >= POOR:
-            self.resting, self.poor, self.tokens, self.spent = rest, 0, 0.0, 0.0
-
-
-# ---- what rounds cost
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What a step of so many streams costs.
-
-    Args:
-        layers: of the model.
-        most: guesses of a round.
-        shadows: exits whose shadow tokens each row costs, on average.
-        stack, exit, head: of all layers, of an exit's head and of the model's, each for ``SIZES`` rows.
-    """
-
-    layers: int
-    most: int
-    shadows: float
-    stack: Array
-    exit: Array
-    head: Array
-
-    def plain(self, streams: int) -> float:
-        """Without guesses."""
-        return float(_at(self.stack, streams) + _at(self.head, streams))
-
-    def rounds(self, exit: int, streams: int) -> Array:
-        """With 0 to ``most`` guesses for each: (most + 1,)."""
-        guesses = np.arange(self.most + 1)
-        below, rows = exit / self.layers, streams * (1 + guesses)
-        one = _at(self.stack, streams) * below
-        draft = guesses * (one + _at(self.exit, streams))
-        verify = one + _at(self.stack, rows) * (1 - below) + _at(self.head, rows)
-        costs: Array = draft + verify + _at(self.exit, rows * self.shadows)
-        return costs
-
-
-def counted(layers: int, most: int) -> Costs:
-    """The published costs: layers that a stream goes through; heads, and rows that come together, are free."""
-    free = np.zeros(len(SIZES))
-    return Costs(layers, most, 0.0, free + layers, free, free)
-
-
-def measured(decoder: Decoder, kv: KVStore, heads: Heads, most: int, shadows: float) -> Costs:
-    """In seconds, once, at the start, on a page that nobody holds yet. They decide how much is guessed, never what is
-    said; what attention to long texts costs is not in them."""
-    layers, rng = len(decoder.blocks), np.random.default_rng(0)
-    took = np.zeros((3, len(SIZES)))
-    for i, n in enumerate(SIZES[1:], 1):
-        x, at, ends = rng.standard_normal((n, decoder.width), np.float32), np.arange(n), np.array([0, n], np.int32)
-        pos, no = at.astype(np.int32), np.zeros(n, np.int32)
-        b = Batch((), (), no, pos, ends, at, np.zeros((1, 1), np.int32), no, pos + 1, no[:0])
-        for _ in range(3):
-            began = [time.perf_counter()]
-            decoder.part(b, {"kv": kv}, x.copy(), 0, layers)
-            began.append(time.perf_counter())
-            heads.say([(0, x)])
-            began.append(time.perf_counter())
-            decoder.logits(x.copy())
-            began.append(time.perf_counter())
-            once = np.diff(began)
-            took[:, i] = np.minimum(took[:, i], once) if took[0, i] else once
-    return Costs(layers, most, shadows, *took)
-
-
-def _at(curve: Array, rows: Any) -> Any:
-    """Between what was measured; beyond it, on in the last direction."""
-    slope = max((curve[-1] - curve[-2]) / (SIZES[-1] - SIZES[-2]), 0.0)
-    return np.interp(rows, SIZES, curve) + slope * np.maximum(np.asarray(rows) - SIZES[-1], 0)
 
 
 # ---- a round

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from diastole.nn.glide import Glide, Pages, Seen
-from diastole.slots import Facts, Halt, KVStore
+from diastole.slots import Facts, KVStore
+from diastole.slots_drafts import Halt
 from diastole.spec.guesser import Guesser
 from diastole.state.kv import PagedKV
 from diastole.state.lease import Lease, Pool
