@@ -6,9 +6,10 @@ seconds that it is predicted to take; it is evaluated for every number of guesse
 
 Which guesses: the paper's variant by confidence. All drafts of a step are put in one order by the probability that a
 guess is reached and right, and the step verifies the first m of them. A guess's probability given that its parent is
-right is the share of those tested that were right, among guesses of which the drafter thought alike, times how much
-better or worse this stream's guesses have been than that; only guesses that were reached count as tested, so the
-estimate is not biased. Ours: predicted seconds come from the engine's own cost model, which learns from every step.
+right is the share of those tested that were right, among guesses as deep of which the drafter thought alike (where the
+first was right, the next mostly is), times how much better or worse this stream's guesses have been than that; only
+guesses that were reached count as tested, so the estimate is not biased. Ours: predicted seconds come from the engine's
+own cost model, which learns from every step.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from diastole.types import Array, Ask, Draft, Grant, Stream, UserError
 NEEDS: frozenset[str] = frozenset()
 NAME = "smartspec"
 LEVELS = 16  # of what drafters think of their guesses
-SHRINK = 4.0  # tested guesses that what is expected counts for, before a stream's own do
+DEPTHS = 3  # that are told apart: the first guess, the second, deeper ones
+SHRINK = 8.0  # tested guesses that what is expected counts for, before a stream's own do
 CURVES = 64  # kept
 MOST_NODES = 64  # of a step
 LEAST, MOST = 0.01, 0.99  # of a probability
@@ -40,7 +42,7 @@ class Params:
     per_request: bool = (
         True  # each guess on its own; false: all streams verify equally many, as in the paper's base form
     )
-    off_bias: float = 1.05  # guessing must be so many times as good as not to
+    off_bias: float = 1.1  # guessing must be so many times as good as not to
     window: int = 100  # tested guesses that are remembered
     refresh_steps: int = 20  # steps between two looks at what steps cost
     rest_after: int = 40  # steps in a row without a guess worth it, after which nothing is drafted
@@ -56,8 +58,8 @@ class SmartSpec:
     def __init__(self, p: Params) -> None:
         _check(p)
         self.p = p
-        self._tested = np.zeros(LEVELS + 1)
-        self._right = np.zeros(LEVELS + 1)
+        self._tested = np.zeros((LEVELS + 1) * DEPTHS)
+        self._right = np.zeros((LEVELS + 1) * DEPTHS)
         self._curves: dict[tuple[int, int], tuple[int, Array]] = {}
         self._step = self._idle = 0
         self._resting = 0  # steps still to come
@@ -73,7 +75,7 @@ class SmartSpec:
     def trim(
         self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
     ) -> Mapping[Stream, Sequence[int]]:
-        plain = [Grant(s, 1) if s in drafts else Grant(s, n) for s, n in grants]
+        plain = [Grant(s, min(n, s.left)) for s, n in grants]  # as if nobody guessed
         nodes = [(gain, s, i) for s, draft in drafts.items() for i, gain in enumerate(self._gains(s, draft))]
         speaking = sum(n == s.left for s, n in plain)
         if self.p.per_request:
@@ -120,26 +122,27 @@ class SmartSpec:
         right, expected = stream.scratch.get(NAME, (0.0, 0.0))
         factor = (right + SHRINK) / (expected + SHRINK)
         gains: list[float] = []
-        for i, level in enumerate(_levels(draft)):
-            own = min(max(self._rate(level) * factor, LEAST), MOST)
+        for i, kind in enumerate(_kinds(draft)):
+            own = min(max(self._rate(kind) * factor, LEAST), MOST)
             parent = i - 1 if draft.parents is None else draft.parents[i]
             gains.append(own if parent < 0 else gains[parent] * own)
         return gains
 
-    def _rate(self, level: int) -> float:
-        """The share of right ones among guesses of this level."""
+    def _rate(self, kind: int) -> float:
+        """The share of right ones among guesses of this kind."""
+        level = kind // DEPTHS
         prior = 0.5 if level == LEVELS else (level + 0.5) / LEVELS
-        return float((self._right[level] + SHRINK * prior) / (self._tested[level] + SHRINK))
+        return float((self._right[kind] + SHRINK * prior) / (self._tested[kind] + SHRINK))
 
     def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:
         keep = 1 - 1 / self.p.window
         right, expected = stream.scratch.get(NAME, (0.0, 0.0))
-        levels = _levels(draft)
+        kinds = _kinds(draft)
         for node, was in outcomes(draft, nodes):
-            level = levels[node]
-            right, expected = right * keep + was, expected * keep + self._rate(level)
-            self._tested[level] = self._tested[level] * keep + 1
-            self._right[level] = self._right[level] * keep + was
+            kind = kinds[node]
+            right, expected = right * keep + was, expected * keep + self._rate(kind)
+            self._tested[kind] = self._tested[kind] * keep + 1
+            self._right[kind] = self._right[kind] * keep + was
         stream.scratch[NAME] = right, expected
 
 
@@ -151,11 +154,17 @@ def _taken(nodes: Sequence[tuple[float, Stream, int]]) -> dict[Stream, list[int]
     return {stream: sorted(own) for stream, own in taken.items()}
 
 
-def _levels(draft: Draft) -> list[int]:
-    """What the drafter thinks of each node, as one of ``LEVELS``; one more where it does not say."""
+def _kinds(draft: Draft) -> list[int]:
+    """Of each node, what the drafter thinks of it, as one of ``LEVELS`` (one more where it does not say), and how deep
+    it is."""
+    depths: list[int] = []
+    for i in range(len(draft.tokens)):
+        parent = i - 1 if draft.parents is None else draft.parents[i]
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
     if draft.odds is None:
-        return [LEVELS] * len(draft.tokens)
-    return [min(max(int(o * LEVELS), 0), LEVELS - 1) for o in draft.odds]
+        return [LEVELS * DEPTHS + min(depth, DEPTHS - 1) for depth in depths]
+    levels = [min(max(int(o * LEVELS), 0), LEVELS - 1) for o in draft.odds]
+    return [level * DEPTHS + min(depth, DEPTHS - 1) for level, depth in zip(levels, depths, strict=True)]
 
 
 def _check(p: Params) -> None:
