@@ -9,7 +9,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "diastole"
 FLOORS = {
-    "0": ("types.py", "slots.py", "slots_drafts.py", "registry.py", "papers.py", "config.py", "params.py", "clock.py", "metrics.py"),
+    "0": (
+        "types.py",
+        "slots.py",
+        "slots_drafts.py",
+        "registry.py",
+        "papers.py",
+        "config.py",
+        "params.py",
+        "clock.py",
+        "metrics.py",
+    ),
     "1": ("kernels", "state", "weights", "text"),
     "2": ("nn", "sample.py", "spec"),
     "3": ("loops",),
