@@ -83,7 +83,7 @@ def test_all_texts_count() -> None:
 
 
 def test_what_needs_no_calibration_is_refused() -> None:
-    with pytest.raises(UserError, match="'tidaldecode' needs no calibration; these do: double-sparsity, ") as e:
+    with pytest.raises(UserError, match="'tidaldecode' needs no calibration; these do: aded, double-sparsity, ") as e:
         job.of("tidaldecode")
     assert e.value.param == "name"
     assert job.of("double_sparsity") is double_sparsity
