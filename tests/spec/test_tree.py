@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from diastole.spec.tree import branches, branching, expect_tree, outcomes, straightened
+from diastole.spec.tree import branches, outcomes, straightened
 from diastole.spec.verify import descent
 from diastole.types import Draft
 
@@ -20,9 +18,6 @@ def test_branches() -> None:
     assert branches(CHAIN) == [[0, 1, 2]]
     assert branches(Draft([])) == [[]]
     assert branches(Draft([], [])) == [[]]
-    assert branching(TREE)
-    assert not branching(CHAIN)
-    assert not branching(Draft([1, 2], [-1, 0]))
 
 
 def test_every_node_is_in_a_branch_behind_its_ancestors() -> None:
@@ -51,18 +46,3 @@ def test_only_nodes_whose_parent_was_right_were_tested() -> None:
     assert outcomes(TREE, [0, 3]) == [(0, True), (1, False), (2, False), (3, True)]
     assert outcomes(TREE, []) == [(0, False), (1, False)]
     assert outcomes(CHAIN, [0]) == [(0, True), (1, False)]
-
-
-@pytest.mark.parametrize(
-    ("draft", "why"),
-    [
-        (Draft([1, 2], [-1]), "as many"),
-        (Draft([1, 2], [1, -1]), "before their children"),
-        (Draft([1], [-2]), "before their children"),
-        (Draft([1, 1], [-1, -1]), "different tokens"),
-    ],
-)
-def test_what_is_no_tree_is_refused(draft: Draft, why: str) -> None:
-    expect_tree(TREE)
-    with pytest.raises(ValueError, match=why):
-        expect_tree(draft)

@@ -64,7 +64,7 @@ def own_text(
     seed: Annotated[int, typer.Option(min=0, help="of requests and answers")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
 ) -> None:
-    """Answers of a model to made-up requests, from which its drafters learn: some 15 minutes for a small one."""
+    """Answers of a model to made-up requests, from which its drafters learn."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -81,7 +81,7 @@ def longspec(
     lag: Annotated[bool, typer.Option(help="let the target lag behind, as the paper does")] = True,
     threads: Threads = 0,
 ) -> None:
-    """The draft block of longspec: some 15 minutes for a small model."""
+    """The draft block of longspec."""
     from diastole.recipes import longspec as recipe
 
     with bench(model, own, threads, steps, 50) as at:
@@ -103,7 +103,7 @@ def specdec_pp(
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
-    """The acceptance head of specdec-pp for the block of longspec: some minutes."""
+    """The acceptance head of specdec-pp for the block of longspec."""
     from diastole.recipes import specdec_pp as recipe
     from diastole.weights.calibration import find
 

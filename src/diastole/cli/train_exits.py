@@ -18,7 +18,7 @@ def exits(
     seed: Annotated[int, typer.Option(min=0, help="of windows")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
 ) -> None:
-    """Adapters for early exits of a model that was trained for none, for del: some ten minutes for a small model."""
+    """Adapters for early exits of a model that was trained for none, for del."""
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -66,7 +66,7 @@ def layerskip(
     seed: Annotated[int, typer.Option(min=0, help="of data and weights")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
 ) -> None:
-    """A Llama of 12 layers, each of which can be the last, for del: some 30 minutes on two cores."""
+    """A Llama of 12 layers, each of which can be the last, for del."""
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

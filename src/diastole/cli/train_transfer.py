@@ -24,7 +24,7 @@ def hidden_transfer(
     seed: Annotated[int, typer.Option(min=0, help="of the places")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
 ) -> None:
-    """The maps of hidden-transfer: some 30 minutes for a small model."""
+    """The maps of hidden-transfer."""
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -30,11 +30,6 @@ def branches(draft: Draft) -> list[list[int]]:
     return paths or [[]]
 
 
-def branching(draft: Draft) -> bool:
-    """Whether some node has a sibling."""
-    return draft.parents is not None and len(set(draft.parents)) < len(draft.parents)
-
-
 def straightened(draft: Draft) -> Draft:
     """Its first branch, as a chain."""
     if draft.parents is None:
@@ -53,21 +48,6 @@ def part(draft: Draft, nodes: Sequence[int]) -> Draft:
         None if draft.q is None else draft.q[list(nodes)],
         None if draft.odds is None else [draft.odds[i] for i in nodes],
     )
-
-
-def expect_tree(draft: Draft) -> Draft:
-    """The draft itself.
-
-    Raises:
-        ValueError: a parent does not come before its children, or two siblings guess the same token.
-    """
-    parents = draft.parents
-    if parents is not None:
-        if len(parents) != len(draft.tokens) or any(not -1 <= p < i for i, p in enumerate(parents)):
-            raise ValueError("a draft's parents must be as many as its tokens, and come before their children")
-        if len(set(zip(parents, draft.tokens, strict=True))) < len(parents):
-            raise ValueError("siblings of a draft must guess different tokens")
-    return draft
 
 
 def outcomes(draft: Draft, nodes: Sequence[int]) -> list[tuple[int, bool]]:
