@@ -59,6 +59,7 @@ def test_native_trees_are_the_twin_s(levels: int, changed: bool) -> None:
         wide = slow.widest(more[1], a, b, levels, 12)
         assert same(fast.widest(more[0], a, b, levels, 12), wide)
         assert is_tree(wide)
+        assert same(fast.chain(more[0], a, b, 4), slow.chain(more[1], a, b, 4))
         grown += len(want[0])
     assert grown > 100
 
@@ -100,10 +101,10 @@ def test_the_oldest_pairs_are_forgotten() -> None:
     fast, _ = tables()
     changes = grams.changes(3)
     for word in range(10):
-        changes.learn(fast, np.array([100 + word, 5, 6], np.int32), 0.04, 3.0)
+        changes.learn(fast, np.array([100 + word, 905, 6], np.int32), 0.04, 3.0)
     assert len(changes) == 3
-    assert fast.widest(changes, 100, 5, 1, 4)[0] == []
-    assert fast.widest(changes, 109, 5, 1, 4)[0] == [6]
+    assert fast.widest(changes, 100, 905, 1, 4)[0] == []
+    assert fast.widest(changes, 109, 905, 1, 4)[0] == [6]
 
 
 def test_an_unknown_pair_has_no_tree() -> None:
@@ -133,3 +134,16 @@ def test_wrong_tables_are_refused(name: str, value: Array) -> None:
     grams.table(*arrays.values())
     with pytest.raises(ValueError, match=name):
         grams.table(*(arrays | {name: value}).values())
+
+
+def test_of_an_unknown_pair_what_follows_its_second_token_is_taken() -> None:
+    ids = np.array([1, 2, 3, 7, 2, 3, 8, 2, 4, 9, 2, 3], np.int64)
+    found = count(ids, least=1)
+    arrays = [found[name] for name in ("keys", "offsets", "words", "weights")]
+    for table in (grams.table(*arrays), SlowTable(*arrays)):
+        assert table.widest(None, 8, 2, 1, 8)[0] == [4]  # known
+        tokens, parents, odds = table.widest(None, 5, 2, 1, 8)
+        assert list(tokens) == [3, 4]
+        assert list(parents) == [-1, -1]
+        assert list(odds) == [0.75, 0.25]
+        assert list(table.chain(None, 5, 2, 2)[0]) == [3, 7]

@@ -1,6 +1,6 @@
 """What follows pairs of tokens in a model's own text: counted.
 
-    keys      (n,) uint64, the pair a << 32 | b, ascending
+    keys      (n,) uint64, the pair a << 32 | b, ascending; at the end ALONE << 32 | b: b, whatever came before it
     offsets   (n + 1,) int64: the successors of pair i are at offsets[i]..offsets[i + 1] of
     words     (m,) int32, the likeliest first, and
     weights   (m,) float32, the share of the pair's occurrences that each followed
@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from diastole.calibrate.job import Job
+from diastole.kernels.grams import ALONE
 from diastole.types import Array, UserError
 
 TOKENS = 4_000_000
@@ -35,24 +36,29 @@ def measure(job: Job) -> dict[str, Array]:
 
 def count(ids: Array, top: int = TOP, least: int = LEAST) -> dict[str, Array]:
     """ids (n,) int64 -> the arrays above."""
-    pairs = ids[:-2].astype(np.uint64) << np.uint64(32) | ids[1:-1].astype(np.uint64)
-    order = np.lexsort((ids[2:], pairs))
-    key, word = pairs[order], ids[2:][order]
+    first, second = (part.astype(np.uint64) for part in (ids[:-2], ids[1:-1]))
+    pairs = _counted(first << np.uint64(32) | second, ids[2:], top, least)
+    singles = _counted(np.uint64(ALONE << 32) | ids[:-1].astype(np.uint64), ids[1:], top, least)
+    counts = np.concatenate([np.diff(offsets) for _, offsets, _, _ in (pairs, singles)])
+    keys, words, weights = (np.concatenate([pairs[i], singles[i]]) for i in (0, 2, 3))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return {"keys": keys, "offsets": offsets, "words": words, "weights": weights}
+
+
+def _counted(key: Array, word: Array, top: int, least: int) -> tuple[Array, Array, Array, Array]:
+    """key, word (n,): what came, and what followed -> keys, offsets, words and weights as above."""
+    order = np.lexsort((word, key))
+    key, word = key[order], word[order]
     new = np.ones(len(key), bool)
     new[1:] = (key[1:] != key[:-1]) | (word[1:] != word[:-1])
     at = np.flatnonzero(new)
     times = np.diff(np.append(at, len(key)))
     key, word = key[at], word[at]
-    pair, which = np.unique(key, return_inverse=True)
-    totals = np.bincount(which, times, len(pair))
+    keys, which = np.unique(key, return_inverse=True)
+    totals = np.bincount(which, times, len(keys))
     best = np.lexsort((word, -times, which))
-    first = np.searchsorted(which[best], np.arange(len(pair)))
-    rank = np.arange(len(best)) - first[which[best]]
+    rank = np.arange(len(best)) - np.searchsorted(which[best], np.arange(len(keys)))[which[best]]
     keep = best[(rank < top) & (times[best] >= least)]
     kept, counts = np.unique(which[keep], return_counts=True)
-    return {
-        "keys": pair[kept],
-        "offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "words": word[keep].astype(np.int32),
-        "weights": (times[keep] / totals[which[keep]]).astype(np.float32),
-    }
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return keys[kept], offsets, word[keep].astype(np.int32), (times[keep] / totals[which[keep]]).astype(np.float32)

@@ -1,7 +1,8 @@
 """Tables of what follows pairs of tokens, and trees of guesses grown over them.
 
 A table maps a pair (a, b) to its successors c with weights. It never changes; what a text in progress adds is kept
-beside it, for a bounded number of pairs. A pair that has changed has a copy of the table's successors there.
+beside it, for a bounded number of pairs. A pair that has changed has a copy of the table's successors there. Of a pair
+that nobody knows, what follows its second token is taken, if the table says that of (``ALONE``, b).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from diastole.types import Array
 
 Tree = tuple[Sequence[int], Sequence[int], Sequence[float]]  # tokens; parents, -1: the root; share among siblings
 Successors = list[tuple[int, float]]
+ALONE = 0xFFFFFFFF  # in the place of a pair's first token
 
 
 class GramChanges(Protocol):
@@ -52,6 +54,10 @@ class GramTable(Protocol):
 
     def widest(self, changes: GramChanges | None, a: int, b: int, levels: int, most: int) -> Tree:
         """The ``most`` nodes with the largest products of shares, the largest first."""
+        ...
+
+    def chain(self, changes: GramChanges | None, a: int, b: int, most: int) -> Tree:
+        """Up to ``most`` tokens, each the heaviest successor of the two before it."""
         ...
 
 
@@ -125,7 +131,9 @@ class SlowTable:
         return list(zip(self.words[part].tolist(), self.weights[part].tolist(), strict=True))
 
     def _of(self, changes: SlowChanges | None, key: int) -> Successors:
-        return changes.entries[key] if changes is not None and key in changes.entries else self.base(key)
+        if changes is not None and key in changes.entries:
+            return changes.entries[key]
+        return self.base(key) or self.base(ALONE << 32 | key & 0xFFFFFFFF)
 
     def _unfold(self, changes: SlowChanges | None, node: _Node) -> list[_Node]:
         found = self._of(changes, node.key)
@@ -195,6 +203,34 @@ class SlowTable:
                 count += len(further)
         return _tree(taken, root)
 
+    def chain(self, changes: SlowChanges | None, a: int, b: int, most: int) -> Tree:
+        tokens: list[int] = []
+        odds: list[float] = []
+        key = a << 32 | b
+        while len(tokens) < most and (found := self._of(changes, key)):
+            word, weight = max(found, key=lambda s: s[1])
+            tokens.append(word)
+            odds.append(float(np.float32(weight / _weight(found))))
+            key = _next(key, word)
+        return tokens, range(-1, len(tokens) - 1), odds
+
+
+def slow_longest_match(ids: Array, most: int) -> tuple[int, int]:
+    """The plain twin of ``longest_match``: where ids (n,) int32 went on after the longest earlier match of their last
+    tokens, and how many of these match, up to ``most``; of equally long ones the latest; (n, 0): none does."""
+    n = len(ids)
+    ends = np.flatnonzero(ids[: n - 1] == ids[n - 1]) if n else np.empty(0, np.int64)
+    if not len(ends):
+        return n, 0
+    length = 1
+    while length < min(most, n - 1):
+        further = ends[ends >= length]
+        further = further[ids[further - length] == ids[n - 1 - length]]
+        if not len(further):
+            break
+        ends, length = further, length + 1
+    return int(ends[-1]) + 1, length
+
 
 def _weight(found: Successors) -> float:
     sum = 0.0
@@ -227,12 +263,12 @@ def _tree(nodes: Sequence[_Node], root: _Node) -> Tree:
     return [n.word for n in nodes], parents, [n.share for n in nodes]
 
 
-def _native() -> tuple[Any, Any]:
+def _native() -> tuple[Any, Any, Any]:
     try:
         module = import_module("diastole.kernels._native")
     except ImportError:
-        return SlowTable, SlowChanges
-    return module.GramTable, module.GramChanges
+        return SlowTable, SlowChanges, slow_longest_match
+    return module.GramTable, module.GramChanges, module.longest_match
 
 
-table, changes = _native()
+table, changes, longest_match = _native()

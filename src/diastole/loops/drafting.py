@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.loops import branching
+from diastole.loops import branching, chains
 from diastole.loops.ar import AutoRegressive
 from diastole.loops.texts import Text
 from diastole.metrics import Meter
@@ -85,8 +85,10 @@ class Drafting(AutoRegressive):
                 kept.append(Grant(stream, n))
             else:
                 starved.append(stream)
-        if any(len(twigs) > 1 for twigs in self._twigs.values()):
+        if any([len(twigs) > 1 for twigs in self._twigs.values()]):  # noqa: C419 - half the time
             return self.drafter.ready(branching.gather(kept, tuple(starved), drafts, self._twigs, self.width))
+        if kept and all([s in drafts and s.left == 1 for s, _ in kept]):  # noqa: C419
+            return self.drafter.ready(chains.gather(kept, tuple(starved), drafts))
         for stream, _ in kept:
             if stream in drafts:
                 _write_behind(stream, drafts[stream].tokens)

@@ -73,7 +73,8 @@ class Aded(Guesser):
             changes.learn(self.table, ids[max(known - p.adapt_window, 0) : known], p.adapt_step, p.adapt_cap)
         a, b = ids[known - 2 : known].tolist()
         if p.search == "chain":
-            return self._chain(changes, a, b, min(n, p.depth + 1))
+            tokens, _, odds = self.table.chain(changes, a, b, min(n, p.depth + 1))
+            return Draft(tokens, None, None, odds)
         if p.search == "mcts":
             seed = draw_key(stream_key(stream.req.params.seed or 0, stream.index), known)
             found = self.table.search(changes, a, b, p.iterations, p.depth, 32.0, 8.0, seed, n)
@@ -81,18 +82,6 @@ class Aded(Guesser):
             found = self.table.widest(changes, a, b, p.depth + 1, n)
         tokens, parents, odds = found
         return Draft(tokens, parents, None, odds)
-
-    def _chain(self, changes: Any, a: int, b: int, n: int) -> Draft:
-        tokens: list[int] = []
-        odds: list[float] = []
-        while len(tokens) < n:
-            found, _, share = self.table.widest(changes, a, b, 1, 1)
-            if not found:
-                break
-            a, b = b, found[0]
-            tokens.append(b)
-            odds.append(share[0])
-        return Draft(tokens, None, None, odds)
 
     def _changes(self, stream: Stream) -> Any:
         own: _Own | None = stream.scratch.get(NAME)

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from diastole.kernels.grams import longest_match
 from diastole.slots import Facts
 from diastole.spec.guesser import Guesser
 from diastole.types import Array, Draft, Stream, UserError
@@ -54,23 +53,6 @@ class Lookup(Guesser):
         return Draft(
             tokens, odds=[length / (length + 2)] * len(tokens)
         )  # the longer, the surer: controllers learn how sure
-
-
-def longest_match(ids: Array, most: int) -> tuple[int, int]:
-    """Where the text went on after the longest earlier match of its last tokens, and how many of these match, up to
-    ``most``; of equally long ones the latest. ids (n,) int32."""
-    n = len(ids)
-    ends = np.flatnonzero(ids[: n - 1] == ids[n - 1])
-    if not len(ends):
-        return n, 0
-    length = 1
-    while length < min(most, n - 1):
-        further = ends[ends >= length]
-        further = further[ids[further - length] == ids[n - 1 - length]]
-        if not len(further):
-            break
-        ends, length = further, length + 1
-    return int(ends[-1]) + 1, length
 
 
 def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:

@@ -14,15 +14,15 @@ own cost model, which learns from every step.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
-
-import numpy as np
 
 from diastole.slots import CostModel, Facts
 from diastole.spec.tree import outcomes
-from diastole.types import Array, Ask, Draft, Grant, Stream, UserError
+from diastole.types import Ask, Draft, Grant, Stream, UserError
 
 NEEDS: frozenset[str] = frozenset()
 NAME = "smartspec"
@@ -58,9 +58,9 @@ class SmartSpec:
     def __init__(self, p: Params) -> None:
         _check(p)
         self.p = p
-        self._tested = np.zeros((LEVELS + 1) * DEPTHS)
-        self._right = np.zeros((LEVELS + 1) * DEPTHS)
-        self._curves: dict[tuple[int, int], tuple[int, Array]] = {}
+        self._tested = [0.0] * ((LEVELS + 1) * DEPTHS)
+        self._right = [0.0] * ((LEVELS + 1) * DEPTHS)
+        self._curves: dict[tuple[int, int], tuple[int, list[float]]] = {}
         self._step = self._idle = 0
         self._resting = 0  # steps still to come
         self.expected = 0.0  # tokens that the last step that was decided about is thought to bring
@@ -77,21 +77,23 @@ class SmartSpec:
     ) -> Mapping[Stream, Sequence[int]]:
         plain = [Grant(s, min(n, s.left)) for s, n in grants]  # as if nobody guessed
         nodes = [(gain, s, i) for s, draft in drafts.items() for i, gain in enumerate(self._gains(s, draft))]
-        speaking = sum(n == s.left for s, n in plain)
+        counts: Sequence[int]  # of nodes that may be verified together
         if self.p.per_request:
             nodes.sort(key=lambda node: -node[0])  # a child's is always below its parent's
             del nodes[MOST_NODES:]
-            steps = np.arange(len(nodes) + 1)
+            counts = range(len(nodes) + 1)
         else:
             nodes.sort(key=lambda node: node[2])
-            steps = np.cumsum([0, *np.bincount([i for _, _, i in nodes])])
+            counts = [*accumulate(Counter(i for _, _, i in nodes).values(), initial=0)]
         seconds = self._curve(plain, len(nodes), cost)
-        tokens = speaking + np.cumsum([0.0, *(gain for gain, _, _ in nodes)])[steps]
-        goodput = tokens / seconds[steps]
-        goodput[0] *= self.p.off_bias
-        best = int(goodput.argmax())
-        self.expected = float(tokens[best])
-        return _taken(nodes[: self._try(int(steps[best]))])
+        speaking = float(sum([n == s.left for s, n in plain]))
+        tokens = [*accumulate([gain for gain, _, _ in nodes], initial=speaking)]
+        best, most = 0, tokens[0] / seconds[0] * self.p.off_bias
+        for count in counts[1:]:
+            if tokens[count] / seconds[count] > most:
+                best, most = count, tokens[count] / seconds[count]
+        self.expected = tokens[best]
+        return _taken(nodes[: self._try(best)])
 
     def _try(self, count: int) -> int:
         """So many guesses are verified; after long without any, one, so that what is thought of guesses can change."""
@@ -104,12 +106,12 @@ class SmartSpec:
         self._resting, self._idle = self.p.probe_every, self.p.rest_after - 1
         return 1
 
-    def _curve(self, plain: Sequence[Grant], most: int, cost: CostModel) -> Array:
+    def _curve(self, plain: Sequence[Grant], most: int, cost: CostModel) -> list[float]:
         """Predicted seconds of this step with 0 to ``most`` guesses."""
         key = (len(plain), sum([n for _, n in plain]))
-        at, seconds = self._curves.get(key, (0, np.empty(0)))
+        at, seconds = self._curves.get(key, (0, []))
         if len(seconds) <= most or self._step - at >= self.p.refresh_steps:
-            seconds = np.maximum.accumulate(cost.rising(plain, most))  # a larger step that seems quicker is noise
+            seconds = [*accumulate(cost.rising(plain, most).tolist(), max)]  # a larger step that seems quicker is noise
             if len(self._curves) >= CURVES:
                 self._curves.clear()
             self._curves[key] = self._step, seconds
@@ -132,7 +134,7 @@ class SmartSpec:
         """The share of right ones among guesses of this kind."""
         level = kind // DEPTHS
         prior = 0.5 if level == LEVELS else (level + 0.5) / LEVELS
-        return float((self._right[kind] + SHRINK * prior) / (self._tested[kind] + SHRINK))
+        return (self._right[kind] + SHRINK * prior) / (self._tested[kind] + SHRINK)
 
     def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:
         keep = 1 - 1 / self.p.window

@@ -42,12 +42,13 @@ namespace {
 class Source {
  public:
   Source(const Grams& table, const Changes* changes) : table_(table), changes_(changes) {}
-  // Until the next call.
+  // Until the next call. Of a pair of which nothing is known, what follows its second token.
   const std::vector<Successor>& of(uint64_t key) {
     if (changes_ != nullptr)
       if (const auto* own = changes_->get(key)) return *own;
     room_.clear();
     table_.get(key, room_);
+    if (room_.empty()) table_.get(alone(key), room_);
     return room_;
   }
 
@@ -62,6 +63,8 @@ double weight_of(const std::vector<Successor>& all) {
   for (const Successor& s : all) sum += s.weight;
   return sum;
 }
+
+bool lighter(const Successor& x, const Successor& y) { return x.weight < y.weight; }
 
 class Dice {
  public:
@@ -160,7 +163,7 @@ Guessed search_tree(const Grams& table, const Changes* changes, int32_t a, int32
     if (nodes[i].visits == 0 || nodes[i].depth < 2 || nodes[i].children > 0) continue;
     const std::vector<Successor>& all = source.of(key_of(nodes, i, a));
     if (all.empty()) continue;
-    const auto top = std::max_element(all.begin(), all.end(), [](const Successor& x, const Successor& y) { return x.weight < y.weight; });
+    const auto top = std::max_element(all.begin(), all.end(), lighter);
     const float share = static_cast<float>(top->weight / weight_of(all));
     ranks.push_back({nodes[i].visits * static_cast<double>(share), static_cast<int>(nodes.size())});
     nodes.push_back({top->word, i, nodes[i].depth + 1, top->weight, share});
@@ -209,6 +212,34 @@ Guessed widest_tree(const Grams& table, const Changes* changes, int32_t a, int32
     unfold_at(next.node, next.likely);
   }
   return out;
+}
+
+Guessed likeliest_chain(const Grams& table, const Changes* changes, int32_t a, int32_t b, int most) {
+  Source source(table, changes);
+  Guessed out;
+  for (uint64_t key = pair_key(a, b); static_cast<int>(out.tokens.size()) < most;) {
+    const std::vector<Successor>& all = source.of(key);
+    if (all.empty()) break;
+    const auto top = std::max_element(all.begin(), all.end(), lighter);
+    out.parents.push_back(static_cast<int32_t>(out.tokens.size()) - 1);
+    out.tokens.push_back(top->word);
+    out.odds.push_back(static_cast<float>(top->weight / weight_of(all)));
+    key = key << 32 | static_cast<uint32_t>(top->word);
+  }
+  return out;
+}
+
+Match longest_match(const int32_t* ids, size_t n, size_t most) {
+  Match best{n, 0};
+  if (n == 0) return best;
+  const int32_t last = ids[n - 1];
+  for (size_t end = n - 1; end > best.length && best.length < most; end--) {  // no earlier match can be longer than `end`
+    if (ids[end - 1] != last) continue;
+    size_t length = 1;
+    while (length < most && length < end && ids[end - 1 - length] == ids[n - 1 - length]) length++;
+    if (length > best.length) best = {end, length};
+  }
+  return best;
 }
 
 }  // namespace diastole

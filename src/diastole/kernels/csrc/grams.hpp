@@ -15,6 +15,9 @@ struct Successor {
 
 inline uint64_t pair_key(int32_t a, int32_t b) { return static_cast<uint64_t>(static_cast<uint32_t>(a)) << 32 | static_cast<uint32_t>(b); }
 
+// A pair of whose first token nothing is known.
+inline uint64_t alone(uint64_t key) { return key | 0xffffffff00000000; }
+
 // A table that never changes: pairs ascending, the successors of pair i at offsets[i]..offsets[i+1]. Borrowed.
 struct Grams {
   const uint64_t* keys = nullptr;
@@ -59,5 +62,14 @@ struct Guessed {
 // What may follow the pair (a, b): at most so many nodes, the likeliest first.
 Guessed search_tree(const Grams& table, const Changes* changes, int32_t a, int32_t b, const Search& how, int most);   // by trying paths
 Guessed widest_tree(const Grams& table, const Changes* changes, int32_t a, int32_t b, int levels, int most);  // by product of shares
+Guessed likeliest_chain(const Grams& table, const Changes* changes, int32_t a, int32_t b, int most);  // always the heaviest
+
+struct Match {
+  size_t end, length;
+};
+
+// Where ids (n) went on after the longest earlier match of their last tokens, and how many of these match, up to `most`;
+// of equally long ones the latest.
+Match longest_match(const int32_t* ids, size_t n, size_t most);
 
 }  // namespace diastole

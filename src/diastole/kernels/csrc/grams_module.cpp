@@ -63,13 +63,26 @@ Tree widest(const Table& table, const Changes* changes, int32_t a, int32_t b, in
   return tree_of(widest_tree(table.grams, changes, a, b, levels, most));
 }
 
+Tree chain(const Table& table, const Changes* changes, int32_t a, int32_t b, int most) {
+  expect(most >= 0 && most <= kMostNodes, "a chain has up to 4096 tokens");
+  return tree_of(likeliest_chain(table.grams, changes, a, b, most));
+}
+
+std::tuple<size_t, size_t> match(In<int32_t, 1> ids, size_t most) {
+  expect_whole(ids, "ids");
+  const Match found = longest_match(ids.data(), ids.size(), most);
+  return {found.end, found.length};
+}
+
 }  // namespace
 
 void bind_grams(nb::module_& m) {
   nb::class_<Table>(m, "GramTable")
       .def(nb::init<In<uint64_t, 1>, In<int64_t, 1>, In<int32_t, 1>, In<float, 1>>())
       .def("search", search, nb::arg("changes").none(), nb::arg("a"), nb::arg("b"), nb::arg("iterations"), nb::arg("levels"), nb::arg("c1"), nb::arg("c2"), nb::arg("seed"), nb::arg("most"))
-      .def("widest", widest, nb::arg("changes").none(), nb::arg("a"), nb::arg("b"), nb::arg("levels"), nb::arg("most"));
+      .def("widest", widest, nb::arg("changes").none(), nb::arg("a"), nb::arg("b"), nb::arg("levels"), nb::arg("most"))
+      .def("chain", chain, nb::arg("changes").none(), nb::arg("a"), nb::arg("b"), nb::arg("most"));
+  m.def("longest_match", match, nb::arg("ids"), nb::arg("most"));
   nb::class_<Changes>(m, "GramChanges").def(nb::init<size_t>(), nb::arg("most")).def("learn", learn).def("__len__", &Changes::size);
 }
 
