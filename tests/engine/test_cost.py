@@ -77,3 +77,18 @@ def test_rising_is_what_predict_says_step_by_step(cost: LinearCost | FittedCost)
     base = [grant(300, 1), grant(40, 1)]
     want = [cost.predict([grant(300, 1 + m), base[1]]) for m in range(20)]
     np.testing.assert_allclose(cost.rising(base, 19), want, rtol=1e-9)
+
+
+def test_a_slow_spell_changes_nothing_between_sizes() -> None:
+    """What is seen while others work on the machine is no news about the size that happens to be seen then."""
+    took = {1: 0.003, 2: 0.0034, 3: 0.004}
+    cost = FittedCost()
+    for _ in range(100):
+        for rows, seconds in took.items():
+            cost.learn([grant(500, rows)], seconds)
+    for rows in (2, 3, 2):
+        for _ in range(40):
+            cost.learn([grant(500, rows)], 2.5 * took[rows])
+        one, of = cost.predict([grant(500, 1)]), cost.predict([grant(500, rows)])
+        assert of == pytest.approx(2.5 * took[rows], rel=0.05)
+        assert of / one == pytest.approx(took[rows] / took[1], rel=0.05)

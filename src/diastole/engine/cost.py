@@ -4,6 +4,9 @@
 computes: the sum over granted rows of the units each row looks back on. Coefficients are kept non-negative and samples
 are kept per size bucket, so that a long run of small steps cannot wash out what is known of large ones. Rows cost less
 the more of them come together, in jumps, which no line follows: ``r`` says what steps of a size take beside the line.
+
+A machine is slower for a while when others work on it. What the last steps took beside what was predicted says how
+much; everything else is learned as if the machine were as always, so that sizes seen at different times compare.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ PER_BUCKET = 16  # latest samples kept of each size
 REFIT = 512  # samples between fits; the first come earlier
 EARLY = frozenset({16, 32, 64, 128, 256})
 FINE = 16  # up to so many units each number is a size of its own
-DRIFT = 0.1  # of a new sample in the ratio of its size
+FEW = 3  # samples that a fit counts for
+BESIDE = 11  # latest samples of what a size takes beside the line: their median counts
+RECENT = 7  # latest steps that tell how slow the machine is now: sooner than any size forgets
+SLOWEST = 8.0  # times as slow as always, or as fast
 
 Features = tuple[float, float, float, float]
 
@@ -64,16 +70,19 @@ class FittedCost:
     def __init__(self, guess: Features = (0.002, 0.001, 0.0, 0.0005)) -> None:
         self.coefficients = guess
         self._samples: dict[tuple[int, int], deque[tuple[float, ...]]] = {}
-        self._ratios: dict[int, float] = {}  # by size: measured over fitted
+        self._beside: dict[int, deque[float]] = {}  # by size: measured over fitted, lately
+        self._ratios: dict[int, float] = {}  # by size: the median of that
+        self._recent: deque[float] = deque(maxlen=RECENT)  # measured over predicted
+        self._slow = 1.0  # how many times as slow as always the machine is now
         self._seen = 0
 
     def predict(self, grants: Sequence[Grant]) -> float:
         x = features(grants)
-        return _dot(self.coefficients, x) * self._ratio(int(x[1]))
+        return _dot(self.coefficients, x) * self._ratio(int(x[1])) * self._slow
 
     def rising(self, grants: Sequence[Grant], most: int) -> Array:
         x = more(grants, most)
-        found: Array = (np.array(self.coefficients) @ np.stack(x)) * [self._ratio(int(n)) for n in x[1]]
+        found: Array = (np.array(self.coefficients) @ np.stack(x)) * [self._ratio(int(n)) * self._slow for n in x[1]]
         return found
 
     def _ratio(self, units: int) -> float:
@@ -91,13 +100,23 @@ class FittedCost:
         samples = self._samples.get(bucket)
         if samples is None:
             samples = self._samples[bucket] = deque(maxlen=PER_BUCKET)
-        samples.append((*x, seconds))
+        always = self._as_always(x, size, seconds)
+        samples.append((*x, always))
         self._seen += 1
         if self._seen % REFIT == 0 or self._seen in EARLY:
             self._fit()
-        elif size in self._ratios:
-            now = min(max(seconds / _dot(self.coefficients, x), self._ratios[size] / 2), self._ratios[size] * 2)
-            self._ratios[size] += DRIFT * (now - self._ratios[size])
+        elif size in self._beside:
+            beside = self._beside[size]
+            beside.append(always / max(_dot(self.coefficients, x), 1e-9))
+            self._ratios[size] = _middle(beside)
+
+    def _as_always(self, x: Features, size: int, seconds: float) -> float:
+        """What a step that took so long would have taken on the machine as it always is."""
+        if size not in self._beside:  # it says nothing about the machine
+            return seconds / self._slow
+        self._recent.append(seconds / max(_dot(self.coefficients, x) * self._ratios[size], 1e-9))
+        self._slow = min(max(_middle(self._recent), 1 / SLOWEST), SLOWEST)
+        return seconds / self._slow
 
     def _fit(self) -> None:
         # The median of each bucket: one slow step (a page fault, a neighbour) must not move the fit.
@@ -109,6 +128,11 @@ class FittedCost:
         ratios = rows[:, -1] / np.maximum(rows[:, :-1] @ np.array(found), 1e-9)
         sizes = np.array([size for size, _ in self._samples])
         self._ratios = {int(s): float(np.median(ratios[sizes == s])) for s in np.unique(sizes)}
+        self._beside = {size: deque([ratio] * FEW, maxlen=BESIDE) for size, ratio in self._ratios.items()}
+
+
+def _middle(values: Sequence[float] | deque[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 def _size(units: int) -> int:

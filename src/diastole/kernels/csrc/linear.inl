@@ -135,10 +135,10 @@ void prepare(Weight kind, const Rows& rows, const Patch& from) {
 // ---- all rows
 
 // All rows t0..t1 against NB row blocks, which stay in the nearest cache meanwhile. Several rows take long enough over
-// eight or more bits per weight for the processor to fetch ahead by itself: there, telling it costs more than it brings.
+// sixteen or more bits per weight for the processor to fetch ahead by itself: there, telling it costs more than it brings.
 template <Weight KIND, int NB>
 inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1) {
-  constexpr bool kFetch = KIND == Weight::q4;
+  constexpr bool kFetch = KIND == Weight::q4 || KIND == Weight::q8;
   const auto rest = [&](auto fetch) {
     constexpr bool kFirst = decltype(fetch)::value;
     const int left = (t1 - t0) % 4, t = t1 - left;
