@@ -6,7 +6,7 @@ are kept per size bucket, so that a long run of small steps cannot wash out what
 the more of them come together, in jumps, which no line follows: ``r`` says what steps of a size take beside the line.
 
 A machine is slower for a while when others work on it. What the last steps took beside what was predicted says how
-much; everything else is learned as if the machine were as always, so that sizes seen at different times compare.
+much; what a size takes is looked at beside that, so that sizes seen at different times compare.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PER_BUCKET = 16  # latest samples kept of each size
 REFIT = 512  # samples between fits; the first come earlier
 EARLY = frozenset({16, 32, 64, 128, 256})
 FINE = 16  # up to so many units each number is a size of its own
-FEW = 3  # samples that a fit counts for
+FEW = 5  # samples that a fit counts for
 BESIDE = 11  # latest samples of what a size takes beside the line: their median counts
 RECENT = 7  # latest steps that tell how slow the machine is now: sooner than any size forgets
 SLOWEST = 8.0  # times as slow as always, or as fast
@@ -70,7 +70,7 @@ class FittedCost:
     def __init__(self, guess: Features = (0.002, 0.001, 0.0, 0.0005)) -> None:
         self.coefficients = guess
         self._samples: dict[tuple[int, int], deque[tuple[float, ...]]] = {}
-        self._beside: dict[int, deque[float]] = {}  # by size: measured over fitted, lately
+        self._beside: dict[int, deque[float]] = {}  # by size: measured over fitted, as if the machine were as always
         self._ratios: dict[int, float] = {}  # by size: the median of that
         self._recent: deque[float] = deque(maxlen=RECENT)  # measured over predicted
         self._slow = 1.0  # how many times as slow as always the machine is now
@@ -100,23 +100,16 @@ class FittedCost:
         samples = self._samples.get(bucket)
         if samples is None:
             samples = self._samples[bucket] = deque(maxlen=PER_BUCKET)
-        always = self._as_always(x, size, seconds)
-        samples.append((*x, always))
+        samples.append((*x, seconds))
         self._seen += 1
+        if size in self._beside:
+            beside = seconds / max(_dot(self.coefficients, x), 1e-9)
+            self._recent.append(beside / self._ratios[size])
+            self._slow = min(max(_middle(self._recent), 1 / SLOWEST), SLOWEST)
+            self._beside[size].append(beside / self._slow)
+            self._ratios[size] = _middle(self._beside[size])
         if self._seen % REFIT == 0 or self._seen in EARLY:
             self._fit()
-        elif size in self._beside:
-            beside = self._beside[size]
-            beside.append(always / max(_dot(self.coefficients, x), 1e-9))
-            self._ratios[size] = _middle(beside)
-
-    def _as_always(self, x: Features, size: int, seconds: float) -> float:
-        """What a step that took so long would have taken on the machine as it always is."""
-        if size not in self._beside:  # it says nothing about the machine
-            return seconds / self._slow
-        self._recent.append(seconds / max(_dot(self.coefficients, x) * self._ratios[size], 1e-9))
-        self._slow = min(max(_middle(self._recent), 1 / SLOWEST), SLOWEST)
-        return seconds / self._slow
 
     def _fit(self) -> None:
         # The median of each bucket: one slow step (a page fault, a neighbour) must not move the fit.
@@ -129,6 +122,8 @@ class FittedCost:
         sizes = np.array([size for size, _ in self._samples])
         self._ratios = {int(s): float(np.median(ratios[sizes == s])) for s in np.unique(sizes)}
         self._beside = {size: deque([ratio] * FEW, maxlen=BESIDE) for size, ratio in self._ratios.items()}
+        self._recent.clear()
+        self._slow = 1.0
 
 
 def _middle(values: Sequence[float] | deque[float]) -> float:

@@ -6,6 +6,8 @@ that nobody holds yet are as good as any: only time is looked at.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from diastole.clock import Clock
@@ -13,14 +15,14 @@ from diastole.engine.service import Service
 from diastole.state.pages import PAGE, PagePool
 from diastole.types import Batch, Grant, Request, Stream
 
-# Streams, tokens that each has absorbed, rows of each: less than a second in all for a small model.
+# Streams, tokens that each has absorbed, rows of each: about a second in all for a small model.
 CASES = (
     (1, 64, (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)),
     (1, 512, (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)),
     (4, 512, (1, 2, 4, 8)),
     (16, 512, (1, 2)),
 )
-TIMES = 2
+TIMES = 5
 
 
 def profile(service: Service, pool: PagePool, clock: Clock, context: int, most: int) -> None:
@@ -34,22 +36,26 @@ def profile(service: Service, pool: PagePool, clock: Clock, context: int, most: 
     for streams, units, sizes in CASES:
         if streams > most or streams * _pages(units, max(sizes)) > pool.pages or units + max(sizes) > context:
             continue
-        for rows in sizes:
-            grants = [Grant(Stream(request, 0, units + rows, done=units), rows)] * streams
-            for took in seconds(service, clock, streams, units, rows, TIMES):
-                service.cost.learn(grants, took)
+        took = seconds(service, clock, streams, units, sizes, TIMES)
+        for nth in range(TIMES):
+            for rows in sizes:
+                grants = [Grant(Stream(request, 0, units + rows, done=units), rows)] * streams
+                service.cost.learn(grants, took[rows][nth])
 
 
-def seconds(service: Service, clock: Clock, streams: int, units: int, rows: int, times: int) -> list[float]:
-    """What forward passes take, one after the other, over ``rows`` rows of each of ``streams`` streams that have
-    absorbed ``units``. Nobody may hold pages."""
-    batch = _batch(streams, units, rows, _pages(units, rows))
-    service.model.forward(batch, service.state)  # touches everything
-    took = []
-    for _ in range(times):
-        began = clock.now()
-        service.model.forward(batch, service.state)
-        took.append(clock.now() - began)
+def seconds(
+    service: Service, clock: Clock, streams: int, units: int, sizes: Sequence[int], times: int
+) -> dict[int, list[float]]:
+    """By rows of each of ``streams`` streams that have absorbed ``units``, what forward passes take. All sizes take
+    turns, so that a slow moment is not one size's alone. Nobody may hold pages."""
+    batches = {rows: _batch(streams, units, rows, _pages(units, rows)) for rows in sizes}
+    took: dict[int, list[float]] = {rows: [] for rows in sizes}
+    for nth in range(times + 1):
+        for rows, batch in batches.items():
+            began = clock.now()
+            service.model.forward(batch, service.state)
+            if nth:  # the first touches everything
+                took[rows].append(clock.now() - began)
     return took
 
 

@@ -81,7 +81,7 @@ def run(study: Study) -> None:
 def _costs(llm: LLM) -> dict[int, float]:
     """By rows of one stream at 512 tokens, seconds of a step over those with one row."""
     service, clock = llm.engine.services[0], RealClock()
-    took = {rows: statistics.median(seconds(service, clock, 1, 512, rows, 9)) for rows in ROWS}
+    took = {rows: statistics.median(s) for rows, s in seconds(service, clock, 1, 512, ROWS, 9).items()}
     return {rows: s / took[1] for rows, s in took.items()}
 
 
