@@ -28,6 +28,7 @@ from diastole.nn.decoder import Decoder
 from diastole.nn.linear import Linear
 from diastole.nn.norm import RMSNorm
 from diastole.nn.transfer import matrix, part_of_head
+from diastole.recipes.keeping import Pickled
 from diastole.recipes.longspec import VOCAB, frequent
 from diastole.recipes.own_text import Texts
 from diastole.recipes.target import Target
@@ -260,16 +261,16 @@ def train(
     learned = nn.ModuleDict({student.name: student for student in students})
     optimizer = torch.optim.AdamW([p for p in learned.parameters() if p.requires_grad], plan.rate, weight_decay=0.0)
     about = {"plan": {**asdict(plan), "layers": [*plan.layers]}, "tokens": len(texts.ids), "of": texts.fingerprint}
-    step, seconds = _resume(kept, learned, optimizer, about)
+    file = None if kept is None else Pickled(kept, learned, optimizer, about)
+    step, seconds = (0, 0.0) if file is None else file.resume()
     if not step:
         _take_scales(students, [reader.passage(*_chosen(lessons, plan.seed, i)) for i in range(_SCALED)], above)
     while step < plan.steps:
         began = time.monotonic()
         done = _step(students, optimizer, reader.passage(*_chosen(lessons, plan.seed, step)), above, step, plan)
         step, seconds = step + 1, seconds + time.monotonic() - began
-        if kept is not None and (step % save_every == 0 or step == plan.steps):
-            state = {"learned": learned.state_dict(), "optimizer": optimizer.state_dict()}
-            _keep(kept, about=about, step=step, seconds=seconds, **state)
+        if file is not None and (step % save_every == 0 or step == plan.steps):
+            file.keep(step, seconds)
         tell(done)
     exams = [reader.passage(*_chosen([lesson], plan.seed, i)) for i, lesson in enumerate(held)]
     figures = {
@@ -362,35 +363,3 @@ def _chosen(lessons: Sequence[Lesson], seed: int, step: int) -> tuple[Array, Arr
     places = np.arange(lesson.first, lesson.behind)
     chosen = np.random.default_rng([seed, 1, step]).permutation(places)[:SOURCES]
     return lesson.ids, np.sort(chosen)
-
-
-# ---- a training that was interrupted
-
-
-def _resume(
-    kept: Path | None, learned: nn.Module, optimizer: torch.optim.Optimizer, about: Mapping[str, Any]
-) -> tuple[int, float]:
-    """The step and the seconds that it had come to.
-
-    Raises:
-        UserError: it went by another plan.
-    """
-    if kept is None or not kept.exists():
-        return 0, 0.0
-    try:
-        found = torch.load(kept, weights_only=True)
-        same = found["about"] == about
-    except Exception as e:  # whatever a torn file does to the reader
-        raise UserError(f"{kept} cannot be read as a training under way: remove it ({e!s:.80})", param="out") from None
-    if not same:
-        raise UserError(f"{kept} is of a training by another plan: name another place or remove it", param="out")
-    learned.load_state_dict(found["learned"])
-    optimizer.load_state_dict(found["optimizer"])
-    return found["step"], found["seconds"]
-
-
-def _keep(kept: Path, **state: Any) -> None:
-    part = kept.with_name(kept.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, part)
-    part.replace(kept)

@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
 
 from diastole.bench.longtext import DOMAINS
+from diastole.recipes.keeping import Kept
 from diastole.recipes.llama import Llama, LlamaShape
-from diastole.types import Array, UserError
+from diastole.types import Array
 
 VOCAB, CONTEXT = 2048, 1024
 SHAPE = LlamaShape(VOCAB, layers=12, hidden=256, inner=512, heads=4, kv_heads=2, context=CONTEXT)
@@ -40,7 +39,6 @@ SAMPLE = 250_000  # characters of each domain that the tokenizer is made from
 APART = 0.05  # share of each text that is not trained on
 DROP, SCALE, TURNS = 0.2, 0.2, 4  # of the last layer's skips; of exits' losses; steps between an exit's two losses
 _RATE, _WARM, _DECAY = 2e-3, 100, 0.05
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +84,8 @@ def train(plan: Plan, out: Path, tell: Callable[[Progress], None], save_every: i
     torch.manual_seed(plan.seed)
     model = Llama(plan.shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, 0.98), weight_decay=_DECAY)
-    kept = out / "training.state"  # not .safetensors: it is no part of the model
-    step, seconds = _resume(kept, model, optimizer, plan)
+    kept = Kept(out / "training.state", model, optimizer, asdict(plan))
+    step, seconds = kept.resume()
     taught, apart = data(plan, out, fresh=step == 0)
     while step < plan.steps:
         began = time.perf_counter()
@@ -95,7 +93,7 @@ def train(plan: Plan, out: Path, tell: Callable[[Progress], None], save_every: i
         step += 1
         seconds += time.perf_counter() - began
         if step % save_every == 0 or step == plan.steps:
-            _keep(kept, model, optimizer, plan, step, seconds)
+            kept.keep(step, seconds)
         tell(done)
     figures = {
         "seconds": seconds,
@@ -253,34 +251,6 @@ def agreement(model: Llama, ids: Array) -> dict[str, Any]:
     first = last.argmax(-1)
     loss = F.cross_entropy(last.flatten(0, 1), x[:, 1:].flatten()).item()
     return {"loss": loss, "exits": [(t.argmax(-1) == first).float().mean().item() for t in early]}
-
-
-# ---- what is kept
-
-
-def _resume(kept: Path, model: Llama, optimizer: torch.optim.Optimizer, plan: Plan) -> tuple[int, float]:
-    """The step and the seconds that an interrupted training had come to."""
-    if not kept.exists():
-        return 0, 0.0
-    with safe_open(kept, "pt") as file:
-        notes = json.loads(file.metadata()["notes"])
-        if notes["plan"] != asdict(plan):
-            message = f"{kept} is of a training by another plan: give another directory or remove it"
-            raise UserError(message, param="out")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors[name])
-        optimizer.state[parameter] = {k: tensors[f"{k}/{name}"] for k in _MOMENTS}
-    return notes["step"], notes["seconds"]
-
-
-def _keep(kept: Path, model: Llama, optimizer: torch.optim.Optimizer, plan: Plan, step: int, seconds: float) -> None:
-    tensors = {n: p.data for n, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"{k}/{name}": optimizer.state[parameter][k] for k in _MOMENTS}
-    part = kept.with_suffix(".part")
-    save_file(tensors, part, {"notes": json.dumps({"plan": asdict(plan), "step": step, "seconds": seconds})})
-    part.replace(kept)
 
 
 def _card(figures: dict[str, Any]) -> str:

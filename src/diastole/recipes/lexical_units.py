@@ -26,18 +26,18 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 from torch.nn import functional as F
 
+from diastole.recipes.keeping import Kept, whole
 from diastole.recipes.llama import Llama, LlamaShape
 from diastole.recipes.unit_texts import END, PLACEHOLDER, texts, vocabulary
 from diastole.types import Array, UserError
 
 SHAPE = LlamaShape(2048, layers=8, hidden=256, inner=896, heads=4, kv_heads=2, context=512)
 _RATES, _WARM, _DECAY = {"untuned": 2e-3, "tuned": 4e-4}, 50, 0.05
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 _IGNORED = -100  # a row without a token to tell
+_CORPUS, _FIGURES = "corpus.state", "lexical-units.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Progress:
 
 def _corpus(plan: Plan, out: Path) -> dict[str, Array]:
     """The ids of each fold, (n,) int32; made once, so that an interrupted training goes on with the same text."""
-    place, notes = out / "corpus.state", {"plan": json.dumps(asdict(plan), sort_keys=True)}
+    place, notes = out / _CORPUS, {"plan": json.dumps(asdict(plan), sort_keys=True)}
     if place.exists():
         with safe_open(place, "np") as file:
             if (file.metadata() or {}) != notes:
@@ -105,7 +105,7 @@ def _corpus(plan: Plan, out: Path) -> dict[str, Array]:
         backend.save(str(out / stage / "tokenizer.json"))
         config = {"eos_token": END, "add_bos_token": False}
         (out / stage / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
-    _written(place, lambda part: save_file(found, part, notes))
+    whole(place, lambda part: save_file(found, part, notes))
     return found
 
 
@@ -304,8 +304,8 @@ def _fit(
 ) -> float:
     """Train the model in place from the step where its stage stands: seconds, over all of them."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATES[stage], betas=(0.9, 0.98), weight_decay=_DECAY)
-    kept = out / stage / "training.state"  # not .safetensors: it is no part of the model
-    step, seconds = _resume(kept, model, optimizer)
+    kept = Kept(out / stage / "training.state", model, optimizer)  # the plan is the corpus's
+    step, seconds = kept.resume()
     while step < steps:
         began = time.perf_counter()
         for group in optimizer.param_groups:  # up over the first steps, down over the last half
@@ -318,30 +318,9 @@ def _fit(
         step += 1
         seconds += time.perf_counter() - began
         if step % save_every == 0 or step == steps:
-            _keep(kept, model, optimizer, step, seconds)
+            kept.keep(step, seconds)
         tell(step, loss.item())
     return seconds
-
-
-def _resume(kept: Path, model: Llama, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """The step and the seconds that an interrupted stage had come to."""
-    if not kept.exists():
-        return 0, 0.0
-    with safe_open(kept, "pt") as file:
-        notes = json.loads(file.metadata()["notes"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors[name])
-        optimizer.state[parameter] = {k: tensors[f"{k}/{name}"] for k in _MOMENTS}
-    return notes["step"], notes["seconds"]
-
-
-def _keep(kept: Path, model: Llama, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    tensors = {n: p.data for n, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"{k}/{name}": optimizer.state[parameter][k] for k in _MOMENTS}
-    notes = {"notes": json.dumps({"step": step, "seconds": seconds})}
-    _written(kept, lambda part: save_tensors(tensors, part, notes))
 
 
 def _marks(model: Llama, held: Array, out: Path) -> Array:
@@ -349,19 +328,27 @@ def _marks(model: Llama, held: Array, out: Path) -> Array:
     place = out / "marks.state"
     if not place.exists():
         found = likelihoods(model, held)
-        _written(place, lambda part: save_file({"likely": found}, part))
+        whole(place, lambda part: save_file({"likely": found}, part))
     likely: Array = load_file(place)["likely"]
     return likely
 
 
-def _written(place: Path, write: Callable[[Path], None]) -> None:
-    """Whole or not at all."""
-    part = place.with_name(place.name + ".part")
-    write(part)
-    part.replace(place)
-
-
 # ---- what is written
+
+
+def made(out: Path) -> dict[str, Any] | None:
+    """The card's figures of a training that came to its end; None: there is none."""
+    places = (out / "tuned" / _FIGURES, out / "untuned" / _FIGURES, out / _CORPUS)
+    if not all(place.is_file() for place in places):
+        return None
+    figures: dict[str, Any] = json.loads(places[0].read_text())
+    return figures
+
+
+def unseen(out: Path) -> Array:
+    """The text that a training put aside to be judged by: ids (n,) int32."""
+    ids: Array = load_file(out / _CORPUS)["test"]
+    return ids
 
 
 def _save(model: Llama, stage: str, out: Path, figures: dict[str, Any]) -> None:
@@ -371,7 +358,7 @@ def _save(model: Llama, stage: str, out: Path, figures: dict[str, Any]) -> None:
     if stage == "tuned":
         config["placeholder_token_id"] = model.shape.vocab - 1
     place.write_text(json.dumps(config, indent=1))
-    (out / stage / "lexical-units.json").write_text(json.dumps(figures, indent=1))
+    (out / stage / _FIGURES).write_text(json.dumps(figures, indent=1))
     (out / stage / "README.md").write_text(_card(stage, figures))
 
 

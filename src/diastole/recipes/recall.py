@@ -17,20 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from diastole.bench.longcontext.recall import END, FIRST_KEY, START, UNKNOWN, WORDS, examples
+from diastole.recipes.keeping import Kept
 from diastole.recipes.llama import Llama, LlamaShape
-from diastole.types import Array, UserError
+from diastole.types import Array
 
 CONTEXT = 2048  # the longest that is trained
 SHAPE = LlamaShape(len(WORDS), layers=2, hidden=128, inner=256, heads=2, kv_heads=1, context=CONTEXT)
 _CURRICULUM = ((0.25, 64), (0.10, 128), (0.15, 256), (0.15, 512), (0.15, 1024), (0.20, 2048))  # shares of the steps
 _COPYING = 0.2  # of the steps, out of the first share
 _RATE, _WARM, _DECAY = 2e-3, 50, 0.01
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +75,15 @@ def train(plan: Plan, out: Path, tell: Callable[[Progress], None], save_every: i
     torch.manual_seed(plan.seed)
     model = Llama(plan.shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, 0.98), weight_decay=_DECAY)
-    kept = out / "training.state"  # not .safetensors: it is no part of the model
-    step, seconds = _resume(kept, model, optimizer, plan)
+    kept = Kept(out / "training.state", model, optimizer, asdict(plan))
+    step, seconds = kept.resume()
     while step < plan.steps:
         began = time.perf_counter()
         done = _step(model, optimizer, step, plan)
         step += 1
         seconds += time.perf_counter() - began
         if step % save_every == 0 or step == plan.steps:
-            _keep(kept, model, optimizer, plan, step, seconds)
+            kept.keep(step, seconds)
         tell(done)
     figures = {
         "seconds": seconds,
@@ -151,32 +149,6 @@ def accuracy(model: Llama, n: int, seed: int) -> float:
     """Share of questions answered rightly in new contexts of ``n`` tokens."""
     with torch.no_grad():
         return _share(*_tell(model, *examples(n, max(4, 8192 // n), np.random.default_rng([seed, n, 2**20]))))
-
-
-def _resume(kept: Path, model: Llama, optimizer: torch.optim.Optimizer, plan: Plan) -> tuple[int, float]:
-    """The step and the seconds that an interrupted training had come to."""
-    if not kept.exists():
-        return 0, 0.0
-    with safe_open(kept, "pt") as file:
-        notes = json.loads(file.metadata()["notes"])
-        if notes["plan"] != asdict(plan):
-            message = f"{kept} is of a training by another plan: give another directory or remove it"
-            raise UserError(message, param="out")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(tensors[name])
-        optimizer.state[parameter] = {k: tensors[f"{k}/{name}"] for k in _MOMENTS}
-    return notes["step"], notes["seconds"]
-
-
-def _keep(kept: Path, model: Llama, optimizer: torch.optim.Optimizer, plan: Plan, step: int, seconds: float) -> None:
-    tensors = {n: p.data for n, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"{k}/{name}": optimizer.state[parameter][k] for k in _MOMENTS}
-    part = kept.with_suffix(".part")
-    notes = {"plan": asdict(plan), "step": step, "seconds": seconds}
-    save_file(tensors, part, {"notes": json.dumps(notes)})
-    part.rename(kept)
 
 
 def _tokenizer(out: Path) -> None:
