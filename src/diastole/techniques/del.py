@@ -173,6 +173,7 @@ class Del(Guesser):
         self.exits = _exits(p, facts.layers, self.heads.adapters)
         self.most = p.length if self.static else p.max_draft
         self.costs = counted(facts.layers, self.most)
+        self._known: dict[int, Array] = {}  # costs of rounds, by streams
         self.work, self.exit = Work(), self.exits[0]
         self._rounds: dict[Stream, _Round] = {}
         self._relay: Relay | None = None
@@ -188,6 +189,7 @@ class Del(Guesser):
         if self.p.cost == "measured":
             shadows = 0.0 if self.static else len(self.exits) / self.p.shadow_every
             self.costs = measured(self.decoder, kv, self.heads, self.most, shadows)
+            self._known.clear()
         return {}
 
     # ---- drafting
@@ -195,7 +197,9 @@ class Del(Guesser):
     def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
         self._give_back({})  # of a step that failed
         wishes = {s: n for s, n in zip(streams, lengths, strict=True) if n > 0 and not self._rests(s)}
-        costs = np.stack([self.costs.rounds(exit, len(wishes)) for exit in self.exits])
+        if not wishes:
+            return [Draft(()) for _ in streams]
+        costs = self._costs(len(wishes))
         self.exit = self._best(list(wishes), costs)
         rounds = [r for r in (self._begin(s, n, costs) for s, n in wishes.items()) if r.most > 0]
         self._rounds = {r.stream: r for r in rounds}
@@ -204,6 +208,12 @@ class Del(Guesser):
             rounds = [r for r in rounds if len(r.odds) < r.most and r.odds[-1] >= r.least]
         found = {s: Draft(r.ids[1:], odds=r.odds) for s, r in self._rounds.items()}
         return [found.get(s, Draft(())) for s in streams]
+
+    def _costs(self, streams: int) -> Array:
+        """Of rounds of so many streams, by exit and number of guesses: (C, most + 1)."""
+        if streams not in self._known:
+            self._known[streams] = np.stack([self.costs.rounds(exit, streams) for exit in self.exits])
+        return self._known[streams]
 
     def _notes(self, stream: Stream) -> Notes:
         notes: Notes | None = stream.scratch.get(NAME)
