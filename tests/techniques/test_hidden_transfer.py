@@ -17,10 +17,11 @@ from diastole.models import llama
 from diastole.nn.linear import Loader
 from diastole.nn.transfer import Transfer
 from diastole.slots import Facts
+from diastole.spec.crossed import likeliest, tree
 from diastole.state.kv import PagedKV
 from diastole.state.pages import PAGE
 from diastole.techniques import hidden_transfer as technique
-from diastole.techniques.hidden_transfer import NAME, Ahead, HiddenTransfer, likeliest, tree
+from diastole.techniques.hidden_transfer import NAME, Ahead, HiddenTransfer
 from diastole.types import Array, Batch, Draft, Stream, Tap, UserError
 from diastole.weights.calibration import Calibration, about
 from spec.oracle import Oracle

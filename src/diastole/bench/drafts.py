@@ -75,6 +75,7 @@ class Bench:
     def __init__(self, engines: Mapping[str, Speaking], params: SamplingParams | None = None) -> None:
         self.engines = engines
         self.params = params or SamplingParams(max_tokens=128, temperature=0, ignore_eos=True)
+        self._warm = False
 
     def cell(
         self,
@@ -84,20 +85,30 @@ class Bench:
         rounds: int = 3,
         tell: Callable[[], None] = lambda: None,
     ) -> Cell:
-        """Run all prompts, ``streams`` at a time, in every engine, so many times. tell: hears of every run."""
-        sides = {name: Side() for name in self.engines}
-        want: dict[int, list[int]] = {}
+        """Run all prompts, ``streams`` at a time, in every engine, so many times; who begins changes from run to run.
+        tell: hears of every run."""
+        self._warm_up(prompts[:streams])
+        names = [*self.engines]
+        sides = {name: Side() for name in names}
         for turn in range(rounds):
             for side in sides.values():
                 side.seconds.append(0.0)
-            for at in range(0, len(prompts) - streams + 1, streams):
-                for name, llm in self.engines.items():
-                    said = self._run(sides[name], llm, prompts[at : at + streams])
-                    for i, ids in enumerate(said, at):
-                        if turn == 0 and ids != want.setdefault(i, ids):
-                            sides[name].different += 1
+            for nth, at in enumerate(range(0, len(prompts) - streams + 1, streams)):
+                said: dict[str, list[list[int]]] = {}
+                first = (turn + nth) % len(names)
+                for name in names[first:] + names[:first]:
+                    said[name] = self._run(sides[name], self.engines[name], prompts[at : at + streams])
                     tell()
+                for name in names[1:] if turn == 0 else ():
+                    sides[name].different += sum(a != b for a, b in zip(said[name], said[names[0]], strict=True))
         return Cell(work, streams, self.params.max_tokens or 0, sides)
+
+    def _warm_up(self, prompts: Sequence[Sequence[int]]) -> None:
+        """An engine's first steps find nothing where it will be: whoever was first would be the slowest."""
+        if not self._warm:
+            for llm in self.engines.values():
+                llm.generate(prompts, SamplingParams(max_tokens=16, temperature=0, ignore_eos=True))
+        self._warm = True
 
     def _run(self, side: Side, llm: Speaking, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         llm.generate(prompts, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))

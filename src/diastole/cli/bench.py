@@ -15,6 +15,7 @@ import typer
 
 from diastole.cli.drafts import drafts
 from diastole.cli.longcontext import longcontext
+from diastole.cli.rows import rows
 from diastole.cli.sparse import sparse
 from diastole.types import UserError
 
@@ -22,6 +23,7 @@ app = typer.Typer(help="Measure this installation on this machine.", no_args_is_
 app.command()(longcontext)
 app.command()(sparse)
 app.command()(drafts)
+app.command()(rows)
 
 
 @app.command()

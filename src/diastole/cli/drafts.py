@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from diastole.types import UserError
+from diastole.cli.rows import numbers
 
 
 def drafts(
@@ -43,7 +43,7 @@ def drafts(
     from diastole.llm import LLM
     from diastole.params import SamplingParams
 
-    widths = _numbers(streams)
+    widths = numbers("streams", streams, 1024)
     sides = {u: u.split("+") for u in use or ["auto"]}
     params = SamplingParams(max_tokens=tokens, temperature=temperature, seed=0, ignore_eos=True)
     cells: list[Cell] = []
@@ -88,15 +88,3 @@ def drafts(
     out = Console()
     out.width = max(out.width, 110)
     out.print(table)
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        found = [int(n) for n in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1 or max(found) > 1024:
-        raise UserError(
-            f"--streams must be numbers from 1 to 1024 with commas between, not {text!r:.40}", param="streams"
-        )
-    return found

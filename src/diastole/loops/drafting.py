@@ -174,10 +174,10 @@ class Drafting(AutoRegressive):
 
     def _commit_others(self, batch: Batch, output: Array, number: dict[int, int], now: float) -> Outcome:
         """Of the streams that absorb what they were given."""
-        behind = np.cumsum([n for _, n in batch.grants])
         others = [i for i, sown in enumerate(batch.sown) if sown is None]
         if not others:
             return Outcome([], [])
+        behind = np.cumsum([n for _, n in batch.grants])
         grants = tuple([batch.grants[i] for i in others])
         starts = np.cumsum([0, *(n for _, n in grants)], dtype=np.int32)
         inputs = np.concatenate(

@@ -22,7 +22,7 @@ NEEDS = frozenset({"paged_kv"})
 class Params:
     """Knobs."""
 
-    kmax: int = 7  # guesses per stream and step, at most
+    kmax: int = 15  # guesses per stream and step, at most
 
 
 def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:

@@ -13,8 +13,6 @@ of the vocabulary; verification is the engine's, one draw per node.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +24,7 @@ from diastole.nn.decoder import Decoder
 from diastole.nn.transfer import Transfer
 from diastole.sample import Chosen
 from diastole.slots import Facts, KVStore
+from diastole.spec.crossed import likeliest, tree
 from diastole.spec.guesser import Guesser
 from diastole.state.lease import Pool
 from diastole.types import Array, Batch, Draft, Stream, UserError
@@ -142,47 +141,6 @@ def _sources(batch: Batch, asked: frozenset[Stream]) -> list[tuple[Stream, Seque
         if foresees and stream.known + _USE <= stream.own.limit:
             sights.append((stream, [behind - 1] if sown is None else sown.rows))
     return sights
-
-
-# ---- guesses
-
-
-def likeliest(logits: Array, k: int) -> tuple[Array, Array]:
-    """logits (R, n) -> the k largest of each row, largest first: places (R, k) and probabilities (R, k)."""
-    k = min(k, logits.shape[1])
-    best = np.argpartition(logits, -k, 1)[:, -k:] if k < logits.shape[1] else np.tile(np.arange(k), (len(logits), 1))
-    order = np.lexsort((best, -np.take_along_axis(logits, best, 1)), axis=1)  # ties: the lower place first
-    best = np.take_along_axis(best, order, 1)
-    most = logits.max(1, keepdims=True)
-    odds = np.exp(np.take_along_axis(logits, best, 1) - most) / np.exp(logits - most).sum(1, keepdims=True)
-    return best, odds
-
-
-def tree(ids: Array, odds: Array, most: int) -> Draft:
-    """The ``most`` likeliest beginnings of what is put together of one token for each position.
-
-    Args:
-        ids: (N, k): tokens that are thought of for the next N positions, likeliest first.
-        odds: (N, k): their probabilities.
-    """
-    tokens: list[int] = []
-    parents: list[int] = []
-    chances: list[float] = []
-    words, p = ids.tolist(), odds.tolist()
-    # Of what is longer than a beginning, and of those with a less likely last token, only the next is put in line: it
-    # cannot be likelier than the beginning itself.
-    line = [(-p[0][0], 0, 1.0, -1, 0, 0)]  # probability (negative), turn, that of the parent, parent, position, rank
-    turns = itertools.count(1)
-    while line and len(tokens) < most:
-        gain, _, before, parent, at, rank = heapq.heappop(line)
-        if rank + 1 < len(p[at]):
-            heapq.heappush(line, (-before * p[at][rank + 1], next(turns), before, parent, at, rank + 1))
-        if at + 1 < len(p):
-            heapq.heappush(line, (gain * p[at + 1][0], next(turns), -gain, len(tokens), at + 1, 0))
-        tokens.append(words[at][rank])
-        parents.append(parent)
-        chances.append(p[at][rank])
-    return Draft(tokens, parents, None, chances)
 
 
 def _check(p: Params) -> None:
