@@ -78,10 +78,15 @@ class Pacer(Protocol):
         ...
 
     def trim(
-        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
+        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel, spent: float
     ) -> Mapping[Stream, Sequence[int]]:
-        """Of each draft, the nodes that are to be verified, ascending, none without its parent. grants: of the whole
-        step."""
+        """Of each draft, the nodes that are to be verified, ascending, none without its parent.
+
+        Args:
+            grants: of the whole step.
+            drafts: those that guess anything.
+            spent: seconds that it took to make them.
+        """
         ...
 
     def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:

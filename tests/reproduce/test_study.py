@@ -140,3 +140,9 @@ def test_the_collector_comes_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         interleaved({"a": lambda: 1 / 0}, rounds=1)
     assert gc.isenabled()
+
+
+def test_what_holds_is_a_plain_truth_also_of_numpys_numbers() -> None:
+    for must in (at_least(np.float64(1.0)), at_most(np.float64(3.0)), between(np.float64(1), np.float64(3))):
+        assert must.holds(np.float64(2.0)) is True
+        assert must.holds(np.float64(9.0) if must.words("")[0] != "≥" else np.float64(0)) is False

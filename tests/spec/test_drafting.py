@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate, cycle
 
 import numpy as np
 import pytest
@@ -125,6 +126,27 @@ def test_a_controller_wants_a_drafter(alone: str) -> None:
 def test_controllers_change_nothing(oracle: Oracle, pace: str) -> None:
     owed.indifferent_to_company(USE, pace)
     owed.random_life(USE, pace, seed=3)
+
+
+def test_a_drafter_that_takes_longer_than_it_saves_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = Oracle(owed.service, 1.0), 0
+
+    def draft(_: Lookup, streams: list[Stream], lengths: list[int]) -> list[Draft]:
+        nonlocal asked
+        asked += 1
+        return made.draft(streams, lengths)
+
+    monkeypatch.setattr(Lookup, "draft", draft)
+    calls, texts = [], []
+    for spent in (0.0, 0.5):  # seconds for each
+        of = owed.service(USE, "smartspec:rest_after=4,probe_every=20")
+        of.loop.timer = accumulate(cycle([0.0, spent])).__next__  # type: ignore[attr-defined]
+        asked = 0
+        texts.append(owed.alone(of, owed.prompt(100), 60))
+        calls.append(asked / of.meter.counters["steps"])
+    assert texts[0] == texts[1]
+    assert calls[0] > 0.9  # of its steps
+    assert 0 < calls[1] < 0.25
 
 
 def test_fixed_is_the_most_that_is_drafted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ stream's last known token, as a prompt's would, so that they are the same as if 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,7 @@ class Drafting(AutoRegressive):
         cost: predicts steps.
         branches: whether drafts may branch; else only the first branch of each is verified.
         meter: counts.
+        timer: seconds, to tell what guessing takes.
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Drafting(AutoRegressive):
         cost: CostModel,
         meter: Meter,
         branches: bool,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(*args)
         self.drafter, self.verify, self.pace, self.cost, self.meter = drafter, verify, pace, cost, meter
-        self.branches = branches
+        self.branches, self.timer = branches, timer
         self._twigs: dict[Stream, list[branching.Twig]] = {}  # of the step under way
 
     def ask(self, stream: Stream) -> Ask:
@@ -144,11 +147,12 @@ class Drafting(AutoRegressive):
         wishes = [(s, n - s.left) for s, n in grants if n > s.left and s.speaks]
         if not wishes:
             return {}
+        began = self.timer()
         guessed = self.drafter.draft([s for s, _ in wishes], [n for _, n in wishes])
+        spent = self.timer() - began
         found = {s: self._usable(draft) for (s, _), draft in zip(wishes, guessed, strict=True) if draft.tokens}
-        if not found:
-            return {}
-        return {s: part(found[s], nodes) for s, nodes in self.pace.trim(grants, found, self.cost).items() if nodes}
+        taken = self.pace.trim(grants, found, self.cost, spent)
+        return {s: part(found[s], nodes) for s, nodes in taken.items() if nodes}
 
     def _usable(self, draft: Draft) -> Draft:
         """As it can be verified here. Without ``q`` a guess counts as no draw, which is exact however it was chosen."""

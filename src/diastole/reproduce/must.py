@@ -42,7 +42,7 @@ class Bound:
     of: str = ""  # where the number comes from
 
     def holds(self, here: float) -> bool:
-        return isfinite(here) and isfinite(self.bound) and _TESTS[self.sign](here, self.bound)
+        return isfinite(here) and isfinite(self.bound) and bool(_TESTS[self.sign](here, self.bound))  # not numpy's
 
     def words(self, unit: str) -> str:
         return f"{self.sign} {figure(self.bound, unit)}" + (f" ({self.of})" if self.of else "")
@@ -56,7 +56,7 @@ class Between:
     high: float
 
     def holds(self, here: float) -> bool:
-        return isfinite(self.low) and isfinite(self.high) and self.low <= here <= self.high
+        return isfinite(self.low) and isfinite(self.high) and bool(self.low <= here <= self.high)
 
     def words(self, unit: str) -> str:
         return f"{figure(self.low, '')} to {figure(self.high, unit)}"

@@ -18,7 +18,7 @@ class Unpaced:
         return [a.hi for a in asks]
 
     def trim(
-        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
+        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel, spent: float
     ) -> Mapping[Stream, Sequence[int]]:
         return {stream: range(len(draft.tokens)) for stream, draft in drafts.items()}
 

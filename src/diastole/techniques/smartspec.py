@@ -32,6 +32,8 @@ SHRINK = 8.0  # tested guesses that what is expected counts for, before a stream
 CURVES = 64  # kept
 MOST_NODES = 64  # of a step
 LEAST, MOST = 0.01, 0.99  # of a probability
+LATELY = 0.1  # of the last step in what guessing saves and takes
+TRUST = 4  # steps without use that a useful one makes up for
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Params:
     off_bias: float = 1.1  # guessing must be so many times as good as not to
     window: int = 100  # tested guesses that are remembered
     refresh_steps: int = 20  # steps between two looks at what steps cost
-    rest_after: int = 40  # steps in a row without a guess worth it, after which nothing is drafted
+    rest_after: int = 40  # steps in which guessing took longer than it saved, after which nothing is drafted
     probe_every: int = 100  # steps of that rest
 
 
@@ -63,6 +65,8 @@ class SmartSpec:
         self._curves: dict[tuple[int, int], tuple[int, list[float]]] = {}
         self._step = self._idle = 0
         self._resting = 0  # steps still to come
+        self._saved = self._spent = 0.0  # seconds of a step, lately
+        self._fresh = True  # nothing is known of that
         self.expected = 0.0  # tokens that the last step that was decided about is thought to bring
 
     def lengths(self, asks: Sequence[Ask], cost: CostModel) -> Sequence[int]:
@@ -73,7 +77,7 @@ class SmartSpec:
         return [min(a.hi, a.lo + self.p.kmax) if a.emits else a.hi for a in asks]
 
     def trim(
-        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
+        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel, spent: float
     ) -> Mapping[Stream, Sequence[int]]:
         plain = [Grant(s, min(n, s.left)) for s, n in grants]  # as if nobody guessed
         nodes = [(gain, s, i) for s, draft in drafts.items() for i, gain in enumerate(self._gains(s, draft))]
@@ -93,18 +97,29 @@ class SmartSpec:
             if tokens[count] / seconds[count] > most:
                 best, most = count, tokens[count] / seconds[count]
         self.expected = tokens[best]
-        return _taken(nodes[: self._try(best)])
+        saved = tokens[best] * seconds[0] / tokens[0] - seconds[best] if tokens[0] else 0.0
+        return _taken(nodes[: self._try(best, saved, spent)])
 
-    def _try(self, count: int) -> int:
-        """So many guesses are verified; after long without any, one, so that what is thought of guesses can change."""
-        if count:
-            self._idle = 0
+    def _try(self, count: int, saved: float, spent: float) -> int:
+        """So many guesses are verified. Where making guesses has long taken longer than they save, none are made for a
+        while; the step before verifies one at least, so that what is thought of guesses can change.
+
+        Args:
+            saved: seconds that the guesses of this step are thought to save.
+            spent: seconds that it took to make them.
+        """
+        share = 1.0 if self._fresh else LATELY
+        self._saved += share * (saved - self._saved)
+        self._spent += share * (spent - self._spent)
+        self._fresh = False
+        if self._saved > self._spent:
+            self._idle = max(self._idle - TRUST, 0)
             return count
         self._idle += 1
         if self._idle < self.p.rest_after:
-            return 0
-        self._resting, self._idle = self.p.probe_every, self.p.rest_after - 1
-        return 1
+            return count
+        self._resting, self._idle, self._fresh = self.p.probe_every, self.p.rest_after - 1, True
+        return max(count, 1)
 
     def _curve(self, plain: Sequence[Grant], most: int, cost: CostModel) -> list[float]:
         """Predicted seconds of this step with 0 to ``most`` guesses."""
