@@ -85,7 +85,7 @@ class Pacer(Protocol):
         Args:
             grants: of the whole step.
             drafts: those that guess anything.
-            spent: seconds that it took to make them.
+            spent: seconds that it took to make the last ones, and to decide about them.
         """
         ...
 

@@ -54,6 +54,7 @@ class Drafting(AutoRegressive):
         super().__init__(*args)
         self.drafter, self.verify, self.pace, self.cost, self.meter = drafter, verify, pace, cost, meter
         self.branches, self.timer = branches, timer
+        self._spent = 0.0  # seconds that the last guesses took, and the decision about them
         self._twigs: dict[Stream, list[branching.Twig]] = {}  # of the step under way
 
     def ask(self, stream: Stream) -> Ask:
@@ -149,10 +150,11 @@ class Drafting(AutoRegressive):
             return {}
         began = self.timer()
         guessed = self.drafter.draft([s for s, _ in wishes], [n for _, n in wishes])
-        spent = self.timer() - began
         found = {s: self._usable(draft) for (s, _), draft in zip(wishes, guessed, strict=True) if draft.tokens}
-        taken = self.pace.trim(grants, found, self.cost, spent)
-        return {s: part(found[s], nodes) for s, nodes in taken.items() if nodes}
+        taken = self.pace.trim(grants, found, self.cost, self._spent)
+        drafts = {s: part(found[s], nodes) for s, nodes in taken.items() if nodes}
+        self._spent = self.timer() - began
+        return drafts
 
     def _usable(self, draft: Draft) -> Draft:
         """As it can be verified here. Without ``q`` a guess counts as no draw, which is exact however it was chosen."""
