@@ -14,7 +14,9 @@ MOST = 512  # of a step
 
 
 def rows(
-    model: Annotated[str, typer.Option("--model", "-m", help="asset, GGUF file or directory")] = "smollm2-135m",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="asset, GGUF file, directory, or a shape: 0.5b-random, 1b-random")
+    ] = "smollm2-135m",
     of: Annotated[str, typer.Option(help="rows of a step, with commas between")] = "1,2,3,4,5,6,7,8,12,16,17,32,64",
     context: Annotated[int, typer.Option(min=0, help="tokens that each stream has absorbed")] = 512,
     streams: Annotated[int, typer.Option(min=1, max=256, help="streams, each with so many rows")] = 1,
@@ -26,6 +28,8 @@ def rows(
     from rich.console import Console
     from rich.table import Table
 
+    from diastole.bench.compare import model_file
+    from diastole.bench.shapes import SHAPES
     from diastole.clock import RealClock
     from diastole.engine.profile import seconds
     from diastole.llm import LLM
@@ -33,7 +37,8 @@ def rows(
 
     sizes = numbers("of", of, MOST)
     room = context + max(sizes)
-    with LLM(model, threads=threads, max_streams=streams) as llm:
+    file = str(model_file(model)) if model in SHAPES else model
+    with LLM(file, threads=threads, max_streams=streams) as llm:
         service = llm.engine.services[0]
         limit, (_, pages) = service.loop.context, service.pages()  # type: ignore[attr-defined]
         if room > limit or streams * -(-room // PAGE) > pages:
