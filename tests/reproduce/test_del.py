@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 from diastole.bench.drafts import PLAIN, Cell, Side
-from diastole.bench.tiny import Remembered, TinyLlama
 from diastole.engine.service import Service
 from diastole.reproduce.del_rounds import Round, accepted, by_request, drafter_of, estimated, hold, watch
 from diastole.reproduce.must import equal_to
@@ -35,15 +33,7 @@ EASY = 6  # layers of the small model after which it hardly changes its mind
 
 @pytest.fixture
 def easy(monkeypatch: pytest.MonkeyPatch) -> None:
-    @cache
-    def tiny() -> tuple[TinyLlama, Remembered]:
-        made = TinyLlama(seed=1)
-        for name, w in made._tensors.items():
-            if name.endswith(("o_proj.weight", "down_proj.weight")) and int(name.split(".")[2]) >= EASY:
-                w *= np.float32(0.1)
-        return made, Remembered()
-
-    monkeypatch.setattr(owed, "_tiny", tiny)
+    owed.first_layers_know(monkeypatch, EASY)
 
 
 @pytest.fixture

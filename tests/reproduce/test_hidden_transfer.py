@@ -51,16 +51,6 @@ def rig() -> Iterator[Rig]:
         yield rig
 
 
-@pytest.fixture
-def torch() -> Iterator[Any]:
-    """On one thread: for numbers this small, threads that wait for each other are all the work."""
-    module = pytest.importorskip("torch")
-    before = module.get_num_threads()
-    module.set_num_threads(1)
-    yield module
-    module.set_num_threads(before)
-
-
 def texts(count: int, length: int, prompt: int = 20) -> Texts:
     ids = np.array([owed.prompt(length, i) for i in range(count)], np.int32).reshape(-1)
     return Texts(ids, np.arange(count + 1) * length, np.full(count, prompt), owed.facts().fingerprint)

@@ -40,6 +40,20 @@ def _tiny() -> tuple[TinyLlama, Remembered]:
     return TinyLlama(), Remembered()
 
 
+def first_layers_know(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+    """The small model is one whose first layers know nearly all: as if it had been trained for early exits."""
+
+    @cache
+    def tiny() -> tuple[TinyLlama, Remembered]:
+        made = TinyLlama(seed=1)
+        for name, w in made._tensors.items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")) and int(name.split(".")[2]) >= layers:
+                w *= np.float32(0.1)
+        return made, Remembered()
+
+    monkeypatch.setattr("techniques.owed._tiny", tiny)
+
+
 def service(
     *use: str,
     pages: int = 0,

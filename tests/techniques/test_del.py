@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diastole.bench.tiny import Remembered, TinyLlama
 from diastole.config import ServiceConfig
 from diastole.engine.assemble import assemble
 from diastole.engine.service import Service
@@ -49,16 +47,7 @@ USES = (
 @pytest.fixture
 def easy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose first layers know nearly all: as if it had been trained for early exits."""
-
-    @cache
-    def tiny() -> tuple[TinyLlama, Remembered]:
-        made = TinyLlama(seed=1)
-        for name, w in made._tensors.items():
-            if name.endswith(("o_proj.weight", "down_proj.weight")) and int(name.split(".")[2]) >= EASY:
-                w *= np.float32(0.1)
-        return made, Remembered()
-
-    monkeypatch.setattr(owed, "_tiny", tiny)
+    owed.first_layers_know(monkeypatch, EASY)
 
 
 def drafter(of: Service) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -335,16 +335,6 @@ class FakeRig:
         facts: Facts = owed.facts()
         assert facts.decoder is not None
         self.decoder = facts.decoder
-
-
-@pytest.fixture
-def torch() -> Iterator[Any]:
-    """On one thread: for numbers this small, threads that wait for each other are all the work."""
-    module = pytest.importorskip("torch")
-    before = module.get_num_threads()
-    module.set_num_threads(1)
-    yield module
-    module.set_num_threads(before)
 
 
 def texts(count: int, length: int) -> Any:
