@@ -40,6 +40,9 @@ SLOTS: dict[str, Literal["single", "chain"]] = {
 }
 
 
+NO_END = 1 << 62  # units: more than any stream has
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a technique may know of the model that it is built for."""
@@ -310,6 +313,15 @@ class Revocable(Protocol):
     """A policy that sees a stream's rows, and may be used where some of them are guesses."""
 
     revocable: bool  # rows that are taken back leave no trace, and rows that come together are as if one by one
+
+
+@runtime_checkable
+class Punctual(Protocol):
+    """A policy that acts at certain positions of a stream, on tokens that must be sure."""
+
+    def span(self, stream: Stream) -> int:
+        """How many of its units may come in one step if all but the first may be guesses."""
+        ...
 
 
 class CostModel(Protocol):

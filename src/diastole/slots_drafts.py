@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from diastole.slots import CostModel, KVStore
@@ -14,14 +14,22 @@ if TYPE_CHECKING:
     from diastole.state.lease import Pool
 
 
+Span = Callable[[Stream], int]  # of a stream: how many units may come in one step if all but the first may be guesses
+
+
 class Drafter(Protocol):
     """Slot ``draft``: guesses what follows. Guesses change how fast an answer comes, never the answer."""
 
     most: int  # nodes of one draft, at most
 
-    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
-        """Before the first draft: whose keys and values may be looked at, and how many streams there are at most. Where
-        it keeps something of streams itself, by the name under which they lease it."""
+    def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
+        """Before the first draft: whose keys and values may be looked at, how many streams there are at most, and how
+        many rows one may have in a step. Where it keeps something of streams itself, by the name under which they lease
+        it.
+
+        Raises:
+            UserError: it cannot look at keys and values as they are kept.
+        """
         ...
 
     def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:

@@ -63,20 +63,6 @@ def test_random_life(oracle: Oracle, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "beside",
-    ["int8-kv", "double-sparsity:budget=64,channels=8,dense_below=100", "sink-window:budget=64,dense_below=100"],
-)
-def test_beside_what_acts_within_the_layers(monkeypatch: pytest.MonkeyPatch, beside: str) -> None:
-    made = Oracle(lambda: owed.service(beside), 0.8)
-    monkeypatch.setattr(Lookup, "draft", lambda _, streams, lengths: made.draft(streams, lengths))
-    plain, of = owed.service(beside), owed.service(USE, beside)
-    for seed in range(3):
-        tokens = owed.prompt(500 + 97 * seed, seed)
-        assert owed.alone(of, tokens, 30) == owed.alone(plain, tokens, 30)
-    assert of.meter.counters["spec_decode_num_accepted_tokens"] > 20
-
-
-@pytest.mark.parametrize(
     "wish",
     [
         {"temperature": 1.0},
@@ -105,12 +91,6 @@ def test_a_guess_starves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     life.finish()
     life.check(idle=True)
     assert life.service.meter.counters["preemptions"] == 0
-
-
-def test_what_keeps_traces_is_refused() -> None:
-    for other in ("zipcache", "tidaldecode", "lserve"):
-        with pytest.raises(UserError, match=f"ngram guesses tokens, and {other} keeps traces"):
-            owed.service(USE, other)
 
 
 @pytest.mark.parametrize("alone", ["fixed", "smartspec"])

@@ -464,7 +464,7 @@ def test_rows_that_nobody_may_write_are_refused() -> None:
 
     made = technique.TECHNIQUE(technique.Params(), owed.facts())["draft"]
     with pytest.raises(UserError, match=r"del .*'hidden'"):
-        made.settle(Hidden(), 1)
+        made.settle(Hidden(), 1, ())
 
 
 # ---- adapters

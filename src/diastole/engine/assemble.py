@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,8 +19,8 @@ from diastole.loops.drafting import Drafting
 from diastole.metrics import Meter
 from diastole.nn.inside import Inside
 from diastole.nn.linear import Loader
-from diastole.slots import CostModel, KVStore, Revocable
-from diastole.slots_drafts import Drafter, Haltable
+from diastole.slots import CostModel, KVStore, Punctual, Revocable
+from diastole.slots_drafts import Drafter, Haltable, Span
 from diastole.spec.pace import Unpaced
 from diastole.spec.verify import Coupled
 from diastole.state.host import HostTier
@@ -77,7 +77,8 @@ def assemble(
     grammars = None if tokenizer is None else Grammars(tokenizer, model.vocab)
     stepwise = stack.select is not None and not stack.select.exact
     cost, meter = FittedCost(), Meter()
-    loop = _loop(stack, kv, cost, meter)(
+    spans = _spans(stack, kv)
+    loop = _loop(stack, kv, spans, cost, meter)(
         pool,
         model.context,
         model.vocab,
@@ -90,14 +91,16 @@ def assemble(
         block,
         None if kv.passive else kv,
     )
-    drafts = {} if stack.draft is None else stack.draft.settle(kv, config.max_streams)
+    drafts = {} if stack.draft is None else stack.draft.settle(kv, config.max_streams, spans)
     pools = {"kv": pool, **kv.pools, **drafts}
     ledger = Ledger(loop, pools, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}
     return Service(name, model, loop, state, stack.compose, cost, ledger, meter, stack.pace)
 
 
-def _loop(stack: registry.Stack, kv: KVStore, cost: CostModel, meter: Meter) -> Callable[..., AutoRegressive]:
+def _loop(
+    stack: registry.Stack, kv: KVStore, spans: Sequence[Span], cost: CostModel, meter: Meter
+) -> Callable[..., AutoRegressive]:
     """What makes the loop: one that drafts if anybody does.
 
     Raises:
@@ -136,7 +139,15 @@ def _loop(stack: registry.Stack, kv: KVStore, cost: CostModel, meter: Meter) -> 
         cost=cost,
         meter=meter,
         branches=kv.passive and kv.bare and not inside and not verify.ahead,  # a branch begins at the last known token
+        spans=spans,
     )
+
+
+def _spans(stack: registry.Stack, kv: KVStore) -> list[Span]:
+    """Of all who act at certain positions, each once, however many slots it fills."""
+    others = {id(policy): policy for _, _, policy in stack.filled if policy is not kv and isinstance(policy, Punctual)}
+    own = [] if kv.passive else [kv.span]
+    return [*own, *[policy.span for policy in others.values()]]
 
 
 def _who(stack: registry.Stack, slot: str) -> str:

@@ -19,7 +19,7 @@ from diastole.loops.texts import Text
 from diastole.metrics import Meter
 from diastole.sample import Chosen
 from diastole.slots import CostModel
-from diastole.slots_drafts import Drafter, Pacer, Verifier
+from diastole.slots_drafts import Drafter, Pacer, Span, Verifier
 from diastole.spec.tree import part, straightened
 from diastole.spec.verify import Guess
 from diastole.types import Array, Ask, Batch, Draft, Event, Grant, Outcome, Sown, Stream
@@ -36,6 +36,7 @@ class Drafting(AutoRegressive):
         pace: how much of that is verified; it is told what was right.
         cost: predicts steps.
         branches: whether drafts may branch; else only the first branch of each is verified.
+        spans: how many units of a stream may come in one step if all but the first may be guesses.
         meter: counts.
         timer: seconds, to tell what guessing takes.
     """
@@ -49,11 +50,12 @@ class Drafting(AutoRegressive):
         cost: CostModel,
         meter: Meter,
         branches: bool,
+        spans: Sequence[Span] = (),
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(*args)
         self.drafter, self.verify, self.pace, self.cost, self.meter = drafter, verify, pace, cost, meter
-        self.branches, self.timer = branches, timer
+        self.branches, self.spans, self.timer = branches, tuple(spans), timer
         self._spent = 0.0  # seconds that the last guesses took, and the decision about them
         self._twigs: dict[Stream, list[branching.Twig]] = {}  # of the step under way
 
@@ -69,8 +71,10 @@ class Drafting(AutoRegressive):
         text: Text = stream.own
         if text.twins:
             return 0
-        room = min(self.drafter.most, text.limit - stream.known - 1)
-        return room if self.kv is None else min(room, self.kv.span(stream) - 1)
+        return min(self.drafter.most, text.limit - stream.known - 1, *[span(stream) - 1 for span in self.spans])
+
+    def _span(self, stream: Stream) -> int:
+        return min(stream.left, *[span(stream) for span in self.spans]) if self.spans else stream.left
 
     def prepare(self, grants: Sequence[Grant]) -> Batch:
         self._drop_twigs()

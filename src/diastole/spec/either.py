@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from diastole.sample import Chosen
 from diastole.slots import KVStore
-from diastole.slots_drafts import Drafter
+from diastole.slots_drafts import Drafter, Span
 from diastole.state.lease import Pool
 from diastole.types import Batch, Draft, Stream
 
@@ -20,10 +20,10 @@ class Either:
         self.drafters = tuple(drafters)
         self.most = max(d.most for d in drafters)
 
-    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
+    def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
         pools: dict[str, Pool] = {}
         for drafter in self.drafters:
-            pools |= drafter.settle(kv, streams)
+            pools |= drafter.settle(kv, streams, spans)
         return pools
 
     def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from diastole.sample import Chosen
 from diastole.slots import KVStore
+from diastole.slots_drafts import Span
 from diastole.state.lease import Pool
 from diastole.types import Batch, Draft, Stream
 
@@ -15,7 +16,7 @@ class Guesser:
 
     most = 1
 
-    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
+    def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
         return {}
 
     def ready(self, batch: Batch) -> Batch:

@@ -27,8 +27,6 @@ class PagedKV(Passive):
         by_token: form for who picks single tokens, in as many bits; None: the same.
     """
 
-    revocable = True
-
     def __init__(self, fmt: KVFormat = "bf16", by_token: KVFormat | None = None) -> None:
         self.fmt: KVFormat = fmt
         self._by_token = by_token

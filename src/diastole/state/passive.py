@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from diastole.slots import Rooms
+from diastole.slots import NO_END, Rooms
 from diastole.state.lease import Lease, Pool
 from diastole.types import Array, KVFormat, Stream
 
@@ -13,7 +13,7 @@ class Passive:
     """See ``slots.KVStore``."""
 
     passive = True
-    revocable = False
+    revocable = True
     pools: Mapping[str, Pool] = {}
 
     @property
@@ -30,7 +30,7 @@ class Passive:
         """Nothing happens."""
 
     def span(self, stream: Stream) -> int:
-        return 1 << 62
+        return NO_END
 
     def words(self, tokens: Array) -> Array:
         return tokens

@@ -31,6 +31,7 @@ from diastole.nn.exits import Heads
 from diastole.nn.inside import NOBODY, Inside
 from diastole.sample import Chosen
 from diastole.slots import Facts, KVStore
+from diastole.slots_drafts import Span
 from diastole.spec.exits import Notes, counted, measured, right, thresholds, tokens_per_cost
 from diastole.spec.guesser import Guesser
 from diastole.state.lease import Lease, Pool
@@ -178,8 +179,8 @@ class Del(Guesser):
         self._rounds: dict[Stream, _Round] = {}
         self._relay: Relay | None = None
 
-    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
-        if kv.buffers is None:
+    def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
+        if kv.buffers is None or not kv.passive:
             raise UserError(
                 f"{NAME} writes keys and values while it drafts, and those kept as {kv.layout!r} cannot be written so: "
                 "use either",

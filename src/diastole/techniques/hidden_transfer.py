@@ -24,6 +24,7 @@ from diastole.nn.decoder import Decoder
 from diastole.nn.transfer import Transfer
 from diastole.sample import Chosen
 from diastole.slots import Facts, KVStore
+from diastole.slots_drafts import Span
 from diastole.spec.crossed import likeliest, tree
 from diastole.spec.guesser import Guesser
 from diastole.state.lease import Pool
@@ -75,8 +76,8 @@ class HiddenTransfer(Guesser):
         self.most = min(p.nodes, len(self.transfer.layers)) if p.shape == "chain" else p.nodes
         self._asked: frozenset[Stream] = frozenset()  # in the step that is being prepared
 
-    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
-        if kv.buffers is None:
+    def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
+        if kv.buffers is None or not kv.passive:
             raise UserError(
                 f"{NAME} looks at all keys and values, and as {kv.layout or kv.fmt} they are not kept as they are: "
                 "use either",

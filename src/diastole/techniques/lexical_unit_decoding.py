@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from diastole.slots import Facts, KVStore
+from diastole.slots_drafts import Span
 from diastole.spec.guesser import Guesser
 from diastole.spec.verify import Coupled, Guess, Verdict, ends
 from diastole.state.lease import Lease, Pool
@@ -117,8 +118,8 @@ class Placeholders(Guesser):
         self.said: dict[Sampler, Array] = {}
         self._asked: dict[Stream, int] = {}  # how much may be guessed behind them
 
-    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
-        self.kv = kv
+    def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
+        self.spans = spans
         return {}
 
     def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
@@ -148,8 +149,7 @@ class Placeholders(Guesser):
         count = min(self.lookahead, stream.own.limit - end - (2 if self.exact else 1))
         if self.exact and stream.left == 1:  # whoever paces may want fewer guesses, or none
             count = min(count, asked.get(stream, 0))
-        if not self.kv.passive:
-            count = min(count, self.kv.span(stream) - n)
+        count = min(count, *[span(stream) - n for span in self.spans]) if self.spans else count
         here = min(count, -end % PAGE)
         if count <= here:
             return max(count, 0)

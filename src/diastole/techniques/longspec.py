@@ -20,7 +20,7 @@ import numpy as np
 
 from diastole.nn.glide import Glide, Pages, Seen
 from diastole.slots import Facts, KVStore
-from diastole.slots_drafts import Halt
+from diastole.slots_drafts import Halt, Span
 from diastole.spec.guesser import Guesser
 from diastole.state.kv import PagedKV
 from diastole.state.lease import Lease, Pool
@@ -81,8 +81,8 @@ class LongSpec(Guesser):
             raise _wrong("draft", f"does not fit this model: {e}") from None
         self.spec = PagedSpec(1, facts.kv_heads, facts.head_dim)
 
-    def settle(self, kv: KVStore, streams: int) -> Mapping[str, Pool]:
-        if kv.buffers is None:
+    def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
+        if kv.buffers is None or not kv.passive:
             raise UserError(
                 f"{NAME} looks at keys and values, which are not kept as they are here: use either", param="use"
             )

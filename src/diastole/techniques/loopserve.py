@@ -21,7 +21,7 @@ import numpy as np
 from diastole.kernels.table import Ops
 from diastole.nn.lines import Block, Lines, Partly, blocks_of
 from diastole.nn.selection import Decoding, Tokens, decoding, nobody
-from diastole.slots import Facts, KVStore, View
+from diastole.slots import NO_END, Facts, KVStore, View
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch, KVFormat, Stream, UserError
 
@@ -55,6 +55,10 @@ class Memory:
     next: int  # position of the first that it does not
     chosen: int = 0  # tokens that there were at the last choice; 0: there was none
 
+    def knows(self, position: int) -> bool:
+        """Whether it knows what came right before; what it knows of later tokens were guesses."""
+        return max(self.begin, self.chosen) <= position <= self.next
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -82,6 +86,8 @@ class Plan:
 class TopPositions:
     """Slot ``evict``: the positions with the largest scores, the first ones and the latest."""
 
+    revocable = True
+
     def __init__(self, p: Params, ops: Ops | None) -> None:
         self.p, self._ops = p, ops
 
@@ -103,6 +109,7 @@ class LoopServe:
     prefers: KVFormat = "rows"
     exact = False
     companion = None
+    revocable = True
 
     def __init__(self, p: Params, facts: Facts, evict: TopPositions) -> None:
         _check(p, facts)
@@ -150,17 +157,30 @@ class LoopServe:
     def _step(self, b: Batch, rows: Decoding, i: int) -> Step:
         stream, position = b.grants[rows.owner[i]].stream, int(b.pos[rows.which[i]])
         memory: Memory | None = stream.scratch.get(_NOTE)
-        if memory is None or memory.next != position:  # nothing is known of what came right before
-            memory = stream.scratch[_NOTE] = self._memory(stream, position)
+        if memory is None or not memory.knows(position):
+            memory = stream.scratch[_NOTE] = self._memory(position)
         memory.next = position + 1
-        known, every = memory.next - memory.begin, self.p.reselect_every
-        due = known == every or (known > every and memory.next % every == 0)
-        choose = due and memory.next > max(self.p.dense_below - 1, self.p.budget)
+        choose = self._chooses(memory.begin, position)
         if choose:
             memory.chosen = memory.next
         return Step(i, memory, position, choose)
 
-    def _memory(self, stream: Stream, position: int) -> Memory:
+    def _chooses(self, begin: int, position: int) -> bool:
+        """Whether the token there lets its stream choose anew; nothing is known of those before ``begin``."""
+        known, every = position + 1 - begin, self.p.reselect_every
+        due = known == every or (known > every and (position + 1) % every == 0)
+        return due and position >= max(self.p.dense_below - 1, self.p.budget)
+
+    def span(self, stream: Stream) -> int:
+        """Up to where it chooses anew."""
+        first, every = stream.done, self.p.reselect_every
+        if first < stream.given:
+            return NO_END
+        memory: Memory | None = stream.scratch.get(_NOTE)
+        begin = first if memory is None or not memory.knows(first) else memory.begin
+        return next((n for n in range(1, every) if self._chooses(begin, first + n)), every)
+
+    def _memory(self, position: int) -> Memory:
         f = self.facts
         queries = np.zeros((f.layers, self.p.reselect_every, f.heads, f.head_dim), np.float32)
         places = np.zeros((f.layers, f.kv_heads, self.p.budget), np.int32)
@@ -169,9 +189,10 @@ class LoopServe:
     # ---- output
 
     def _tokens(self, view: View, q: Array, plan: Plan, rows: Decoding) -> Tokens | None:
-        for step in plan.steps:
-            step.memory.queries[view.layer, step.position % self.p.reselect_every] = q[rows.which[step.row]]
-        self._choose(view, rows, [s for s in plan.steps if s.choose])
+        choosing = [s for s in plan.steps if s.choose]
+        self._ask(view, q, rows, choosing)
+        self._choose(view, rows, choosing)
+        self._ask(view, q, rows, [s for s in plan.steps if not s.choose])  # guesses behind those that choose, too
         if not plan.sparse:
             return None
         heads, width = self.facts.kv_heads, self.p.budget + self.p.reselect_every
@@ -186,6 +207,11 @@ class LoopServe:
         tables = rows.tables[which]
         cache = tables[np.arange(len(which))[:, None, None], at // PAGE].astype(np.int64) * PAGE + at % PAGE
         return Tokens(rows.which[which], cache, counts)
+
+    def _ask(self, view: View, q: Array, rows: Decoding, steps: list[Step]) -> None:
+        """Keep what these rows ask for."""
+        for step in steps:
+            step.memory.queries[view.layer, step.position % self.p.reselect_every] = q[rows.which[step.row]]
 
     def _choose(self, view: View, rows: Decoding, steps: list[Step]) -> None:
         """Let the latest queries of these rows' streams choose anew."""

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from diastole.nn.selection import Pages
 from diastole.slots import Facts, KVStore, View
 from diastole.state.pages import PAGE
-from diastole.types import Array, Batch, KVFormat, PagedSpec, Stream, UserError
+from diastole.types import Array, Batch, KVFormat, PagedSpec, UserError
 from diastole.weights import calibration
 
 if TYPE_CHECKING:
@@ -53,9 +53,16 @@ class Params:
 class Chosen:
     """What a stream's heads look at for some steps: kept with the stream."""
 
-    at: int  # position that the choice is for
+    at: int  # position of the row that chose
     block: int  # last page when it was made
     places: Array  # (L, Hkv, K) int32, in the stream's pages: good wherever these lie
+
+
+class Run(NamedTuple):
+    """What a run of decoding rows looks at."""
+
+    kept: Chosen
+    by: int  # row of the batch that chooses it; -1: it was chosen before
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +70,13 @@ class Due:
     """Rows of a batch that choose anew, layer by layer."""
 
     rows: Array  # (R,) rows of the batch
-    runs: Array  # (R,) int32: their runs in the plan
+    runs: Array  # (R,) int32: the runs of the plan that they choose for
     tables: Array  # (R, P) int32
     blocks: Array  # (R,) int32: their last pages
     places: Array  # (L, R, Hkv, K) int32
 
     def queries(self, q: Array) -> Array:
-        return q if len(q) == len(self.rows) else np.ascontiguousarray(q[self.rows])
+        return np.ascontiguousarray(q[self.rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,7 @@ class LServe:
     reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
     prefers: KVFormat = "bf16"
     exact = False
+    revocable = True
 
     def __init__(self, p: Params, facts: Facts) -> None:
         self.p, self.heads, self.dim = p, facts.heads, facts.head_dim
@@ -213,24 +221,20 @@ class LServe:
         block = pos // PAGE
         said = pos - np.array([s.given for s, _ in b.grants], np.int32)[owner]  # tokens of its own before this
         decodes = said >= 0
-        new = decodes.copy()  # where a run begins
-        new[:1] = True
-        new[1:] |= (owner[1:] != owner[:-1]) | (block[1:] != block[:-1])
+        turn = np.maximum(said // self.p.refresh, -1)
+        new = np.ones(len(pos), bool)  # where a run begins
+        new[1:] = (owner[1:] != owner[:-1]) | (block[1:] != block[:-1]) | (turn[1:] != turn[:-1])
         first = np.flatnonzero(new)
         whose, last, speaks = owner[first], block[first], decodes[first]
         local = self.locals[speaks.astype(np.int8)]
         jump = np.maximum(last - self.sink - local, 0)  # pages between sink and window
         jump *= self.streams.any()
-        chosen = {
-            int(v): kept
-            for v in np.flatnonzero(speaks & (last >= self.pages) & any(self.busy))
-            if (kept := self._kept(b.grants[whose[v]].stream, int(pos[first[v]]), int(last[v]))) is not None
-        }
+        chosen = self._choices(b, np.flatnonzero(speaks & (last >= self.pages) & any(self.busy)), first, whose, last)
         if not chosen and not jump.any():
             return None
         left = np.zeros_like(last)  # pages that heads leave out which choose
-        for v, kept in chosen.items():
-            left[v] = kept.block + 1 - self.pages
+        for v, run in chosen.items():
+            left[v] = run.kept.block + 1 - self.pages
         unseen = np.where(self.streams[:, None], jump[:, None], np.where(self.chooses[:, None], left[:, None], 0))
         pages = b.tables[whose]
         place = np.arange((last[:, None] + 1 - unseen).max())
@@ -238,22 +242,36 @@ class LServe:
         each = np.arange(len(pages))[:, None]
         window, everything = (pages[each, np.minimum(at, last[:, None])][:, None] for at in (place + ahead, place))
         tables = np.where(self.streams[:, None, :, None], window, everything)  # (L, V, Hkv, P)
-        for v, kept in chosen.items():
-            self._lay(tables[:, v], pages[v], kept, int(last[v]))
+        for v, run in chosen.items():
+            self._lay(tables[:, v], pages[v], run.kept, int(last[v]))
         starts = np.array([*first, len(pos)], np.int32)
         hi = b.hi[:, None] - np.repeat(unseen, np.diff(starts), 1) * np.int32(PAGE)
-        return Plan(tables, starts, np.zeros(hi.shape[1:], np.int32), hi, self._due(b, chosen, first, whose, last))
+        return Plan(tables, starts, np.zeros(hi.shape[1:], np.int32), hi, self._due(b, chosen, whose))
 
-    def _kept(self, stream: Stream, pos: int, last: int) -> Chosen | None:
-        """What a stream that decodes at ``pos`` looks at; None: it had too few pages to choose among."""
-        at = stream.given + (pos - stream.given) // self.p.refresh * self.p.refresh
-        if at // PAGE < self.pages:
-            return None
-        kept: Chosen | None = stream.scratch.get(_NOTE)
-        if kept is None or kept.at != at or pos == at:
-            layers, heads = self.streams.shape
-            kept = Chosen(at, last, np.zeros((layers, heads, self.pages), np.int32))
-        return kept
+    def _choices(self, b: Batch, runs: Array, first: Array, whose: Array, last: Array) -> dict[int, Run]:
+        """What these runs look at, but for those whose streams had too few pages to choose among.
+
+        Who said the first token of a turn has chosen for all of it. Whether that was a guess or not, its position is
+        decoded before any that look at the choice, and a token that comes there later chooses anew.
+        """
+        found: dict[int, Run] = {}
+        new: dict[tuple[int, int], Run] = {}  # by stream of the batch and position
+        for v in runs.tolist():
+            stream, row = b.grants[whose[v]].stream, int(first[v])
+            pos = int(b.hi[row]) - 1
+            at = stream.given + (pos - stream.given) // self.p.refresh * self.p.refresh
+            if at // PAGE < self.pages:
+                continue
+            kept: Chosen | None = stream.scratch.get(_NOTE, {}).get(at)
+            run = new.get((int(whose[v]), at))
+            if run is None and kept is not None and pos != at:
+                run = Run(kept, -1)
+            elif run is None:
+                layers, heads = self.streams.shape
+                places = np.zeros((layers, heads, self.pages), np.int32)
+                run = new[int(whose[v]), at] = Run(Chosen(at, int(last[v]), places), row)
+            found[v] = run
+        return found
 
     def _lay(self, tables: Array, own: Array, kept: Chosen, last: int) -> None:
         """Put a stream's choice, and the pages begun since, where its heads look: tables (L, Hkv, P)."""
@@ -262,17 +280,21 @@ class LServe:
         at = slice(pages.shape[-1])
         tables[..., at] = np.where(self.chooses[..., None], pages, tables[..., at])
 
-    def _due(self, b: Batch, chosen: dict[int, Chosen], first: Array, whose: Array, last: Array) -> Due | None:
+    def _due(self, b: Batch, chosen: dict[int, Run], whose: Array) -> Due | None:
         """Those of the chosen that are still to be made, which their streams then keep."""
-        new = [(v, kept) for v, kept in chosen.items() if kept is not b.grants[whose[v]].stream.scratch.get(_NOTE)]
+        new = {v: run for v, run in chosen.items() if run.by >= 0}
         if not new:
             return None
-        runs = np.array([v for v, _ in new], np.int32)
+        runs = np.array([*new], np.int32)
         layers, heads = self.streams.shape
         places = np.zeros((layers, len(new), heads, self.pages), np.int32)
-        for i, (v, kept) in enumerate(new):
-            b.grants[whose[v]].stream.scratch[_NOTE] = Chosen(kept.at, kept.block, places[:, i])
-        return Due(first[runs], runs, b.tables[whose[runs]], last[runs], places)
+        for i, (v, (kept, _)) in enumerate(new.items()):
+            stream = b.grants[whose[v]].stream
+            held, since = stream.scratch.get(_NOTE, {}), stream.done - self.p.refresh
+            held = {at: earlier for at, earlier in held.items() if at > since}  # a guess may turn out wrong
+            stream.scratch[_NOTE] = held | {kept.at: Chosen(kept.at, kept.block, places[:, i])}
+        rows, blocks = [run.by for run in new.values()], [run.kept.block for run in new.values()]
+        return Due(np.array(rows), runs, b.tables[whose[runs]], np.array(blocks, np.int32), places)
 
 
 def _bf16(x: Array) -> Array:

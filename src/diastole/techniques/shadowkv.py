@@ -92,6 +92,7 @@ class Shadow:
     """Slot ``select``, over a store that it knows."""
 
     reads = frozenset({"shadow"})
+    revocable = True
     prefers: KVFormat = "rows"
     exact = False
     companion = None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from diastole.nn.selection import Decoding, Tokens, decoding, largest, nobody, weights
-from diastole.slots import Facts, KVStore, View
+from diastole.slots import NO_END, Facts, KVStore, View
 from diastole.types import Array, Batch, KVFormat, Stream, UserError
 
 NEEDS = frozenset({"paged_kv"})
@@ -43,6 +43,7 @@ class Tidal:
     """Slots ``select``, ``probe`` and ``refresh``; an ``Unbroken`` too."""
 
     reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
+    revocable = True
     prefers: KVFormat = "rows"
     exact = False
     companion = None
@@ -104,6 +105,11 @@ class Tidal:
         """How many of a stream's last rows are to be computed again: all of its own once there are enough of them."""
         own = stream.done - stream.given
         return own if 0 < self.p.correct_every <= own else 0
+
+    def span(self, stream: Stream) -> int:
+        """Up to where its rows are computed again."""
+        own = stream.done - stream.given
+        return self.p.correct_every - own if self.p.correct_every and own >= 0 else NO_END
 
 
 def _layers(text: str, layers: int) -> frozenset[int]:

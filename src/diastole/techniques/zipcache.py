@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diastole.slots import Facts, View
+from diastole.slots import NO_END, Facts, View
 from diastole.state.pages import PAGE
 from diastole.state.zip import ZipKV
 from diastole.types import Array, Batch, Stream, UserError
@@ -52,10 +52,26 @@ class Watched(NamedTuple):
     """What the probes of a batch look at."""
 
     which: Array  # (R,) int32: rows of the batch
-    slots: list[Array]  # pages in 16 bits of each stream that has probes
+    streams: list[Stream]  # that have probes
+    slots: list[Array]  # pages in 16 bits of each of them
     tables: Array  # (B, P) int32: the same, padded
     starts: Array  # (B+1,) int32: probes of each
     hi: Array  # (R,) int32: tokens of these pages that a probe sees
+    own: list[Array]  # positions of the last probes of each stream, those that it says itself: these may be guesses
+
+
+class Added(NamedTuple):
+    """What the probes of a stream have added up in one layer."""
+
+    layer: int
+    slots: Array
+    sums: Array  # (n + 1, pages, Hkv, 64): without any of the last n probes, with the first of them, ...
+    at: Array  # (n,) their positions
+
+    def upto(self, end: int) -> Array:
+        """What counts if the stream's rows before ``end`` are right."""
+        found: Array = self.sums[int((self.at < end).sum())]
+        return found
 
 
 class ZipCache(ZipKV):
@@ -67,14 +83,14 @@ class ZipCache(ZipKV):
         fine = {4: PAGE, 2: int(p.ratio * PAGE) // 4 * 4}[p.lo] if p.hi == 4 else 0
         most = max(p.slice, p.recompress_every) // PAGE + 1
         super().__init__(None if p.hi == 16 else fine, most, p.raw)
-        self._added: list[tuple[int, Array, Array]] = []  # layer, slots, saliency of a batch that is not settled yet
+        self._added: dict[Stream, list[Added]] = {}  # of a batch that is not settled yet
 
     # ---- where things happen, by position
 
     def span(self, stream: Stream) -> int:
         """Up to the end of a slice, of the prompt, or of a stretch of output."""
         if not self.seals:
-            return 1 << 62
+            return NO_END
         if stream.done < stream.given:
             return min((stream.done // self.p.slice + 1) * self.p.slice, stream.given) - stream.done
         return self.p.recompress_every - stream.done % self.p.recompress_every
@@ -98,7 +114,7 @@ class ZipCache(ZipKV):
     def seal(self, stream: Stream, upto: int) -> None:
         """Seal the whole pages below ``upto`` that are not, if that is the end of a slice, of the prompt or of a
         stretch of output."""
-        self._settle()
+        self._settle(stream, upto)
         every = self.p.slice if upto < stream.given else self.p.recompress_every
         if not self.seals or (upto % every and upto != stream.given):
             return
@@ -131,7 +147,7 @@ class ZipCache(ZipKV):
 
     def need(self, layer: int, b: Batch) -> bool:
         if "zipcache" not in b.notes:
-            self._added = []  # of a batch that has failed
+            self._added = {}  # of a batch that has failed
             b.notes["zipcache"] = self._watch(b) if self.seals else None
         return b.notes["zipcache"] is not None
 
@@ -142,16 +158,19 @@ class ZipCache(ZipKV):
         if not len(which):
             return None
         streams, counts = np.unique(owner[which], return_counts=True)
-        hi, slots = b.hi[which].copy(), []
-        for i, first in zip(streams, np.cumsum(counts) - counts, strict=True):
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        hi, slots, said = b.hi[which].copy(), [], []
+        for i, first, last in zip(streams, starts[:-1], starts[1:], strict=True):
             own = self.slots[b.tables[i, : -(-int(b.hi[b.starts[i + 1] - 1]) // PAGE)]]
             sealed = int((own < 0).sum())  # always the first ones
             slots.append(own[sealed:])
-            hi[first : first + counts[len(slots) - 1]] -= sealed * PAGE
+            hi[first:last] -= sealed * PAGE
+            at = b.pos[which[first:last]]
+            said.append(at[at >= given[i]])
         tables = np.zeros((len(slots), max(map(len, slots))), np.int32)
         for row, own in zip(tables, slots, strict=True):
             row[: len(own)] = own
-        return Watched(which, slots, tables, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), hi)
+        return Watched(which, [b.grants[i].stream for i in streams], slots, tables, starts, hi, said)
 
     def see(self, view: View, q: Array, out: Array, lse: Array) -> None:
         """Add up the attention that tokens in 16 bits receive."""
@@ -162,18 +181,19 @@ class ZipCache(ZipKV):
         s -= lse[w.which][..., None]
         np.exp(s, out=s)
         weights = s.reshape(len(own), self._spec.kv_heads, -1, s.shape[2]).sum(2)
-        for i, slots in enumerate(w.slots):
+        for i, (stream, slots, own) in enumerate(zip(w.streams, w.slots, w.own, strict=True)):
             rows = weights[w.starts[i] : w.starts[i + 1], :, : len(slots) * PAGE]
             by_page = rows.reshape(len(rows), rows.shape[1], len(slots), PAGE).swapaxes(1, 2)
+            sure = len(rows) - len(own)
             # One after the other, so that the sum is the same however they come.
-            whole = np.add.reduce(np.concatenate([self.saliency[view.layer, slots][None], by_page]), axis=0)
-            self._added.append((view.layer, slots, whole))
+            first = np.add.reduce(np.concatenate([self.saliency[view.layer, slots][None], by_page[:sure]]), axis=0)
+            sums = np.add.accumulate(np.concatenate([first[None], by_page[sure:]]), axis=0)
+            self._added.setdefault(stream, []).append(Added(view.layer, slots, sums, own))
 
-    def _settle(self) -> None:
-        """The batch has gone well: what it added counts."""
-        for layer, slots, whole in self._added:
-            self.saliency[layer, slots] = whole
-        self._added = []
+    def _settle(self, stream: Stream, upto: int) -> None:
+        """The batch has gone well: what it added counts, as far as the stream's rows were right."""
+        for added in self._added.pop(stream, ()):
+            self.saliency[added.layer, added.slots] = added.upto(upto)
 
 
 def _check(p: Params, facts: Facts) -> None:
