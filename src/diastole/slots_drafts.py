@@ -21,15 +21,12 @@ class Drafter(Protocol):
     """Slot ``draft``: guesses what follows. Guesses change how fast an answer comes, never the answer."""
 
     most: int  # nodes of one draft, at most
+    looks: bool  # at keys and values itself, where the model has written them
 
     def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
         """Before the first draft: whose keys and values may be looked at, how many streams there are at most, and how
         many rows one may have in a step. Where it keeps something of streams itself, by the name under which they lease
-        it.
-
-        Raises:
-            UserError: it cannot look at keys and values as they are kept.
-        """
+        it."""
         ...
 
     def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:

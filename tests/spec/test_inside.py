@@ -97,6 +97,12 @@ def test_what_keeps_traces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         owed.service(USE, "sink-window")
 
 
+@pytest.mark.parametrize("store", ["zipcache", "shadowkv"])
+def test_who_looks_at_rows_finds_none_there(store: str) -> None:
+    with pytest.raises(UserError, match=f"del looks at keys and values .* {store} does not leave them there"):
+        owed.service("del", store)
+
+
 def test_spans_end_drafts() -> None:
     """Nobody guesses beyond where somebody acts on sure tokens."""
     of = owed.service(USE, BESIDE["tidaldecode"])

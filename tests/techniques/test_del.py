@@ -457,16 +457,6 @@ def test_wrong_knobs(knobs: str) -> None:
         owed.service(f"del:{knobs}")
 
 
-def test_rows_that_nobody_may_write_are_refused() -> None:
-    class Hidden:
-        buffers = None
-        layout = "hidden"
-
-    made = technique.TECHNIQUE(technique.Params(), owed.facts())["draft"]
-    with pytest.raises(UserError, match=r"del .*'hidden'"):
-        made.settle(Hidden(), 1, ())
-
-
 # ---- adapters
 
 

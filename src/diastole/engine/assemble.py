@@ -104,7 +104,8 @@ def _loop(
     """What makes the loop: one that drafts if anybody does.
 
     Raises:
-        UserError: what paces or verifies drafts has none, or somebody cannot forget guesses that were wrong.
+        UserError: what paces or verifies drafts has none, the drafter finds no keys and values to look at, or somebody
+            cannot forget guesses that were wrong.
     """
     if stack.draft is None:
         for slot in ("verify", "pace"):
@@ -117,6 +118,9 @@ def _loop(
             )
         return AutoRegressive
     drafter: Drafter = stack.draft
+    if drafter.looks and (kv.buffers is None or not kv.passive):
+        message = f"{stack.owners['draft']} looks at keys and values where the model has written them, and "
+        raise UserError(f"{message}{stack.owners['kv']} does not leave them there: use either", param="use")
     if stack.halt:
         if not isinstance(drafter, Haltable):
             message = f"{stack.owners['draft']} does not ask {_who(stack, 'halt')} when to stop: use either"

@@ -19,6 +19,7 @@ class Either:
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self.drafters = tuple(drafters)
         self.most = max(d.most for d in drafters)
+        self.looks = any(d.looks for d in drafters)
 
     def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
         pools: dict[str, Pool] = {}

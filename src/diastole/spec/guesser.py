@@ -15,6 +15,7 @@ class Guesser:
     """See ``slots.Drafter``."""
 
     most = 1
+    looks = False
 
     def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
         return {}

@@ -161,6 +161,8 @@ class Work:
 class Del(Guesser):
     """Slot ``draft``."""
 
+    looks = True
+
     def __init__(self, p: Params, facts: Facts) -> None:
         _check(p)
         if facts.decoder is None or facts.layers < 2:
@@ -180,12 +182,6 @@ class Del(Guesser):
         self._relay: Relay | None = None
 
     def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
-        if kv.buffers is None or not kv.passive:
-            raise UserError(
-                f"{NAME} writes keys and values while it drafts, and those kept as {kv.layout!r} cannot be written so: "
-                "use either",
-                param="use",
-            )
         self.kv = kv
         if self.p.cost == "measured":
             shadows = 0.0 if self.static else len(self.exits) / self.p.shadow_every

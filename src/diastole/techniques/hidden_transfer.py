@@ -23,11 +23,9 @@ import numpy as np
 from diastole.nn.decoder import Decoder
 from diastole.nn.transfer import Transfer
 from diastole.sample import Chosen
-from diastole.slots import Facts, KVStore
-from diastole.slots_drafts import Span
+from diastole.slots import Facts
 from diastole.spec.crossed import likeliest, tree
 from diastole.spec.guesser import Guesser
-from diastole.state.lease import Pool
 from diastole.types import Array, Batch, Draft, Stream, UserError
 from diastole.weights.calibration import find
 
@@ -60,6 +58,8 @@ class Ahead:
 class HiddenTransfer(Guesser):
     """Slot ``draft``."""
 
+    looks = True
+
     def __init__(self, p: Params, facts: Facts) -> None:
         _check(p)
         if facts.windowed or facts.decoder is None:
@@ -75,15 +75,6 @@ class HiddenTransfer(Guesser):
         self.topk = 1 if p.shape == "chain" else p.topk
         self.most = min(p.nodes, len(self.transfer.layers)) if p.shape == "chain" else p.nodes
         self._asked: frozenset[Stream] = frozenset()  # in the step that is being prepared
-
-    def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
-        if kv.buffers is None or not kv.passive:
-            raise UserError(
-                f"{NAME} looks at all keys and values, and as {kv.layout or kv.fmt} they are not kept as they are: "
-                "use either",
-                param="use",
-            )
-        return {}
 
     # ---- a step: before, within and after the model
 

@@ -65,6 +65,8 @@ class _Round:
 class LongSpec(Guesser):
     """Slot ``draft``."""
 
+    looks = True
+
     def __init__(self, p: Params, facts: Facts) -> None:
         self.shape = _shape(p.tree_shape)
         self.most = sum(self.shape)
@@ -82,10 +84,6 @@ class LongSpec(Guesser):
         self.spec = PagedSpec(1, facts.kv_heads, facts.head_dim)
 
     def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
-        if kv.buffers is None or not kv.passive:
-            raise UserError(
-                f"{NAME} looks at keys and values, which are not kept as they are here: use either", param="use"
-            )
         self.kv = kv
         each = -(-self.window // PAGE) + 3  # a window may begin within a page, and a round writes up to two more
         self.store = PagedKV("bf16")
