@@ -15,6 +15,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from diastole.cli.check import check
 from diastole.cli.flow import Flow
 from diastole.cli.talk import Talk
 from diastole.params import SamplingParams
@@ -124,12 +125,23 @@ def test_chat_answers_lines() -> None:
 @pytest.mark.model
 def test_check_and_list() -> None:
     embedded()
-    checked = run("check", "--model", "smollm2-135m", "--pairs")
+    checked = run("check", "--model", "smollm2-135m")
     assert checked.returncode == 0
     assert "llama, 272 tensors" in checked.stdout
     listed = run("list").stdout
     assert "smollm2-135m" in listed
     assert "int8-kv" in listed
+
+
+def test_pairs_are_tried_and_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A few of them here; docs/compatibility.md, which must be fresh, is made from all."""
+    few = ("ngram", "zipcache", "lserve", "del")
+    monkeypatch.setattr("diastole.bench.pairs.singles", lambda bench: [bench.trial(name) for name in few])
+    check(pairs=True)
+    said = capsys.readouterr().out
+    assert "pair ngram + zipcache: yes" in said
+    assert "pair zipcache + del: refused: del looks at" in said
+    assert "pairs: 3 work, 3 are refused, 0 fail" in said
 
 
 # ---- the conversation

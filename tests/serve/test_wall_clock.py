@@ -82,7 +82,7 @@ def test_quotas_neither_refill_nor_starve(jumping: list[float]) -> None:
 
 
 def test_ceilings_and_latencies_are_spans(jumping: list[float], caplog: pytest.LogCaptureFixture) -> None:
-    with Running(max_seconds=0.4) as server, caplog.at_level(logging.INFO, "diastole.serve"):
+    with caplog.at_level(logging.INFO, "diastole.serve"), Running(max_seconds=0.4) as server:
         wait_ready(server)
         server.service.endless, server.service.pace = True, 0.01
         began = time.monotonic()
