@@ -90,7 +90,7 @@ class Pacer(Protocol):
         Args:
             grants: of the whole step.
             drafts: those that guess anything.
-            spent: seconds that it took to make the last ones, and to decide about them.
+            spent: seconds that a step takes longer because of guesses, beside the model: what the last one told.
         """
         ...
 

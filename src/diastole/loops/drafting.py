@@ -15,6 +15,7 @@ import numpy as np
 
 from diastole.loops import branching, chains
 from diastole.loops.ar import AutoRegressive
+from diastole.loops.aside import Aside
 from diastole.loops.texts import Text
 from diastole.metrics import Meter
 from diastole.sample import Chosen
@@ -55,8 +56,7 @@ class Drafting(AutoRegressive):
     ) -> None:
         super().__init__(*args)
         self.drafter, self.verify, self.pace, self.cost, self.meter = drafter, verify, pace, cost, meter
-        self.branches, self.spans, self.timer = branches, tuple(spans), timer
-        self._spent = 0.0  # seconds that the last guesses took, and the decision about them
+        self.branches, self.spans, self.aside = branches, tuple(spans), Aside(timer)
         self._twigs: dict[Stream, list[branching.Twig]] = {}  # of the step under way
 
     def ask(self, stream: Stream) -> Ask:
@@ -77,6 +77,12 @@ class Drafting(AutoRegressive):
         return min(stream.left, *[span(stream) for span in self.spans]) if self.spans else stream.left
 
     def prepare(self, grants: Sequence[Grant]) -> Batch:
+        self.aside.begin()
+        batch = self._prepared(grants)
+        self.aside.pause()
+        return batch
+
+    def _prepared(self, grants: Sequence[Grant]) -> Batch:
         self._drop_twigs()
         drafts = self._drafts(grants)
         if not drafts:
@@ -152,12 +158,12 @@ class Drafting(AutoRegressive):
         wishes = [(s, n - s.left) for s, n in grants if n > s.left and s.speaks]
         if not wishes:
             return {}
-        began = self.timer()
+        began = self.aside.timer()
         guessed = self.drafter.draft([s for s, _ in wishes], [n for _, n in wishes])
         found = {s: self._usable(draft) for (s, _), draft in zip(wishes, guessed, strict=True) if draft.tokens}
-        taken = self.pace.trim(grants, found, self.cost, self._spent)
+        taken = self.pace.trim(grants, found, self.cost, self.aside.spent)
         drafts = {s: part(found[s], nodes) for s, nodes in taken.items() if nodes}
-        self._spent = self.timer() - began
+        self.aside.guessing = self.aside.timer() - began
         return drafts
 
     def _usable(self, draft: Draft) -> Draft:
@@ -167,8 +173,13 @@ class Drafting(AutoRegressive):
         return draft if self.pace.blind or draft.q is None else draft._replace(q=None)
 
     def commit(self, batch: Batch, output: Array, now: float) -> Outcome:
-        if not batch.sown:
-            return super().commit(batch, output, now)
+        self.aside.resume()
+        outcome = self._committed(batch, output, now) if batch.sown else super().commit(batch, output, now)
+        if len(batch.want) == len(batch.inputs):
+            self.aside.end(drafted=bool(batch.sown))
+        return outcome
+
+    def _committed(self, batch: Batch, output: Array, now: float) -> Outcome:
         number = {row: i for i, row in enumerate(batch.want.tolist())}  # of the output's rows
         sown = [(grant.stream, sown) for grant, sown in zip(batch.grants, batch.sown, strict=True) if sown is not None]
         verdict = self.verify.accept([_guess(s, x, [number[row] for row in x.rows]) for s, x in sown], output)

@@ -34,6 +34,8 @@ MOST_NODES = 64  # of a step
 LEAST, MOST = 0.01, 0.99  # of a probability
 LATELY = 0.1  # of the last step in what guessing saves and takes
 TRUST = 4  # steps without use that a useful one makes up for
+TRIAL = 10  # steps without use that somebody new is given
+LONGER = 3  # times that a rest doubles, if guessing does not pay after it either
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Params:
     window: int = 100  # tested guesses that are remembered
     refresh_steps: int = 20  # steps between two looks at what steps cost
     rest_after: int = 40  # steps in which guessing took longer than it saved, after which nothing is drafted
-    probe_every: int = 100  # steps of that rest
+    probe_every: int = 100  # steps of that rest, unless somebody new comes; more where it was in vain before
 
 
 class SmartSpec:
@@ -65,12 +67,18 @@ class SmartSpec:
         self._curves: dict[tuple[int, int], tuple[int, list[float]]] = {}
         self._step = self._idle = 0
         self._resting = 0  # steps still to come
+        self._rests = 0  # in a row, after which guessing did not pay either
+        self._reading = 0  # streams that do not speak yet
         self._saved = self._spent = 0.0  # seconds of a step, lately
         self._fresh = True  # nothing is known of that
         self.expected = 0.0  # tokens that the last step that was decided about is thought to bring
 
     def lengths(self, asks: Sequence[Ask], cost: CostModel) -> Sequence[int]:
         self._step += 1
+        reading = sum([not a.emits for a in asks])
+        if reading < self._reading and self._resting:  # somebody new begins to speak, whom guesses may suit
+            self._resting, self._rests, self._idle = 0, 0, max(self.p.rest_after - TRIAL, 0)
+        self._reading = reading
         if self._resting:
             self._resting -= 1
             return [a.lo if a.emits else a.hi for a in asks]
@@ -106,7 +114,7 @@ class SmartSpec:
 
         Args:
             saved: seconds that the guesses of this step are thought to save.
-            spent: seconds that it took to make them.
+            spent: seconds that they cost beside the model.
         """
         share = 1.0 if self._fresh else LATELY
         self._saved += share * (saved - self._saved)
@@ -114,11 +122,13 @@ class SmartSpec:
         self._fresh = False
         if self._saved > self._spent:
             self._idle = max(self._idle - TRUST, 0)
+            self._rests *= self._idle > 0
             return count
         self._idle += 1
         if self._idle < self.p.rest_after:
             return count
-        self._resting, self._idle, self._fresh = self.p.probe_every, self.p.rest_after - 1, True
+        self._resting, self._idle, self._fresh = self.p.probe_every << self._rests, self.p.rest_after - 1, True
+        self._rests = min(self._rests + 1, LONGER)
         return max(count, 1)
 
     def _curve(self, plain: Sequence[Grant], most: int, cost: CostModel) -> list[float]:
