@@ -83,17 +83,27 @@ class Pacer(Protocol):
         ...
 
     def trim(
-        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel, spent: float
+        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
     ) -> Mapping[Stream, Sequence[int]]:
         """Of each draft, the nodes that are to be verified, ascending, none without its parent.
 
         Args:
             grants: of the whole step.
             drafts: those that guess anything.
-            spent: seconds that a step takes longer because of guesses, beside the model: what the last one told.
         """
         ...
 
     def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:
         """These nodes of what was verified of a draft were right."""
+        ...
+
+    def stepped(self, streams: int, tokens: int, seconds: float, asked: bool) -> None:
+        """A step in which all streams decoded is done.
+
+        Args:
+            streams: that ran.
+            tokens: that they said.
+            seconds: from before guessing until after verification.
+            asked: whether anybody was asked for guesses.
+        """
         ...

@@ -180,7 +180,7 @@ def test_rows_that_were_drafted_begin_at_the_exit(easy: None) -> None:
 def test_trimmed_and_dropped_drafts(easy: None, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
 
-    def trim(_: Unpaced, grants: Any, drafts: Any, cost: Any, spent: float) -> Any:
+    def trim(_: Unpaced, grants: Any, drafts: Any, cost: Any) -> Any:
         return {s: range(rng.integers(len(d.tokens) + 1)) for s, d in drafts.items()}
 
     monkeypatch.setattr(Unpaced, "trim", trim)

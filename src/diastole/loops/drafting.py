@@ -15,7 +15,6 @@ import numpy as np
 
 from diastole.loops import branching, chains
 from diastole.loops.ar import AutoRegressive
-from diastole.loops.aside import Aside
 from diastole.loops.texts import Text
 from diastole.metrics import Meter
 from diastole.sample import Chosen
@@ -56,7 +55,9 @@ class Drafting(AutoRegressive):
     ) -> None:
         super().__init__(*args)
         self.drafter, self.verify, self.pace, self.cost, self.meter = drafter, verify, pace, cost, meter
-        self.branches, self.spans, self.aside = branches, tuple(spans), Aside(timer)
+        self.branches, self.spans, self.timer = branches, tuple(spans), timer
+        self._began = 0.0  # the step
+        self._asked = False  # for guesses, in this step
         self._twigs: dict[Stream, list[branching.Twig]] = {}  # of the step under way
 
     def ask(self, stream: Stream) -> Ask:
@@ -77,12 +78,7 @@ class Drafting(AutoRegressive):
         return min(stream.left, *[span(stream) for span in self.spans]) if self.spans else stream.left
 
     def prepare(self, grants: Sequence[Grant]) -> Batch:
-        self.aside.begin()
-        batch = self._prepared(grants)
-        self.aside.pause()
-        return batch
-
-    def _prepared(self, grants: Sequence[Grant]) -> Batch:
+        self._began, self._asked = self.timer(), False
         self._drop_twigs()
         drafts = self._drafts(grants)
         if not drafts:
@@ -158,13 +154,11 @@ class Drafting(AutoRegressive):
         wishes = [(s, n - s.left) for s, n in grants if n > s.left and s.speaks]
         if not wishes:
             return {}
-        began = self.aside.timer()
+        self._asked = True
         guessed = self.drafter.draft([s for s, _ in wishes], [n for _, n in wishes])
         found = {s: self._usable(draft) for (s, _), draft in zip(wishes, guessed, strict=True) if draft.tokens}
-        taken = self.pace.trim(grants, found, self.cost, self.aside.spent)
-        drafts = {s: part(found[s], nodes) for s, nodes in taken.items() if nodes}
-        self.aside.guessing = self.aside.timer() - began
-        return drafts
+        taken = self.pace.trim(grants, found, self.cost)
+        return {s: part(found[s], nodes) for s, nodes in taken.items() if nodes}
 
     def _usable(self, draft: Draft) -> Draft:
         """As it can be verified here. Without ``q`` a guess counts as no draw, which is exact however it was chosen."""
@@ -173,10 +167,10 @@ class Drafting(AutoRegressive):
         return draft if self.pace.blind or draft.q is None else draft._replace(q=None)
 
     def commit(self, batch: Batch, output: Array, now: float) -> Outcome:
-        self.aside.resume()
         outcome = self._committed(batch, output, now) if batch.sown else super().commit(batch, output, now)
         if len(batch.want) == len(batch.inputs):
-            self.aside.end(drafted=bool(batch.sown))
+            tokens = sum([event.units for event in outcome.events])
+            self.pace.stepped(len(batch.grants), tokens, self.timer() - self._began, self._asked)
         return outcome
 
     def _committed(self, batch: Batch, output: Array, now: float) -> Outcome:

@@ -18,9 +18,12 @@ class Unpaced:
         return [a.hi for a in asks]
 
     def trim(
-        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel, spent: float
+        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
     ) -> Mapping[Stream, Sequence[int]]:
         return {stream: range(len(draft.tokens)) for stream, draft in drafts.items()}
 
     def learn(self, stream: Stream, draft: Draft, nodes: Sequence[int]) -> None:
         """Nothing is learned."""
+
+    def stepped(self, streams: int, tokens: int, seconds: float, asked: bool) -> None:
+        """Nor here."""

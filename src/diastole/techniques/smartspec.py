@@ -9,7 +9,8 @@ guess is reached and right, and the step verifies the first m of them. A guess's
 right is the share of those tested that were right, among guesses as deep of which the drafter thought alike (where the
 first was right, the next mostly is), times how much better or worse this stream's guesses have been than that; only
 guesses that were reached count as tested, so the estimate is not biased. Ours: predicted seconds come from the engine's
-own cost model, which learns from every step.
+own cost model, which learns from every step; and steps with guesses are timed beside plain ones (``spec/trust.py``), so
+that guessing rests where it costs more than it brings, whatever was predicted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from diastole.slots import CostModel, Facts
 from diastole.spec.tree import outcomes
+from diastole.spec.trust import Trust
 from diastole.types import Ask, Draft, Grant, Stream, UserError
 
 NEEDS: frozenset[str] = frozenset()
@@ -32,10 +34,6 @@ SHRINK = 8.0  # tested guesses that what is expected counts for, before a stream
 CURVES = 64  # kept
 MOST_NODES = 64  # of a step
 LEAST, MOST = 0.01, 0.99  # of a probability
-LATELY = 0.1  # of the last step in what guessing saves and takes
-TRUST = 4  # steps without use that a useful one makes up for
-TRIAL = 10  # steps without use that somebody new is given
-LONGER = 3  # times that a rest doubles, if guessing does not pay after it either
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class Params:
     off_bias: float = 1.1  # guessing must be so many times as good as not to
     window: int = 100  # tested guesses that are remembered
     refresh_steps: int = 20  # steps between two looks at what steps cost
-    rest_after: int = 40  # steps in which guessing took longer than it saved, after which nothing is drafted
+    trust: float = 4.0  # steps whose time guessing may lose, beside what it saved, before nothing is drafted
     probe_every: int = 100  # steps of that rest, unless somebody new comes; more where it was in vain before
 
 
@@ -65,27 +63,23 @@ class SmartSpec:
         self._tested = [0.0] * ((LEVELS + 1) * DEPTHS)
         self._right = [0.0] * ((LEVELS + 1) * DEPTHS)
         self._curves: dict[tuple[int, int], tuple[int, list[float]]] = {}
-        self._step = self._idle = 0
-        self._resting = 0  # steps still to come
-        self._rests = 0  # in a row, after which guessing did not pay either
-        self._reading = 0  # streams that do not speak yet
-        self._saved = self._spent = 0.0  # seconds of a step, lately
-        self._fresh = True  # nothing is known of that
+        self._step = self._reading = 0  # streams that do not speak yet
+        self.trust = Trust(p.trust, p.probe_every)
         self.expected = 0.0  # tokens that the last step that was decided about is thought to bring
 
     def lengths(self, asks: Sequence[Ask], cost: CostModel) -> Sequence[int]:
         self._step += 1
-        reading = sum([not a.emits for a in asks])
-        if reading < self._reading and self._resting:  # somebody new begins to speak, whom guesses may suit
-            self._resting, self._rests, self._idle = 0, 0, max(self.p.rest_after - TRIAL, 0)
+        speaking = sum([a.emits for a in asks])
+        reading = len(asks) - speaking
+        if reading < self._reading and speaking:
+            self.trust.joined(speaking)
         self._reading = reading
-        if self._resting:
-            self._resting -= 1
+        if not self.trust.asks(speaking):
             return [a.lo if a.emits else a.hi for a in asks]
         return [min(a.hi, a.lo + self.p.kmax) if a.emits else a.hi for a in asks]
 
     def trim(
-        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel, spent: float
+        self, grants: Sequence[Grant], drafts: Mapping[Stream, Draft], cost: CostModel
     ) -> Mapping[Stream, Sequence[int]]:
         plain = [Grant(s, min(n, s.left)) for s, n in grants]  # as if nobody guessed
         nodes = [(gain, s, i) for s, draft in drafts.items() for i, gain in enumerate(self._gains(s, draft))]
@@ -105,31 +99,10 @@ class SmartSpec:
             if tokens[count] / seconds[count] > most:
                 best, most = count, tokens[count] / seconds[count]
         self.expected = tokens[best]
-        saved = tokens[best] * seconds[0] / tokens[0] - seconds[best] if tokens[0] else 0.0
-        return _taken(nodes[: self._try(best, saved, spent)])
+        return _taken(nodes[: max(best, self.trust.leaving)])
 
-    def _try(self, count: int, saved: float, spent: float) -> int:
-        """So many guesses are verified. Where making guesses has long taken longer than they save, none are made for a
-        while; the step before verifies one at least, so that what is thought of guesses can change.
-
-        Args:
-            saved: seconds that the guesses of this step are thought to save.
-            spent: seconds that they cost beside the model.
-        """
-        share = 1.0 if self._fresh else LATELY
-        self._saved += share * (saved - self._saved)
-        self._spent += share * (spent - self._spent)
-        self._fresh = False
-        if self._saved > self._spent:
-            self._idle = max(self._idle - TRUST, 0)
-            self._rests *= self._idle > 0
-            return count
-        self._idle += 1
-        if self._idle < self.p.rest_after:
-            return count
-        self._resting, self._idle, self._fresh = self.p.probe_every << self._rests, self.p.rest_after - 1, True
-        self._rests = min(self._rests + 1, LONGER)
-        return max(count, 1)
+    def stepped(self, streams: int, tokens: int, seconds: float, asked: bool) -> None:
+        self.trust.stepped(streams, tokens, seconds, asked)
 
     def _curve(self, plain: Sequence[Grant], most: int, cost: CostModel) -> list[float]:
         """Predicted seconds of this step with 0 to ``most`` guesses."""
@@ -195,9 +168,11 @@ def _kinds(draft: Draft) -> list[int]:
 
 
 def _check(p: Params) -> None:
-    for name, low in (("kmax", 1), ("window", 1), ("refresh_steps", 1), ("rest_after", 1), ("probe_every", 1)):
+    for name, low in (("kmax", 1), ("window", 1), ("refresh_steps", 1), ("probe_every", 1)):
         if getattr(p, name) < low:
             raise UserError(f"{NAME}: {name} must be at least {low}, not {getattr(p, name)}", param="use")
+    if not p.trust >= 0:
+        raise UserError(f"{NAME}: trust must be at least 0, not {p.trust}", param="use")
     if not p.off_bias >= 1:
         raise UserError(f"{NAME}: off_bias must be at least 1, not {p.off_bias}", param="use")
 

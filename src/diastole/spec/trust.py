@@ -1,0 +1,89 @@
+"""Trust: whether guessing pays, judged by what steps took and not by what was predicted.
+
+Guesses cost more than the rows that they add: whoever makes them, decides about them and takes them back takes his
+time too. So plain steps are timed now and then, and every step in which somebody guessed is set against them. What it
+saved is credit, what it lost is taken from it, and without credit guessing rests.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+KEPT, FEWEST = 9, 3  # times of plain steps of so many streams: kept, and that a judgement takes
+STALE = 200  # steps with guesses, after which plain ones are timed again
+WORST = -2.0  # of one step: it may have been the machine
+MOST = 10.0  # credit, in plain steps
+RETRY = 1.0  # after a rest
+NEW = 0.5  # for each stream that begins to speak, over how many there are
+LAST = 0.25  # under that a step is one of the last before a rest
+LONGER = 3  # times that a rest doubles, if guessing does not pay after it either
+
+
+@dataclass(slots=True)
+class _Plain:
+    """Plain steps of so many streams."""
+
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    due: int = FEWEST  # to be timed
+    since: int = 0  # steps with guesses
+
+    @property
+    def usual(self) -> float:
+        return sorted(self.seconds)[len(self.seconds) // 2]
+
+
+class Trust:
+    """Credit in plain steps' time.
+
+    Args:
+        start: credit in the beginning.
+        rest: steps without guesses when it is used up.
+    """
+
+    def __init__(self, start: float, rest: int) -> None:
+        self.start, self.rest = start, rest
+        self.credit = start
+        self._plain: dict[int, _Plain] = {}
+        self._resting = 0  # steps still to come
+        self._rests = 0  # in a row, after which guessing did not pay either
+
+    def asks(self, streams: int) -> bool:
+        """Whether somebody is asked for guesses in this step, in which so many streams decode."""
+        if self._resting:
+            self._resting -= 1
+            if not self._resting:
+                self.credit = max(self.credit, RETRY)
+            return False
+        return not self._plain.setdefault(streams, _Plain()).due
+
+    @property
+    def leaving(self) -> bool:
+        """Whether guessing is about to rest: a step whose guesses are not verified tells nothing about them."""
+        return self.credit < LAST
+
+    def joined(self, streams: int) -> None:
+        """One of so many streams begins to speak, whom guesses may suit."""
+        self._resting = 0
+        self.credit = min(self.credit + NEW / streams, MOST)
+
+    def stepped(self, streams: int, tokens: int, seconds: float, asked: bool) -> None:
+        """What a step took in which so many streams decoded, and how much they said."""
+        plain = self._plain.setdefault(streams, _Plain())
+        if not asked:
+            plain.seconds.append(seconds)
+            plain.due = max(plain.due - 1, 0)
+            return
+        plain.since += 1
+        if plain.since >= STALE:
+            plain.since, plain.due = 0, FEWEST
+        if plain.seconds and plain.usual > 0:
+            self._weigh(max(tokens / streams - seconds / plain.usual, WORST))
+
+    def _weigh(self, gain: float) -> None:
+        self.credit = min(self.credit + gain, MOST)
+        if self.credit >= self.start:
+            self._rests = 0
+        elif self.credit < 0:
+            self.credit, self._resting = 0.0, self.rest << self._rests
+            self._rests = min(self._rests + 1, LONGER)

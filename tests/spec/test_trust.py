@@ -1,0 +1,87 @@
+"""Guessing goes on where it pays, and rests where it does not, as steps were timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+
+import pytest
+
+from diastole.spec.trust import FEWEST, STALE, Trust
+
+PLAIN = 1.0  # seconds of a plain step
+
+
+def run(trust: Trust, steps: int, gain: Callable[[int], float], streams: int = 1) -> list[bool]:
+    """Whether somebody was asked in each of so many steps. gain: what the step with the n-th question saves, in plain
+    steps."""
+    asked: list[bool] = []
+    for _ in range(steps):
+        asks = trust.asks(streams)
+        tokens = 2 * streams if asks else streams
+        seconds = (2 - gain(sum(asked))) * PLAIN if asks else PLAIN
+        trust.stepped(streams, tokens, seconds, asks)
+        asked.append(asks)
+    return asked
+
+
+def rests(asked: list[bool]) -> list[int]:
+    """Lengths of the whole stretches without questions, but for a first one in which plain steps are timed."""
+    found = [len([*steps]) for asks, steps in groupby(asked) if not asks]
+    return found[not asked[0] : len(found) - (not asked[-1])]
+
+
+def test_plain_steps_are_timed_first_and_again_later() -> None:
+    asked = run(Trust(4.0, 20), 2 * STALE, lambda _: 0.1)
+    assert asked[: FEWEST + 1] == [False] * FEWEST + [True]
+    assert rests(asked) == [FEWEST]
+
+
+def test_what_pays_never_rests() -> None:
+    asked = run(Trust(4.0, 20), STALE, lambda n: 0.5 if n % 3 else -0.5)  # most of the time
+    assert rests(asked) == []
+
+
+def test_what_does_not_pay_loses_no_more_than_it_may_and_rests_longer_and_longer() -> None:
+    asked = run(Trust(4.0, 20), 700, lambda _: -0.25)
+    assert asked.index(False, FEWEST) == FEWEST + 17  # four steps' time, and one more question
+    assert rests(asked)[:5] == [20, 40, 80, 160, 160]
+    assert sum(asked) == 17 + 6 * 5  # a step's time, and one more, after each
+
+
+def test_it_is_trusted_again_when_it_pays_again() -> None:
+    trust = Trust(4.0, 20)
+    run(trust, 300, lambda _: -0.25)
+    assert sum(run(trust, 300, lambda _: 0.5)) > 100  # after the rest under way
+    assert rests(run(trust, 300, lambda _: -0.25))[0] == 20
+
+
+@pytest.mark.parametrize("streams", [1, 8])
+def test_somebody_new_is_given_a_little_time(streams: int) -> None:
+    trust = Trust(4.0, 1_000)
+    run(trust, 100, lambda _: -0.25, streams)
+    assert not any(run(trust, 50, lambda _: -0.25, streams))
+    trust.joined(streams)
+    asked = run(trust, 50, lambda _: -0.05, streams)
+    assert asked[0]
+    assert sum(asked) == pytest.approx(0.5 / streams / 0.05, abs=1.1)
+
+
+def test_a_moment_in_which_the_machine_was_elsewhere_decides_nothing() -> None:
+    trust = Trust(4.0, 20)
+    asked = run(trust, 100, lambda n: -500.0 if n == 50 else 0.1)
+    assert rests(asked) == []
+
+
+def test_every_number_of_streams_has_its_own_plain_steps() -> None:
+    trust = Trust(4.0, 20)
+    run(trust, 50, lambda _: 0.1, streams=1)
+    asked = run(trust, 50, lambda _: 0.1, streams=2)
+    assert asked[: FEWEST + 1] == [False] * FEWEST + [True]
+
+
+def test_before_a_rest_guesses_are_verified_whatever_is_thought_of_them() -> None:
+    trust = Trust(4.0, 20)
+    assert not trust.leaving
+    run(trust, FEWEST + 16, lambda _: -0.25)
+    assert trust.leaving
