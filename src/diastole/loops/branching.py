@@ -75,14 +75,20 @@ def gather(
     twigs: Mapping[Stream, Sequence[Twig]],
     width: int,
 ) -> Batch:
-    """The batch of these grants, of which those with drafts absorb their last known token and what is guessed. width:
-    as ``AutoRegressive``'s."""
+    """The batch of these grants, of which those with drafts absorb their last known token and what is guessed.
+
+    Args:
+        twigs: of those whose drafts branch.
+        width: as ``AutoRegressive``'s.
+    """
     rows = _Rows()
     want: list[int] = []
     sown: list[Sown | None] = []
     for stream, n in grants:
         if stream in drafts:
-            own = _sow(rows, stream, drafts[stream], twigs[stream])
+            draft = drafts[stream]
+            alone = Twig([*range(len(draft.tokens))], stream.leases["kv"])
+            own = _sow(rows, stream, draft, twigs.get(stream, [alone]))
             sown.append(own)
             want += own.rows
             continue

@@ -95,7 +95,7 @@ class Drafting(AutoRegressive):
                 kept.append(Grant(stream, n))
             else:
                 starved.append(stream)
-        if any([len(twigs) > 1 for twigs in self._twigs.values()]):  # noqa: C419 - half the time
+        if self._twigs:
             return self.drafter.ready(branching.gather(kept, tuple(starved), drafts, self._twigs, self.width))
         if kept and all([s in drafts and s.left == 1 for s, _ in kept]):  # noqa: C419
             return self.drafter.ready(chains.gather(kept, tuple(starved), drafts))
@@ -120,14 +120,18 @@ class Drafting(AutoRegressive):
 
     def _room_for(self, stream: Stream, drafts: dict[Stream, Draft]) -> int:
         """Rows that a stream may write, for which there is room now; nobody starves for a guess."""
-        twigs = branching.grow(self.pool, stream, drafts[stream])
-        if twigs is None:
-            drafts[stream] = NOTHING
-            twigs = branching.grow(self.pool, stream, NOTHING)
-        if twigs is None:
-            return 0
-        self._twigs[stream] = twigs
-        return stream.left + len(drafts[stream].tokens)
+        draft = drafts[stream]
+        if draft.parents is None:
+            room = self.pool.grow(stream.leases["kv"], stream.known + len(draft.tokens))
+        else:
+            twigs = branching.grow(self.pool, stream, draft)
+            room = twigs is not None
+            if twigs is not None:
+                self._twigs[stream] = twigs
+        if not room:
+            draft = drafts[stream] = NOTHING
+            room = self.pool.grow(stream.leases["kv"], stream.known)
+        return stream.left + len(draft.tokens) if room else 0
 
     def _drop_twigs(self) -> None:
         """Of a step that failed, the branches that nobody took."""
@@ -208,7 +212,8 @@ class Drafting(AutoRegressive):
         """What a stream has said: its first tokens were guessed, at these nodes; the others are yet to be absorbed."""
         self.drafter.verified(stream, draft, nodes, chosen)
         units = stream.left + len(nodes)
-        stream.leases["kv"] = branching.chosen(self._twigs.pop(stream), nodes)
+        if stream in self._twigs:
+            stream.leases["kv"] = branching.chosen(self._twigs.pop(stream), nodes)
         for right in chosen[:-1]:
             self.learn(stream, right.id)
         self.absorbed(stream, units)

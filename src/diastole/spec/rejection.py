@@ -41,6 +41,10 @@ class Rejection(Coupled):
     """Slot ``verify``."""
 
     @staticmethod
+    def _at_once(guesses: Sequence[Guess], logits: Array) -> Verdict | None:
+        return None
+
+    @staticmethod
     def _choose(
         guesses: Sequence[Guess], verdict: Verdict, at: Sequence[int], walking: Sequence[int], logits: Array
     ) -> dict[int, Chosen]:

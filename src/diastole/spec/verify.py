@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from diastole.sample import Chosen, Sampler, SomeFailed, choose_all
+from diastole.sample import Chosen, Sampler, SomeFailed, choose_all, draw
 from diastole.types import Array, Draft
+
+FEW = 8  # rows that are chosen at once: a second call takes longer than as many choices in vain
 
 
 class Guess(NamedTuple):
@@ -50,6 +52,37 @@ class Coupled:
     ahead = False
 
     def accept(self, guesses: Sequence[Guess], logits: Array) -> Verdict:
+        at_once = self._at_once(guesses, logits)
+        return self._walked(guesses, logits) if at_once is None else at_once
+
+    @staticmethod
+    def _at_once(guesses: Sequence[Guess], logits: Array) -> Verdict | None:
+        """The same for a few rows of chains, where no choice depends on the one before: one call chooses at all rows,
+        also at those that are not reached. None: it is not so simple."""
+        few = sum([len(g.rows) for g in guesses]) <= FEW
+        if not few or not all([g.sampler.plain and g.draft.parents is None for g in guesses]):  # noqa: C419
+            return None
+        samplers: list[Sampler] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        for guess in guesses:
+            n = len(guess.rows)
+            samplers += [guess.sampler] * n
+            positions += range(guess.position, guess.position + n)
+            rows += guess.rows
+        try:
+            ids = draw(samplers, logits, positions, rows)
+        except Exception:  # somebody's: who is told apart step by step
+            return None
+        verdict, first = Verdict([], [], {}), 0
+        for guess in guesses:
+            said = _reached(guess, ids[first : first + len(guess.rows)])
+            first += len(guess.rows)
+            verdict.chosen.append([Chosen(token) for token in said])
+            verdict.nodes.append([*range(len(said) - 1)])
+        return verdict
+
+    def _walked(self, guesses: Sequence[Guess], logits: Array) -> Verdict:
         verdict = Verdict([[] for _ in guesses], [[] for _ in guesses], {})
         down = [descent(g.draft) for g in guesses]
         at = [-1] * len(guesses)
@@ -82,6 +115,14 @@ class Coupled:
         except SomeFailed as e:
             verdict.errors.update({walking[i]: error for i, error in e.errors.items()})
             return {walking[i]: chosen for i, chosen in e.chosen.items()}
+
+
+def _reached(guess: Guess, ids: Sequence[int]) -> Sequence[int]:
+    """Of what was chosen at every row of a chain, what comes before the text's end or a wrong guess."""
+    for i, token in enumerate(guess.draft.tokens):
+        if ids[i] != token or token in guess.stops or i + 1 >= guess.room:
+            return ids[: i + 1]
+    return ids
 
 
 def ends(guess: Guess, chosen: Chosen, said: int) -> bool:
