@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import groupby
 
+import numpy as np
 import pytest
 
 from diastole.spec.trust import FEWEST, STALE, Trust
@@ -12,15 +13,22 @@ from diastole.spec.trust import FEWEST, STALE, Trust
 PLAIN = 1.0  # seconds of a plain step
 
 
-def run(trust: Trust, steps: int, gain: Callable[[int], float], streams: int = 1) -> list[bool]:
-    """Whether somebody was asked in each of so many steps. gain: what the step with the n-th question saves, in plain
-    steps."""
+def run(
+    trust: Trust, steps: int, gain: Callable[[int], float], streams: int = 1, came: Callable[[int], int] = lambda _: 2
+) -> list[bool]:
+    """Whether somebody was asked in each of so many steps.
+
+    Args:
+        gain: what the step with the n-th question saves, in plain steps.
+        came: tokens of each stream then; two are expected.
+    """
     asked: list[bool] = []
     for _ in range(steps):
         asks = trust.asks(streams)
-        tokens = 2 * streams if asks else streams
-        seconds = (2 - gain(sum(asked))) * PLAIN if asks else PLAIN
-        trust.stepped(streams, tokens, seconds, asks)
+        n = sum(asked)
+        tokens = came(n) * streams if asks else streams
+        seconds = (2 - gain(n)) * PLAIN if asks else PLAIN
+        trust.stepped(streams, tokens, 2 * streams, seconds, asks)
         asked.append(asks)
     return asked
 
@@ -71,6 +79,18 @@ def test_a_moment_in_which_the_machine_was_elsewhere_decides_nothing() -> None:
     trust = Trust(4.0, 20)
     asked = run(trust, 100, lambda n: -500.0 if n == 50 else 0.1)
     assert rests(asked) == []
+
+
+def test_chance_decides_nothing() -> None:
+    """Two tokens are expected of each step, and come on average."""
+    came = np.random.default_rng(0).integers(1, 4, 500)
+    asked = run(Trust(1.0, 20), 500, lambda _: 0.05, came=lambda n: int(came[n]))
+    assert rests(asked) == [FEWEST] * 2
+
+
+def test_expectations_that_are_wrong_count_for_less() -> None:
+    asked = run(Trust(4.0, 20), 300, lambda _: 0.2, came=lambda n: 1 + (n % 2))  # half as much: a loss of 0.3
+    assert rests(asked)[:2] == [20, 40]
 
 
 def test_every_number_of_streams_has_its_own_plain_steps() -> None:

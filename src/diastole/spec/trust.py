@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 KEPT, FEWEST = 9, 3  # times of plain steps of so many streams: kept, and that a judgement takes
 STALE = 200  # steps with guesses, after which plain ones are timed again
-WORST = -2.0  # of one step: it may have been the machine
+WORST = -1.0  # of one step: it may have been the machine
+LONG = 0.98  # of what was expected and came before, in how right expectations are
+SURE = 10.0  # tokens that they count for before anything came
 MOST = 10.0  # credit, in plain steps
 RETRY = 1.0  # after a rest
 NEW = 0.5  # for each stream that begins to speak, over how many there are
@@ -45,6 +47,7 @@ class Trust:
         self.start, self.rest = start, rest
         self.credit = start
         self._plain: dict[int, _Plain] = {}
+        self._came = self._expected = 0.0  # guesses that were right lately, and that were thought to be
         self._resting = 0  # steps still to come
         self._rests = 0  # in a row, after which guessing did not pay either
 
@@ -67,8 +70,11 @@ class Trust:
         self._resting = 0
         self.credit = min(self.credit + NEW / streams, MOST)
 
-    def stepped(self, streams: int, tokens: int, seconds: float, asked: bool) -> None:
-        """What a step took in which so many streams decoded, and how much they said."""
+    def stepped(self, streams: int, tokens: int, expected: float, seconds: float, asked: bool) -> None:
+        """What a step took in which so many streams decoded, how much they said, and how much they were expected to.
+
+        What is expected counts, as far as expectations have been right: whether one guess was right is chance.
+        """
         plain = self._plain.setdefault(streams, _Plain())
         if not asked:
             plain.seconds.append(seconds)
@@ -77,8 +83,11 @@ class Trust:
         plain.since += 1
         if plain.since >= STALE:
             plain.since, plain.due = 0, FEWEST
+        self._came = LONG * self._came + tokens - streams
+        self._expected = LONG * self._expected + expected - streams
         if plain.seconds and plain.usual > 0:
-            self._weigh(max(tokens / streams - seconds / plain.usual, WORST))
+            more = (expected - streams) * (self._came + SURE) / (self._expected + SURE)
+            self._weigh(max(1 + more / streams - seconds / plain.usual, WORST))
 
     def _weigh(self, gain: float) -> None:
         self.credit = min(self.credit + gain, MOST)

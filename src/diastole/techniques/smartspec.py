@@ -47,7 +47,7 @@ class Params:
     off_bias: float = 1.1  # guessing must be so many times as good as not to
     window: int = 100  # tested guesses that are remembered
     refresh_steps: int = 20  # steps between two looks at what steps cost
-    trust: float = 4.0  # steps whose time guessing may lose, beside what it saved, before nothing is drafted
+    trust: float = 3.0  # steps whose time guessing may lose, beside what it saved, before nothing is drafted
     probe_every: int = 100  # steps of that rest, unless somebody new comes; more where it was in vain before
 
 
@@ -98,11 +98,12 @@ class SmartSpec:
         for count in counts[1:]:
             if tokens[count] / seconds[count] > most:
                 best, most = count, tokens[count] / seconds[count]
+        best = min(max(best, self.trust.leaving), len(nodes))
         self.expected = tokens[best]
-        return _taken(nodes[: max(best, self.trust.leaving)])
+        return _taken(nodes[:best])
 
     def stepped(self, streams: int, tokens: int, seconds: float, asked: bool) -> None:
-        self.trust.stepped(streams, tokens, seconds, asked)
+        self.trust.stepped(streams, tokens, self.expected, seconds, asked)
 
     def _curve(self, plain: Sequence[Grant], most: int, cost: CostModel) -> list[float]:
         """Predicted seconds of this step with 0 to ``most`` guesses."""
