@@ -69,10 +69,22 @@ def test_somebody_new_is_given_a_little_time(streams: int) -> None:
     trust = Trust(4.0, 1_000)
     run(trust, 100, lambda _: -0.25, streams)
     assert not any(run(trust, 50, lambda _: -0.25, streams))
-    trust.joined(streams)
+    while trust.credit <= 0:  # what was lost beyond the rest comes first
+        assert not any(run(trust, 5, lambda _: -0.25, streams))
+        trust.joined(streams)
+    credit = trust.credit
+    assert credit <= 0.5 / streams
     asked = run(trust, 50, lambda _: -0.05, streams)
     assert asked[0]
-    assert sum(asked) == pytest.approx(0.5 / streams / 0.05, abs=1.1)
+    assert sum(asked) == pytest.approx(credit / 0.05, abs=1.1)
+
+
+def test_new_ones_who_cost_more_than_they_are_given_wait_for_each_other() -> None:
+    trust, asked = Trust(0.0, 100_000), 0
+    for _ in range(400):
+        trust.joined(1)
+        asked += sum(run(trust, 10, lambda _: -0.9))
+    assert asked == pytest.approx(400 * 0.5 / 0.9, abs=3)
 
 
 def test_a_moment_in_which_the_machine_was_elsewhere_decides_nothing() -> None:

@@ -67,8 +67,9 @@ class Trust:
 
     def joined(self, streams: int) -> None:
         """One of so many streams begins to speak, whom guesses may suit."""
-        self._resting = 0
         self.credit = min(self.credit + NEW / streams, MOST)
+        if self.credit > 0:  # not before what the last ones lost is made up for
+            self._resting = 0
 
     def stepped(self, streams: int, tokens: int, expected: float, seconds: float, asked: bool) -> None:
         """What a step took in which so many streams decoded, how much they said, and how much they were expected to.
@@ -94,5 +95,5 @@ class Trust:
         if self.credit >= self.start:
             self._rests = 0
         elif self.credit < 0:
-            self.credit, self._resting = 0.0, self.rest << self._rests
+            self._resting = self.rest << self._rests
             self._rests = min(self._rests + 1, LONGER)
