@@ -71,6 +71,7 @@ class SamplingParams:
     repetition_stop: bool | None = None  # end a text that has become a loop; None: as the service is set
     logprobs: int | None = None  # None: none; k: the chosen token's and the k likeliest
     grammar: Grammar | None = None
+    prediction: str | tuple[int, ...] = ""  # what the answer may repeat, for drafters that look there; text or its ids
 
     def __post_init__(self) -> None:
         for name, low, high in RANGES:
@@ -81,6 +82,7 @@ class SamplingParams:
             raise UserError("top_p must be above 0 and at most 1", param="top_p", code="invalid_value")
         if self.repetition_penalty == 0:
             raise UserError("repetition_penalty must be above 0", param="repetition_penalty", code="invalid_value")
+        _prediction(self.prediction)
         _stops(self.stop)
         _token_ids(self.stop_token_ids)
         _bias(self.logit_bias)
@@ -163,6 +165,13 @@ def _token_ids(ids: tuple[int, ...]) -> None:
             param="stop_token_ids",
             code="invalid_value",
         )
+
+
+def _prediction(text: str | tuple[int, ...]) -> None:
+    ids = () if isinstance(text, str) else text
+    if not isinstance(ids, tuple) or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+        message = f"prediction must be a text, or a tuple of its token ids, not {text!r:.60}"
+        raise UserError(message, param="prediction", code="invalid_type")
 
 
 def _bias(bias: Mapping[int, float]) -> None:

@@ -14,7 +14,7 @@ import torch
 from diastole.bench.longcontext import recall as language
 from diastole.bench.longtext import Corpus
 from diastole.bench.rig import Rig
-from diastole.frontend.voice import tokenizer_of
+from diastole.nn.tokens import tokenizer_of
 from diastole.recipes import recall as recipe
 from diastole.recipes.llama import Llama
 from diastole.types import UserError

@@ -13,8 +13,8 @@ import pytest
 from diastole import LLM, SamplingParams
 from diastole.frontend.repetition import LENGTHS, SPAN, STRIDE, TIMES, Repetition
 from diastole.frontend.speaker import Speakers
-from diastole.frontend.voice import tokenizer_of
 from diastole.frontend.wire import Spoken
+from diastole.nn.tokens import tokenizer_of
 from models.common import embedded
 from serve.fakes import FakeTokenizer
 

@@ -52,6 +52,9 @@ def test_native_trees_are_the_twin_s(levels: int, changed: bool) -> None:
             more[0].learn(fast, ids, 0.04, 3.0)
             more[1].learn(slow, ids, 0.04, 3.0)
             assert len(more[0]) == len(more[1])
+            for mine, its in zip(more[0].entries(), more[1].entries(), strict=True):
+                assert mine.dtype == its.dtype
+                assert mine.tolist() == its.tolist()
         a, b = (int(x) for x in rng.integers(1, 8, 2))
         want = slow.search(more[1], a, b, 60, levels, 32.0, 8.0, case, 12)
         assert same(fast.search(more[0], a, b, 60, levels, 32.0, 8.0, case, 12), want)

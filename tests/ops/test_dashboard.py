@@ -51,6 +51,7 @@ def test_what_the_server_counts_is_shown() -> None:
         "time_to_first_token_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds",
         "generation_tokens_total", "num_requests_waiting", "kv_pages_used", "prefix_cache_hits_total",
         "num_preemptions_total", "slo_attained_total", "slo_missed_total", "http_requests_total", "engine_up",
+        "spec_decode_num_accepted_tokens_total",
     ):  # fmt: skip
         assert f"diastole_{name}" in asked
 

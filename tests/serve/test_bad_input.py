@@ -99,6 +99,7 @@ def test_a_number_of_thousands_of_digits_is_the_requests_fault(http: httpx.Clien
 
 
 MANY = {str(i): 0 for i in range(1025)}
+SPOKEN = {"type": "content", "content": [{"type": "audio"}]}
 CHAT_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "empty_array"),
     ({"messages": "hi"}, "messages", "invalid_type"),
@@ -159,6 +160,10 @@ CHAT_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": [1]}, "stop[0]", "invalid_type"),
     ({"stop_token_ids": [-1]}, "stop_token_ids", "invalid_value"),
     ({"stop_token_ids": [99999]}, "stop_token_ids", "invalid_token_id"),
+    ({"prediction": {"type": "image", "content": "x"}}, "prediction.type", "invalid_value"),
+    ({"prediction": {"type": "content", "content": []}}, "prediction.content", "empty_array"),
+    ({"prediction": SPOKEN}, "prediction.content[0].type", "unsupported_content"),
+    ({"prediction": "x"}, "prediction", "invalid_type"),
     ({"logit_bias": {"99999": 1}}, "logit_bias", "invalid_token_id"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
     ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value"),

@@ -5,6 +5,7 @@ import json
 import httpx
 import pytest
 
+from diastole.params import SamplingParams
 from serve.fakes import BOS, Running
 
 URL = "/v1/chat/completions"
@@ -130,6 +131,19 @@ def test_parameters_reach_the_engine(server: Running, http: httpx.Client) -> Non
     assert asked.salt == "pepper"
     assert asked.slo is not None
     assert (asked.slo.first, asked.slo.gap) == (0.25, 0.04)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["as it was", [{"type": "text", "text": "as it"}, {"type": "text", "text": "was"}]],
+    ids=["text", "parts"],
+)
+def test_a_prediction_reaches_the_engine(server: Running, http: httpx.Client, content: object) -> None:
+    reply = http.post(URL, json={**HELLO, "prediction": {"type": "content", "content": content}})
+    assert reply.status_code == 200
+    params = server.service.asked[-1].params
+    assert isinstance(params, SamplingParams)
+    assert params.prediction == ("as it was" if isinstance(content, str) else "as it\nwas")
 
 
 def test_defaults(server: Running, http: httpx.Client) -> None:

@@ -153,15 +153,60 @@ def test_fixed_is_the_most_that_is_drafted(monkeypatch: pytest.MonkeyPatch) -> N
 # ---- prompt lookup
 
 
-def guess(ids: list[int], n: int = 4, knobs: str = "") -> list[int]:
+def guess(
+    ids: list[int], n: int = 4, knobs: str = "", told: tuple[int, ...] = (), said: tuple[int, ...] = ()
+) -> list[int]:
     of: Service = owed.service(f"ngram{knobs}")
-    text = of.loop.open(Request("r", "tiny", tuple(ids), SamplingParams(max_tokens=50, seed=0)))
-    (draft,) = of.loop.drafter.draft([text], [n])  # type: ignore[attr-defined]
+    params = SamplingParams(max_tokens=50, seed=0, prediction=told)
+    stream = of.loop.open(Request("r", "tiny", tuple(ids), params))
+    for token in said:
+        of.loop.learn(stream, token)
+    (draft,) = of.loop.drafter.draft([stream], [n])  # type: ignore[attr-defined]
     return [*draft.tokens]
 
 
 def test_lookup_takes_the_longest_match() -> None:
     assert guess([1, 2, 3, 40, 41, 9, 2, 3, 50, 51, 1, 2, 3]) == [40, 41, 9, 2]
+
+
+def test_an_answer_that_begins_as_foretold_goes_on_so() -> None:
+    told = (40, 41, 42, 43, 44)
+    assert guess([1, 2, 3], told=told) == [40, 41, 42, 43]
+    assert guess([1, 2, 3], told=told, said=(40,)) == [41, 42, 43, 44]
+    assert guess([1, 2, 3], told=told, said=(40, 41, 42, 43)) == [44]  # no guess beyond its end
+    assert guess([1, 2, 3], told=told, said=(9,)) == []
+
+
+def test_an_answer_that_comes_back_to_what_was_foretold_goes_on_so() -> None:
+    told = (40, 41, 42, 43, 44)
+    assert guess([1, 2, 3], told=told, said=(9, 41, 42)) == [43, 44]
+    assert guess([1, 2, 3, 50], told=told, said=(9, 2, 3)) == [50, 9, 2, 3]  # the text itself is looked at, too
+    assert guess([43, 44, 7], told=told, said=(41, 42), n=2) == [43, 44]
+
+
+def test_a_prediction_saves_steps_and_changes_nothing() -> None:
+    tokens, steps = owed.prompt(80), []
+    answer = tuple(t for t, _ in owed.alone(owed.service(), tokens, 40))
+    for told in ((), answer, answer[::-1], (*answer[:20], 0, *answer[20:])):
+        of = owed.service("ngram:k=8")
+        life = owed.Life(of)
+        params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True, logprobs=1, prediction=told)
+        life.engine.add(Request("r", "tiny", tuple(tokens), params))
+        life.finish()
+        assert tuple(t for t, _ in life.said["r"]) == answer
+        steps.append(of.meter.counters["steps"])
+    plain, right, wrong, nearly = steps
+    assert right <= plain - 30
+    assert wrong <= plain
+    assert nearly <= plain - 25
+
+
+@pytest.mark.parametrize("told", [(0, owed.VOCAB), "text"])
+def test_a_prediction_that_is_none_is_refused(told: Any) -> None:
+    with pytest.raises(UserError, match="prediction"):
+        owed.Life(owed.service("ngram")).engine.add(
+            Request("r", "tiny", (1, 2), SamplingParams(max_tokens=4, prediction=told))
+        )
 
 
 def test_lookup_takes_the_latest_of_equal_matches() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from diastole.calibrate.aded import count
 from diastole.params import SamplingParams
+from diastole.techniques import aded as technique
 from diastole.types import Draft, Request, UserError
 from techniques import owed
 
@@ -125,3 +128,89 @@ def test_a_table_is_used(tmp_path: Path) -> None:
 def test_wrong_knobs(knobs: str) -> None:
     with pytest.raises(UserError, match="aded: "):
         owed.service(f"aded:table=none,{knobs}")
+
+
+# ---- what is kept
+
+
+def said(of: Any, ids: list[int]) -> list[int]:
+    """What it would guess behind a text of which it has learned nothing."""
+    text = of.loop.open(Request("q", "tiny", tuple(ids), SamplingParams(max_tokens=50, seed=0)))
+    (found,) = of.loop.drafter.draft([text], [4])
+    return [*found.tokens]
+
+
+def test_what_was_learned_outlives_the_service(tmp_path: Path) -> None:
+    use = f"aded:table=none,scope=server,keep={tmp_path / 'kept.safetensors'}"
+    of: Any = owed.service(use)
+    assert said(of, [1, 2]) == []
+    assert said(of, [1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5, 1]
+    assert not (tmp_path / "kept.safetensors").exists()
+    del of
+    gc.collect()
+    assert (tmp_path / "kept.safetensors").exists()
+    again: Any = owed.service(use)
+    assert said(again, [1, 2]) == [3, 4, 5, 1]
+    assert said(again, [7, 8, 9, 7, 8]) == [9, 7, 8, 9]
+    del again
+    gc.collect()
+    third: Any = owed.service(use)
+    assert said(third, [1, 2]) == [3, 4, 5, 1]
+    assert said(third, [7, 8])[:1] == [9]
+
+
+def test_it_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(technique, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(technique, "Thread", Now)
+    of: Any = owed.service(f"aded:table=none,scope=server,keep={tmp_path / 'kept.safetensors'}")
+    for _ in range(2):
+        said(of, [1, 2, 3, 4, 5, 1, 2])
+    assert (tmp_path / "kept.safetensors").exists()
+
+
+class Now:
+    """A thread that is over before anybody can look."""
+
+    def __init__(self, target: Any, args: tuple[Any, ...], daemon: bool) -> None:
+        self.start = lambda: target(*args)
+
+
+def test_where_it_cannot_be_written_it_says_so_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    of: Any = owed.service(f"aded:table=none,scope=server,keep={tmp_path / 'file' / 'kept'}")
+    said(of, [1, 2, 3, 4, 5, 1, 2])
+    with pytest.warns(UserWarning, match="what was learned is not kept"):
+        of.loop.drafter._kept.write()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of.loop.drafter._kept.write()
+
+
+def test_only_what_all_share_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="aded: keep needs scope=server"):
+        owed.service(f"aded:table=none,keep={tmp_path / 'kept'}")
+
+
+def test_a_merged_table_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(technique, "TOP", 2)
+    monkeypatch.setattr(technique, "MOST_KEPT", 3)
+
+    def table(rows: dict[int, dict[int, float]]) -> dict[str, Any]:
+        keys = sorted(rows)
+        words = [w for k in keys for w in rows[k]]
+        weights = [x for k in keys for x in rows[k].values()]
+        offsets = np.cumsum([0, *(len(rows[k]) for k in keys)])
+        arrays = (
+            np.array(keys, np.uint64),
+            offsets.astype(np.int64),
+            np.array(words, np.int32),
+            np.array(weights, np.float32),
+        )
+        return dict(zip(technique.FIELDS, arrays, strict=True))
+
+    old = table({10: {1: 0.5, 2: 0.25}, 20: {3: 1.0}, 30: {4: 0.1}})
+    new = table({20: {3: 1.0, 5: 2.0, 6: 3.0}, 40: {7: 0.3}})
+    found = technique.merged(old, [new[name] for name in technique.FIELDS])
+    want = table({10: {1: 0.5, 2: 0.25}, 20: {6: 3.0, 5: 2.0}, 40: {7: 0.3}})
+    assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in want.items()}
+    assert all(found[k].dtype == want[k].dtype for k in want)

@@ -12,12 +12,12 @@ import numpy as np
 
 from diastole import registry
 from diastole.assets import resolve
-from diastole.frontend.voice import tokenizer_of
 from diastole.kernels.table import Ops, load
 from diastole.loops.ar import AutoRegressive
 from diastole.nn.decoder import Decoder
 from diastole.nn.inside import NOBODY, Inside
 from diastole.nn.linear import Loader, WeightFormat
+from diastole.nn.tokens import tokenizer_of
 from diastole.params import SamplingParams
 from diastole.state.kv import PagedKV
 from diastole.state.pages import PAGE, PagePool

@@ -20,10 +20,10 @@ from diastole.config import Bytes, Config, EngineConfig, ServiceConfig
 from diastole.engine.engine import Engine
 from diastole.engine.executor import Inline
 from diastole.frontend.assembly import build_engine
-from diastole.frontend.voice import tokenizer_of
 from diastole.loops.ar import AutoRegressive
 from diastole.nn.decoder import Decoder
 from diastole.nn.inside import Inside
+from diastole.nn.tokens import tokenizer_of
 from diastole.params import SamplingParams
 from diastole.slots import Probe
 from diastole.state.lease import Blob

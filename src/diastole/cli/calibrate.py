@@ -34,7 +34,7 @@ def calibrate(
     from diastole.assets import resolve
     from diastole.bench.rig import Rig
     from diastole.calibrate import job
-    from diastole.frontend.voice import tokenizer_of
+    from diastole.nn.tokens import tokenizer_of
     from diastole.weights import calibration, open_checkpoint
 
     module = job.of(name)

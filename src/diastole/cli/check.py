@@ -73,7 +73,7 @@ def _verify(model: str) -> None:
     from diastole import registry
     from diastole.assets import pull, resolve
     from diastole.assets.catalog import ASSETS
-    from diastole.frontend.voice import tokenizer_of
+    from diastole.nn.tokens import tokenizer_of
     from diastole.weights import open_checkpoint
 
     path = pull(model, thorough=True) if model in ASSETS else resolve(model)

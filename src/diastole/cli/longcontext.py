@@ -33,7 +33,7 @@ def longcontext(
     from diastole.bench.longcontext import study as suite
     from diastole.bench.longtext import Corpus
     from diastole.bench.rig import Rig
-    from diastole.frontend.voice import tokenizer_of
+    from diastole.nn.tokens import tokenizer_of
 
     corpus = Corpus.of(tokenizer_of(resolve(model)), domain)
     planned = list(suite.cases(suite.chosen(tasks), suite.lengths(lengths), corpus, cases, seed))

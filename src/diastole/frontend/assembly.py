@@ -22,13 +22,13 @@ from diastole.engine.profile import profile
 from diastole.engine.service import Service
 from diastole.frontend.host import Loaded
 from diastole.frontend.loading import LoadingBar
-from diastole.frontend.voice import tokenizer_of
 from diastole.frontend.wire import Card, Reload
 from diastole.kernels.cgroup import memory_left
 from diastole.kernels.table import Ops, load
 from diastole.loops.ar import AutoRegressive
 from diastole.nn.linear import Loader, WeightFormat, packed_size
 from diastole.nn.packs import NoPacks, PackFile, Packs
+from diastole.nn.tokens import tokenizer_of
 from diastole.state.pages import PAGE
 from diastole.types import SLO, UserError
 from diastole.weights import Checkpoint, open_checkpoint

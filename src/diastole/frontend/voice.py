@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diastole.nn.tokens import tokenizer_of
 from diastole.text import ChatTemplate, Tokenizer
 from diastole.text.guard import Guard
 from diastole.text.tools import telling_of
 from diastole.types import UserError
-from diastole.weights import GGUF
 
 
 class Voice:
@@ -56,14 +56,6 @@ class Voice:
         """End the template's worker process."""
         if self.template is not None:
             self.template.close()
-
-
-def tokenizer_of(path: Path) -> Tokenizer:
-    """The tokenizer that belongs to a model: beside it in a directory, or inside a GGUF file."""
-    if path.is_dir():
-        return Tokenizer.from_directory(path)
-    with GGUF.open(path) as file:
-        return Tokenizer.from_gguf(file.metadata)
 
 
 def voice_of(path: Path) -> Voice:

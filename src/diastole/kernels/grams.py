@@ -29,6 +29,10 @@ class GramChanges(Protocol):
         """Every three tokens in a row of ids (n,) int32 weigh ``step`` more, up to ``cap``."""
         ...
 
+    def entries(self) -> tuple[Array, Array, Array, Array]:
+        """All that has changed, as a table is made of: keys, offsets, words, weights."""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -66,22 +70,22 @@ class SlowChanges:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.entries: dict[int, Successors] = {}
+        self.entries_by_key: dict[int, Successors] = {}
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries_by_key)
 
     def learn(self, table: SlowTable, ids: Array, step: float, cap: float) -> None:
         tokens = ids.tolist()
         for a, b, c in zip(tokens, tokens[1:], tokens[2:], strict=False):
             key = a << 32 | b
-            if key not in self.entries:
+            if key not in self.entries_by_key:
                 if self.most == 0:
                     return
-                if len(self.entries) >= self.most:
-                    del self.entries[next(iter(self.entries))]
-                self.entries[key] = table.base(key)
-            found = self.entries[key]
+                if len(self.entries_by_key) >= self.most:
+                    del self.entries_by_key[next(iter(self.entries_by_key))]
+                self.entries_by_key[key] = table.base(key)
+            found = self.entries_by_key[key]
             for i, (word, weight) in enumerate(found):
                 if word == c:
                     more = float(np.float32(weight) + np.float32(step))
@@ -89,6 +93,13 @@ class SlowChanges:
                     break
             else:
                 found.append((c, float(np.float32(min(step, cap)))))
+
+    def entries(self) -> tuple[Array, Array, Array, Array]:
+        keys = sorted(self.entries_by_key)
+        found = [s for key in keys for s in self.entries_by_key[key]]
+        offsets = np.cumsum([0, *(len(self.entries_by_key[key]) for key in keys)], dtype=np.int64)
+        words, weights = np.array([w for w, _ in found], np.int32), np.array([x for _, x in found], np.float32)
+        return np.array(keys, np.uint64), offsets, words, weights
 
 
 class _Node:
@@ -131,8 +142,8 @@ class SlowTable:
         return list(zip(self.words[part].tolist(), self.weights[part].tolist(), strict=True))
 
     def _of(self, changes: SlowChanges | None, key: int) -> Successors:
-        if changes is not None and key in changes.entries:
-            return changes.entries[key]
+        if changes is not None and key in changes.entries_by_key:
+            return changes.entries_by_key[key]
         return self.base(key) or self.base(ALONE << 32 | key & 0xFFFFFFFF)
 
     def _unfold(self, changes: SlowChanges | None, node: _Node) -> list[_Node]:

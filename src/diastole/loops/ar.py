@@ -71,7 +71,10 @@ class AutoRegressive:
         check_prompt(request.inputs, request.params, self.vocab, self.context, self.pool.pages * PAGE)
         if self.grammars is None and request.params.grammar is not None:
             raise UserError("this service follows no grammars", param="grammar")
-        if isinstance(request.params, PoolParams) and not self.width:
+        if isinstance(request.params, SamplingParams) and request.params.prediction:
+            if isinstance(request.params.prediction, str):
+                raise UserError("prediction must be token ids here, not text", param="prediction", code="invalid_type")
+        elif isinstance(request.params, PoolParams) and not self.width:
             raise UserError("this model gives no hidden states that could be pooled", param="model")
 
     def preparation(self, request: Request) -> Callable[[], object] | None:

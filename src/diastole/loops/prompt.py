@@ -40,9 +40,9 @@ def check_prompt(
         )
     if isinstance(params, PoolParams):
         return
-    for name in ("logit_bias", "stop_token_ids"):
+    for name in ("logit_bias", "stop_token_ids", "prediction"):
         for token in getattr(params, name):
-            if token >= vocab:
+            if not isinstance(token, str) and token >= vocab:  # a prediction's text is read on its way to the engine
                 message = f"{name}: token id {token} is outside the vocabulary of {vocab}"
                 raise UserError(message, param=name, code="invalid_token_id")
 

@@ -56,9 +56,9 @@ def run(study: Study) -> None:
         for name, kind in WORK.items():
             voice = plain.voice
             texts = [a.ids(voice) for a in requests(kind, asked + tuned, voice.tokenizer, seed=study.seed)]
-            own = tables.get(name, "")
-            nodes = _tune(study, plain, own, name, texts[asked:], params) if tuned else 3
-            found[name] = nodes, _cell(study, plain, _sides(own, nodes), name, texts[:asked], params)
+            own, judged = tables.get(name, ""), texts[: min(asked, len(texts) - tuned)]  # of some kinds there are fewer
+            nodes = _tune(study, plain, own, name, texts[len(texts) - tuned :], params) if tuned else 3
+            found[name] = nodes, _cell(study, plain, _sides(own, nodes), name, judged, params)
         size = _bytes(plain)
     _judge(study, {name: cell for name, (_, cell) in found.items()}, size)
     study.table(

@@ -44,7 +44,7 @@ HEADS, GROUPS, DIM = 9, 3, 64  # of the synthetic comparison
 
 
 def run(study: Study) -> None:
-    lengths, texts, tokens = ((512, 2_000), 1, 32) if study.quick else ((512, 2_000, 4_000, 7_000), 6, 128)
+    lengths, texts, tokens = ((512, 2_000), 1, 32) if study.quick else ((512, 2_000, 4_000, 7_000), 4, 128)
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
     shapes = {"chain of 4": CHAIN} if study.quick else SHAPES
     sides = {name: [f"longspec:tree_shape={s}", f"fixed:k={_nodes(s)}"] for name, s in shapes.items()}

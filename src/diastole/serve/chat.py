@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from msgspec import UNSET, UnsetType
@@ -20,6 +21,8 @@ from diastole.serve.openai import (
     ROLES,
     ChatRequest,
     Message,
+    Part,
+    Prediction,
     read,
     required,
     sampling,
@@ -122,7 +125,16 @@ def chat_params(request: ChatRequest) -> SamplingParams:
     if top is not None and not 0 <= top <= MAX_TOP_LOGPROBS:
         raise wrong("top_logprobs", f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}, not {top}.")
     logprobs = (top or 0) if request.logprobs else None
-    return sampling(request, long if long is not None else short, logprobs, _names(request))
+    params = sampling(request, long if long is not None else short, logprobs, _names(request))
+    return params if request.prediction is None else replace(params, prediction=_predicted(request.prediction))
+
+
+def _predicted(prediction: Prediction) -> str:
+    if prediction.type != "content":
+        raise wrong("prediction.type", f"prediction.type must be 'content', not {prediction.type[:40]!r}.")
+    if isinstance(prediction.content, str):
+        return prediction.content
+    return _joined(prediction.content, "prediction.content")
 
 
 def _names(request: ChatRequest) -> dict[str, str]:
@@ -173,11 +185,16 @@ def _text(message: Message, path: str) -> str:
         if message.tool_calls:
             return ""
         raise wrong(f"{path}.content", f"{path}.content is required: a string or a list of text parts.")
+    return _joined(content, f"{path}.content")
+
+
+def _joined(content: Sequence[Part], path: str) -> str:
+    """The text of text parts."""
     if not content:
-        raise wrong(f"{path}.content", f"{path}.content must hold at least one text part.", "empty_array")
+        raise wrong(path, f"{path} must hold at least one text part.", "empty_array")
     texts = []
     for i, part in enumerate(content):
-        where = f"{path}.content[{i}]"
+        where = f"{path}[{i}]"
         if part.type != "text":
             error = unsupported(f"{where}.type", "This model reads text only: send parts of type 'text'.")
             error.code = "unsupported_content"

@@ -124,6 +124,13 @@ class ToolChoice(msgspec.Struct):
     function: NamedFunction | None = None
 
 
+class Prediction(msgspec.Struct):
+    """What much of the answer is expected to be."""
+
+    type: Annotated[str, documented(enum=["content"])]
+    content: str | Annotated[list[Part], documented(minItems=1)]
+
+
 class ChatRequest(Common, kw_only=True):
     """POST /v1/chat/completions."""
 
@@ -134,6 +141,7 @@ class ChatRequest(Common, kw_only=True):
     tools: Annotated[list[Tool], documented(maxItems=bounds.MAX_TOOLS)] | None = None
     tool_choice: str | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
 
 
 class CompletionRequest(Common, kw_only=True):

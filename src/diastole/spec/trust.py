@@ -1,8 +1,8 @@
 """Trust: whether guessing pays, judged by what steps took and not by what was predicted.
 
 Guesses cost more than the rows that they add: whoever makes them, decides about them and takes them back takes his
-time too. So plain steps are timed now and then, and every step in which somebody guessed is set against them. What it
-saved is credit, what it lost is taken from it, and without credit guessing rests.
+time too. So every now and then a step is plain, in the middle of others, and every step in which somebody guessed is
+set against these. What it saved is credit, what it lost is taken from it, and without credit guessing rests.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 KEPT, FEWEST = 9, 3  # times of plain steps of so many streams: kept, and that a judgement takes
-STALE = 200  # steps with guesses, after which plain ones are timed again
+EVERY, FIRST = 24, 2  # steps with guesses between two plain ones, and while there are too few of these
 WORST = -1.0  # of one step: it may have been the machine
-LONG = 0.98  # of what was expected and came before, in how right expectations are
-SURE = 10.0  # tokens that they count for before anything came
+LONG = 0.99  # of what was expected and came before, in how right expectations are
+SURE = 20.0  # tokens that they count for before anything came
 MOST = 10.0  # credit, in plain steps
 RETRY = 1.0  # after a rest
 NEW = 0.5  # for each stream that begins to speak, over how many there are
@@ -27,8 +27,15 @@ class _Plain:
     """Plain steps of so many streams."""
 
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-    due: int = FEWEST  # to be timed
-    since: int = 0  # steps with guesses
+    since: int = 0  # steps with guesses, since the last
+
+    @property
+    def due(self) -> bool:
+        return self.since >= (EVERY if self.known else FIRST)
+
+    @property
+    def known(self) -> bool:
+        return len(self.seconds) >= FEWEST
 
     @property
     def usual(self) -> float:
@@ -79,14 +86,12 @@ class Trust:
         plain = self._plain.setdefault(streams, _Plain())
         if not asked:
             plain.seconds.append(seconds)
-            plain.due = max(plain.due - 1, 0)
+            plain.since = 0
             return
         plain.since += 1
-        if plain.since >= STALE:
-            plain.since, plain.due = 0, FEWEST
         self._came = LONG * self._came + tokens - streams
         self._expected = LONG * self._expected + expected - streams
-        if plain.seconds and plain.usual > 0:
+        if plain.known and plain.usual > 0:
             more = (expected - streams) * (self._came + SURE) / (self._expected + SURE)
             self._weigh(max(1 + more / streams - seconds / plain.usual, WORST))
 

@@ -13,9 +13,14 @@ a prompt is learned when its answer begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 
@@ -23,8 +28,8 @@ from diastole.kernels import grams
 from diastole.kernels.draw import draw_key, stream_key
 from diastole.slots import Facts
 from diastole.spec.guesser import Guesser
-from diastole.types import Draft, Stream, UserError
-from diastole.weights.calibration import find
+from diastole.types import Array, Draft, Stream, UserError
+from diastole.weights.calibration import Calibration, about, find
 
 NEEDS = frozenset({"paged_kv"})
 NAME = "aded"
@@ -32,6 +37,10 @@ NONE = "none"
 MOST = 64  # guesses that one step may verify
 PAIRS, SHARED_PAIRS = 1 << 14, 1 << 17  # that one text may change, and all texts of a scope together
 TENANTS = 16  # whose changes are kept
+FIELDS = ("keys", "offsets", "words", "weights")  # of a table
+TOP, MOST_KEPT = 12, 1 << 20  # successors of a pair, and pairs, that are kept in a file
+KEEP_SECONDS = 300.0  # between two writings
+Tensors = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ class Params:
     adapt_cap: float = 3.0
     prompt: bool = True  # all of a prompt is learned once
     scope: str = "request"  # who shares what texts add: request, tenant (requests of one cache salt), server
+    keep: str = ""  # file that what texts have added is kept in, with scope=server: read at start, written at the end
 
 
 class Aded(Guesser):
@@ -57,10 +67,17 @@ class Aded(Guesser):
     def __init__(self, p: Params, facts: Facts) -> None:
         _check(p)
         self.p, self.most = p, p.nodes
-        self.table: Any = _table(p, facts)
+        tensors = _tensors(p, facts)
+        self.table: Any = _table(tensors)
         self._shared: dict[str, Any] = {}
+        self._kept: _Kept | None = None
+        if p.keep:
+            self._kept = _Kept(Path(p.keep).expanduser(), tensors, about(NAME, facts), self._fresh(""))
+            finalize(self, self._kept.write)
 
     def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
+        if self._kept is not None:
+            self._kept.now_and_then()
         return [self._guess(s, n) for s, n in zip(streams, lengths, strict=True)]
 
     def _guess(self, stream: Stream, n: int) -> Draft:
@@ -113,14 +130,73 @@ class _Own:
         """Another choice of the request begins anew."""
 
 
-def _table(p: Params, facts: Facts) -> Any:
+class _Kept:
+    """What all texts have added, and the file for it: a table like those that are counted, which the next start takes.
+
+    Args:
+        tensors: of the table that it was added to.
+    """
+
+    def __init__(self, path: Path, tensors: Tensors, about: Mapping[str, str], changes: Any) -> None:
+        self.path, self.tensors, self.about, self.changes = path, tensors, about, changes
+        self.told = False  # that it cannot be written
+        self._last = time.monotonic()
+
+    def now_and_then(self) -> None:
+        """Write, without making anybody wait for the disk, if it is time."""
+        if time.monotonic() - self._last >= KEEP_SECONDS:
+            self._last = time.monotonic()
+            Thread(target=self._write, args=(self.changes.entries(),), daemon=True).start()
+
+    def write(self) -> None:
+        self._write(self.changes.entries())
+
+    def _write(self, entries: Sequence[Array]) -> None:
+        if not len(entries[0]):
+            return
+        try:
+            Calibration(merged(self.tensors, entries), self.about).write(self.path)
+        except UserError as e:
+            if not self.told:
+                warnings.warn(f"{NAME}: what was learned is not kept: {e.message}", stacklevel=1)
+            self.told = True
+
+
+def merged(tensors: Tensors, entries: Sequence[Array]) -> dict[str, Array]:
+    """A table in which pairs that have changed have what they have now: their heaviest successors, and no more pairs
+    than ``MOST_KEPT``, the lightest of which are left out."""
+    old = [tensors[name] for name in FIELDS]
+    stays = ~np.isin(old[0], entries[0])
+    owner = np.repeat(stays, np.diff(old[1]))
+    keys = np.concatenate([old[0][stays], entries[0]])
+    counts = np.concatenate([np.diff(old[1])[stays], np.diff(entries[1])])
+    words, weights = (np.concatenate([old[i][owner], entries[i]]) for i in (2, 3))
+    whose = np.repeat(np.arange(len(keys)), counts)
+    mass = np.bincount(whose, weights, len(keys))
+    rank = np.argsort(-mass, kind="stable")[:MOST_KEPT]
+    order = np.lexsort((-weights, keys[whose]))
+    order = order[np.isin(whose[order], rank)]
+    first = np.concatenate([[True], np.diff(whose[order]) != 0]) if len(order) else np.empty(0, bool)
+    place = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    order = order[place < TOP]
+    left, each = np.unique(keys[whose[order]], return_counts=True)
+    offsets = np.concatenate([[0], np.cumsum(each)]).astype(np.int64)
+    return dict(zip(FIELDS, (left, offsets, words[order], weights[order]), strict=True))
+
+
+def _tensors(p: Params, facts: Facts) -> Tensors:
+    kept = Path(p.keep).expanduser()
+    if p.keep and kept.exists():
+        return find(NAME, facts, str(kept)).tensors
     if p.table == NONE:
-        return grams.table(
-            np.empty(0, np.uint64), np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
-        )
-    found = find(NAME, facts, p.table).tensors
+        kinds: tuple[type, ...] = (np.uint64, np.int64, np.int32, np.float32)
+        return {name: np.zeros(int(name == "offsets"), kind) for name, kind in zip(FIELDS, kinds, strict=True)}
+    return find(NAME, facts, p.table).tensors
+
+
+def _table(tensors: Tensors) -> Any:
     try:
-        return grams.table(*(found[name] for name in ("keys", "offsets", "words", "weights")))
+        return grams.table(*(tensors[name] for name in FIELDS))
     except (KeyError, ValueError) as e:
         raise _wrong("table", f"holds no counts ({e}): make it anew") from None
 
@@ -138,6 +214,8 @@ def _check(p: Params) -> None:
         raise _wrong("adapt_step", f"must be above 0 and at most adapt_cap = {p.adapt_cap}, not {p.adapt_step}")
     if p.adapt_window < 3:
         raise _wrong("adapt_window", f"must be at least 3, not {p.adapt_window}")
+    if p.keep and p.scope != "server":
+        raise _wrong("keep", f"needs scope=server, which shares what texts add; scope is {p.scope!r:.40}")
     if p.scope not in {"request", "tenant", "server"}:
         raise _wrong("scope", f"must be request, tenant or server, not {p.scope!r:.40}")
 

@@ -4,6 +4,8 @@ baseline of drafters.
 No model and no training: of all earlier places where the text's last tokens stand, the longest match is taken, and of
 equal ones the latest. Good where a text repeats its prompt (summaries, edits, code), nothing elsewhere. Idea: Saxena,
 "Prompt Lookup Decoding", 2023; as a draft for exact verification it changes how fast a text comes, never the text.
+Where a request says what its answer may repeat (``SamplingParams.prediction``), that is looked at as if it stood before
+the prompt, and from its beginning while the answer follows it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from diastole.kernels.grams import longest_match
 from diastole.slots import Facts
 from diastole.spec.guesser import Guesser
@@ -19,6 +23,8 @@ from diastole.types import Array, Draft, Stream, UserError
 
 NEEDS = frozenset({"paged_kv"})
 MOST = 64  # guesses that one step may verify
+GAP = -1  # between a prediction and the text, no token
+NOTHING = Draft(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +47,33 @@ class Lookup(Guesser):
         self.p, self.most = p, p.k
 
     def draft(self, streams: Sequence[Stream], lengths: Sequence[int]) -> Sequence[Draft]:
-        return [self._guess(s.own.ids[: s.known], n) for s, n in zip(streams, lengths, strict=True)]
+        return [self._guess(s, n) for s, n in zip(streams, lengths, strict=True)]
 
-    def _guess(self, ids: Array, n: int) -> Draft:
+    def _guess(self, stream: Stream, n: int) -> Draft:
+        ids: Array = stream.own.ids[: stream.known]
+        told = stream.req.params.prediction
+        if not told:
+            return self._looked_up(ids, n)
+        said = stream.known - len(stream.req.inputs)
+        if said < self.p.most and told[:said] == tuple(ids[len(ids) - said :].tolist()):  # so far it is as foretold
+            return _draft(list(told[said : said + n]), self.p.most)
+        return self._looked_up(np.concatenate([np.array([*told, GAP], np.int32), ids]), n)
+
+    def _looked_up(self, ids: Array, n: int) -> Draft:
         at, length = longest_match(ids, self.p.most)
         if length < self.p.least or n < 1:
-            return Draft(())
+            return NOTHING
         tokens: list[int] = ids[at : at + n].tolist()
+        if GAP in tokens:
+            return _draft(tokens[: tokens.index(GAP)], length)
         while len(tokens) < n:  # it runs into the text's end: the text is thought to go round
             tokens += tokens[: n - len(tokens)]
-        return Draft(
-            tokens, odds=[length / (length + 2)] * len(tokens)
-        )  # the longer, the surer: controllers learn how sure
+        return _draft(tokens, length)
+
+
+def _draft(tokens: list[int], length: int) -> Draft:
+    """Guesses behind a match of so many tokens. The longer, the surer: controllers learn how sure."""
+    return Draft(tokens, odds=[length / (length + 2)] * len(tokens))
 
 
 def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 // Successors of pairs of tokens with weights, and trees of guesses grown over them: see spec/grams.py, the plain twin.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -41,6 +42,13 @@ class Changes {
   // Every three tokens in a row of ids (n) weigh `step` more, up to `cap`.
   void learn(const Grams& table, const int32_t* ids, size_t n, float step, float cap);
   size_t size() const { return entries_.size(); }
+  // f(pair, its successors) for all pairs, ascending.
+  template <class F>
+  void each(const F& f) const {
+    std::vector<uint64_t> keys(order_.begin(), order_.end());
+    std::sort(keys.begin(), keys.end());
+    for (const uint64_t key : keys) f(key, entries_.at(key));
+  }
 
  private:
   size_t most_;

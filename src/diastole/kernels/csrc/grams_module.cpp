@@ -1,4 +1,5 @@
 // The Python face of grams.hpp.
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -52,6 +53,27 @@ void learn(Changes& changes, const Table& table, In<int32_t, 1> ids, float step,
   changes.learn(table.grams, ids.data(), ids.size(), step, cap);
 }
 
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<1>> given(std::vector<T>&& from) {
+  auto* kept = new std::vector<T>(std::move(from));
+  nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return {kept->data(), {kept->size()}, owner};
+}
+
+// All pairs with their successors, as a table has them.
+nb::tuple entries(const Changes& changes) {
+  std::vector<uint64_t> keys;
+  std::vector<int64_t> offsets{0};
+  std::vector<int32_t> words;
+  std::vector<float> weights;
+  changes.each([&](uint64_t key, const std::vector<Successor>& all) {
+    keys.push_back(key);
+    for (const Successor& s : all) words.push_back(s.word), weights.push_back(s.weight);
+    offsets.push_back(static_cast<int64_t>(words.size()));
+  });
+  return nb::make_tuple(given(std::move(keys)), given(std::move(offsets)), given(std::move(words)), given(std::move(weights)));
+}
+
 Tree search(const Table& table, const Changes* changes, int32_t a, int32_t b, int iterations, int levels, double c1, double c2, uint64_t seed, int most) {
   expect(most >= 0 && most <= kMostNodes && levels >= 1 && levels <= kMostLevels, "a tree has up to 4096 nodes and 64 levels");
   expect(iterations >= 0 && iterations <= kMostIterations && c2 > 0, "up to 2^20 iterations, and c2 is positive");
@@ -83,7 +105,7 @@ void bind_grams(nb::module_& m) {
       .def("widest", widest, nb::arg("changes").none(), nb::arg("a"), nb::arg("b"), nb::arg("levels"), nb::arg("most"))
       .def("chain", chain, nb::arg("changes").none(), nb::arg("a"), nb::arg("b"), nb::arg("most"));
   m.def("longest_match", match, nb::arg("ids"), nb::arg("most"));
-  nb::class_<Changes>(m, "GramChanges").def(nb::init<size_t>(), nb::arg("most")).def("learn", learn).def("__len__", &Changes::size);
+  nb::class_<Changes>(m, "GramChanges").def(nb::init<size_t>(), nb::arg("most")).def("learn", learn).def("entries", entries).def("__len__", &Changes::size);
 }
 
 }  // namespace diastole
