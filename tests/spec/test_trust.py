@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from diastole.spec.trust import EVERY, FEWEST, FIRST, Trust
+from diastole.spec.trust import EVERY, FIRST, ROW, Trust
 
 PLAIN = 1.0  # seconds of a plain step
 
@@ -33,20 +33,29 @@ def run(
     return asked
 
 
-START = FEWEST * (FIRST + 1)  # steps until enough plain ones are known
+START = 2 * (FIRST + ROW)  # steps until enough plain ones are known
 
 
 def rests(asked: list[bool]) -> list[int]:
-    """Lengths of the whole stretches without questions that are longer than a plain step."""
+    """Lengths of the whole stretches without questions that are longer than plain steps are."""
     found = [len([*steps]) for asks, steps in groupby(asked) if not asks]
     found = found[not asked[0] : len(found) - (not asked[-1])]
-    return [n for n in found if n > 1]
+    return [n for n in found if n > ROW]
 
 
 def test_plain_steps_stand_among_the_others() -> None:
     """Soon at first, then seldom: the first step after a pause is slower than those in the middle."""
-    asked = run(Trust(4.0, 20), START + 3 * (EVERY + 1), lambda _: 0.1)
-    assert asked == [*([True] * FIRST + [False]) * FEWEST, *([True] * EVERY + [False]) * 3]
+    asked = run(Trust(4.0, 20), START + 3 * (EVERY + ROW), lambda _: 0.1)
+    assert asked == [*([True] * FIRST + [False] * ROW) * 2, *([True] * EVERY + [False] * ROW) * 3]
+
+
+def test_the_first_plain_step_after_guesses_is_not_timed() -> None:
+    trust, n = Trust(4.0, 20), 0
+    for _ in range(2_000):
+        asks = trust.asks(1)
+        n = 0 if asks else n + 1
+        trust.stepped(1, 2 if asks else 1, 2, 1.95 if asks else 9.0 if n == 1 else 1.0, asks)
+    assert trust.credit == 10.0  # a twentieth of a step is saved each time
 
 
 def test_what_pays_never_rests() -> None:
@@ -88,7 +97,7 @@ def test_new_ones_who_cost_more_than_they_are_given_wait_for_each_other() -> Non
     for _ in range(400):
         trust.joined(1)
         asked += sum(run(trust, 10, lambda _: -0.9))
-    assert asked == pytest.approx(START + 400 * 0.5 / 0.9, abs=3)
+    assert asked == pytest.approx(2 * FIRST + 400 * 0.5 / 0.9, abs=3)
 
 
 def test_a_moment_in_which_the_machine_was_elsewhere_decides_nothing() -> None:
@@ -113,7 +122,7 @@ def test_every_number_of_streams_has_its_own_plain_steps() -> None:
     trust = Trust(4.0, 20)
     run(trust, 50, lambda _: 0.1, streams=1)
     asked = run(trust, START, lambda _: 0.1, streams=2)
-    assert asked == ([True] * FIRST + [False]) * FEWEST
+    assert asked == ([True] * FIRST + [False] * ROW) * 2
 
 
 def test_before_a_rest_guesses_are_verified_whatever_is_thought_of_them() -> None:

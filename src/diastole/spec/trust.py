@@ -1,8 +1,8 @@
 """Trust: whether guessing pays, judged by what steps took and not by what was predicted.
 
 Guesses cost more than the rows that they add: whoever makes them, decides about them and takes them back takes his
-time too. So every now and then a step is plain, in the middle of others, and every step in which somebody guessed is
-set against these. What it saved is credit, what it lost is taken from it, and without credit guessing rests.
+time too. So every now and then some steps are plain, in the middle of others, and every step in which somebody guessed
+is set against these. What it saved is credit, what it lost is taken from it, and without credit guessing rests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 KEPT, FEWEST = 9, 3  # times of plain steps of so many streams: kept, and that a judgement takes
-EVERY, FIRST = 24, 2  # steps with guesses between two plain ones, and while there are too few of these
+EVERY, FIRST = 48, 4  # steps with guesses between plain ones, and while there are too few of these
+ROW = 3  # plain steps in a row, the first of which is not timed: it finds the caches as guessing has left them
 WORST = -1.0  # of one step: it may have been the machine
 LONG = 0.99  # of what was expected and came before, in how right expectations are
 SURE = 20.0  # tokens that they count for before anything came
@@ -28,10 +29,17 @@ class _Plain:
 
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     since: int = 0  # steps with guesses, since the last
+    row: int = 0  # of them that have come since then
 
     @property
     def due(self) -> bool:
-        return self.since >= (EVERY if self.known else FIRST)
+        return 0 < self.row < ROW or self.since >= (EVERY if self.known else FIRST)
+
+    def came(self, seconds: float) -> None:
+        self.row += 1
+        if self.row > 1:
+            self.seconds.append(seconds)
+        self.since = 0
 
     @property
     def known(self) -> bool:
@@ -85,10 +93,10 @@ class Trust:
         """
         plain = self._plain.setdefault(streams, _Plain())
         if not asked:
-            plain.seconds.append(seconds)
-            plain.since = 0
+            plain.came(seconds)
             return
         plain.since += 1
+        plain.row = 0
         self._came = LONG * self._came + tokens - streams
         self._expected = LONG * self._expected + expected - streams
         if plain.known and plain.usual > 0:
