@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-KEPT, FEWEST = 9, 3  # times of plain steps of so many streams: kept, and that a judgement takes
-EVERY, FIRST = 48, 4  # steps with guesses between plain ones, and while there are too few of these
+KEPT, FEWEST = 9, 2  # times of plain steps of so many streams: kept, and that a judgement takes
+EVERY = 48  # steps with guesses between plain ones
 ROW = 3  # plain steps in a row, the first of which is not timed: it finds the caches as guessing has left them
 WORST = -1.0  # of one step: it may have been the machine
 LONG = 0.99  # of what was expected and came before, in how right expectations are
@@ -33,7 +33,7 @@ class _Plain:
 
     @property
     def due(self) -> bool:
-        return 0 < self.row < ROW or self.since >= (EVERY if self.known else FIRST)
+        return not self.known or 0 < self.row < ROW or self.since >= EVERY
 
     def came(self, seconds: float) -> None:
         self.row += 1
