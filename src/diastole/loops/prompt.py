@@ -40,9 +40,14 @@ def check_prompt(
         )
     if isinstance(params, PoolParams):
         return
-    for name in ("logit_bias", "stop_token_ids", "prediction"):
-        for token in getattr(params, name):
-            if not isinstance(token, str) and token >= vocab:  # a prediction's text is read on its way to the engine
+    told = () if isinstance(params.prediction, str) else params.prediction  # its text is read on its way to the engine
+    for name, tokens in (
+        ("logit_bias", params.logit_bias),
+        ("stop_token_ids", params.stop_token_ids),
+        ("prediction", told),
+    ):
+        for token in tokens:
+            if token >= vocab:
                 message = f"{name}: token id {token} is outside the vocabulary of {vocab}"
                 raise UserError(message, param=name, code="invalid_token_id")
 

@@ -23,6 +23,7 @@ from diastole.types import Array, Draft, Stream, UserError
 
 NEEDS = frozenset({"paged_kv"})
 MOST = 64  # guesses that one step may verify
+NAME = "ngram"
 GAP = -1  # between a prediction and the text, no token
 NOTHING = Draft(())
 
@@ -57,7 +58,9 @@ class Lookup(Guesser):
         said = stream.known - len(stream.req.inputs)
         if said < self.p.most and told[:said] == tuple(ids[len(ids) - said :].tolist()):  # so far it is as foretold
             return _draft(list(told[said : said + n]), self.p.most)
-        return self._looked_up(np.concatenate([np.array([*told, GAP], np.int32), ids]), n)
+        if NAME not in stream.scratch:
+            stream.scratch[NAME] = np.array([*told, GAP], np.int32)
+        return self._looked_up(np.concatenate([stream.scratch[NAME], ids]), n)
 
     def _looked_up(self, ids: Array, n: int) -> Draft:
         at, length = longest_match(ids, self.p.most)
