@@ -126,10 +126,8 @@ class LLM:
         try:
             for i, (prompt, params) in enumerate(wishes):
                 id = f"llm-{next(self._ids)}"
-                request = Request(
-                    id, self.name, np.asarray(self._to_ids(prompt), np.int32), seeded(params), SLO(1e9, 1e9)
-                )
-                self._engine.add(request)
+                ids, told = np.asarray(self._to_ids(prompt), np.int32), self.voice.told(params, self.context)
+                self._engine.add(Request(id, self.name, ids, seeded(told), SLO(1e9, 1e9)))
                 which[id], speakers[id] = i, Speakers(self.voice.tokenizer, params, self._repetition_stop)
             while self._engine.busy:
                 for event in self._events():

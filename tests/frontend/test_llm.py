@@ -83,6 +83,22 @@ def test_async_crowd_and_cancel() -> None:
     assert crowd[0] == alone
 
 
+def test_a_prediction_in_words_saves_steps() -> None:
+    embedded()
+    with LLM(use=("ngram:k=8",)) as llm:
+        plain = llm.generate(["The heart is"], GREEDY)[0][0]
+        before = llm.counters()["steps"]
+        told = SamplingParams(temperature=0, max_tokens=12, prediction=plain.text)
+        assert llm.generate(["The heart is"], told)[0][0].ids == plain.ids
+        assert llm.counters()["steps"] - before <= 5
+
+    async def again() -> str:
+        async with AsyncLLM(use=("ngram:k=8",)) as llm:
+            return "".join([d.text async for d in llm.stream("The heart is", told)])
+
+    assert asyncio.run(again()) == plain.text
+
+
 def test_closing_frees_the_model() -> None:
     """Resident memory after five models came and went is that of one, within a few megabytes."""
     embedded()

@@ -96,13 +96,6 @@ class TextService:
 
         check_prompt(prompt, params, self.vocab, self.context, self.card.room)
 
-    async def _told(self, params: SamplingParams) -> SamplingParams:
-        """With ids in the place of a text that the answer is thought to repeat."""
-        text = params.prediction
-        if not isinstance(text, str) or not text:
-            return params
-        return replace(params, prediction=tuple((await self.encode(text))[: self.context]))
-
     def room_after(self, prompt: int) -> int:
         """Tokens that an answer to a prompt of so many tokens may have at most."""
         return max(0, min(self.context, self.card.room) - prompt)
@@ -125,7 +118,8 @@ class TextService:
             EngineLost: the engine died, or is being restarted.
         """
         ids = np.asarray(prompt, np.int32).tobytes()
-        add = wire.Add(request_id, self.name, ids, seeded(await self._told(params)), slo, salt, priority)
+        told = await asyncio.to_thread(self.voice.told, params, self.context) if params.prediction else params
+        add = wire.Add(request_id, self.name, ids, seeded(told), slo, salt, priority)
         speakers = Speakers(self.tokenizer, params, self._repetition_stop)
         client = self._engine.client
         spoken = client.stream(add)

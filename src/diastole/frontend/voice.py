@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diastole.nn.tokens import tokenizer_of
+from diastole.params import SamplingParams
 from diastole.text import ChatTemplate, Tokenizer
 from diastole.text.guard import Guard
 from diastole.text.tools import telling_of
@@ -46,6 +48,13 @@ class Voice:
     def prompt(self, text: str) -> list[int]:
         """A plain prompt as ids."""
         return self.tokenizer.encode(text, special=False)
+
+    def told(self, params: SamplingParams, context: int) -> SamplingParams:
+        """With ids in the place of a text that the answer may repeat, no more than fit into the context."""
+        text = params.prediction
+        if not isinstance(text, str) or not text:
+            return params
+        return replace(params, prediction=tuple(self.prompt(text)[:context]))
 
     def warm(self) -> None:
         """Start the template's worker process before it is needed."""
