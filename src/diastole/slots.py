@@ -59,6 +59,7 @@ class Facts:
     ops: Ops | None = None
     rope: Array | None = None  # the table (see nn.rope) that all layers rotate by; None: there is no such one
     decoder: Decoder | None = None  # the model itself, for who computes with its matrices
+    streams: int = 0  # that may run at once; 0: nobody said
 
 
 class Companion(Protocol):
@@ -345,6 +346,19 @@ class Composer(Protocol):
 
     def compose(self, asks: Sequence[Ask], seconds: float, cost: CostModel) -> list[Grant]:
         """Grants for a step that should end within ``seconds`` (may be infinite). Never empty if asks is not."""
+        ...
+
+
+@runtime_checkable
+class Budgeted(Protocol):
+    """A composer that keeps to times: what steps cost is measured before anybody waits, and told to it."""
+
+    def settle(self, cost: CostModel, streams: int, context: int) -> None:
+        """``cost`` has seen steps with prompts and without; so many streams may run, of so many units.
+
+        Raises:
+            UserError: its times cannot be kept here.
+        """
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -66,7 +67,8 @@ def assemble(
     ops, checkpoint = load.ops, load.checkpoint
     architecture = registry.model(str(checkpoint.config.get("model_type")))
     model = architecture.build(load, checkpoint.config, config.context)
-    stack = registry.build(config.use, {"compose": Mixed(config.step_tokens)}, model.facts(checkpoint), READS)
+    facts = replace(model.facts(checkpoint), streams=config.max_streams)
+    stack = registry.build(config.use, {"compose": Mixed(config.step_tokens)}, facts, READS)
     kv = store(stack, config.kv)
     spec: PagedSpec = model.state_specs()["kv"]
     pages = _pages(ops, kv, spec, model.context, config.max_streams, memory)

@@ -15,25 +15,37 @@ from diastole.engine.service import Service
 from diastole.state.pages import PAGE, PagePool
 from diastole.types import Batch, Grant, Request, Stream
 
-# Streams, tokens that each has absorbed, rows of each: about a second in all for a small model.
-CASES = (
+Case = tuple[int, int, tuple[int, ...]]  # streams, tokens that each has absorbed, rows of each
+
+# What drafts cost: about a second in all for a small model.
+CASES: tuple[Case, ...] = (
     (1, 64, (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)),
     (1, 512, (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)),
     (4, 512, (1, 2, 4, 8)),
     (16, 512, (1, 2)),
 )
+# What slices of prompts cost.
+SLICES: tuple[Case, ...] = (
+    (1, 0, (32, 64, 128, 256, 512)),
+    (1, 1024, (32, 128, 512)),
+    (8, 512, (1,)),
+    (32, 512, (1,)),
+)
 TIMES = 5
 
 
-def profile(service: Service, pool: PagePool, clock: Clock, context: int, most: int) -> None:
+def profile(
+    service: Service, pool: PagePool, clock: Clock, context: int, most: int, cases: Sequence[Case] = CASES
+) -> None:
     """Teach a service's cost model. Nobody may hold pages yet.
 
     Args:
         context: tokens that a stream may have.
         most: streams that may run at once.
+        cases: what is measured, as far as there is room.
     """
     request = Request("profile", service.name, (), None)
-    for streams, units, sizes in CASES:
+    for streams, units, sizes in cases:
         if streams > most or streams * _pages(units, max(sizes)) > pool.pages or units + max(sizes) > context:
             continue
         took = seconds(service, clock, streams, units, sizes, TIMES)

@@ -18,7 +18,7 @@ from diastole.engine.admission import Admission, ByPriority, InOrder
 from diastole.engine.assemble import assemble
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
-from diastole.engine.profile import profile
+from diastole.engine.profile import SLICES, profile
 from diastole.engine.service import Service
 from diastole.frontend.host import Loaded
 from diastole.frontend.loading import LoadingBar
@@ -29,6 +29,7 @@ from diastole.loops.ar import AutoRegressive
 from diastole.nn.linear import Loader, WeightFormat, packed_size
 from diastole.nn.packs import NoPacks, PackFile, Packs
 from diastole.nn.tokens import tokenizer_of
+from diastole.slots import Budgeted
 from diastole.state.pages import PAGE
 from diastole.types import SLO, UserError
 from diastole.weights import Checkpoint, open_checkpoint
@@ -117,6 +118,9 @@ def _build(name: str, wanted: ServiceConfig, ops: Ops, memory: int, config: Conf
     assert isinstance(loop, AutoRegressive)
     if service.pace is not None and service.pace.foresees:
         profile(service, loop.pool, RealClock(), loop.context, wanted.max_streams)
+    if isinstance(service.compose, Budgeted):
+        profile(service, loop.pool, RealClock(), loop.context, wanted.max_streams, SLICES)
+        service.compose.settle(service.cost, wanted.max_streams, loop.context)
     room = loop.pool.pages * PAGE
     return service, Card(name, loop.context, loop.vocab, room, loop.width, priorities(config))
 
