@@ -19,7 +19,7 @@ port = 9000
 api_key = ["a", "b"]
 [service.chat]
 model = "smollm2-135m"
-use = ["fcfs", "int8-kv"]
+use = ["orca", "int8-kv"]
 slo = { first = 0.5, gap = 0.05 }
 [service."odd name"]
 kv = "int8"
@@ -33,7 +33,7 @@ def test_toml() -> None:
     assert config.server.port == 9000
     assert config.server.api_key == ("a", "b")
     assert list(config.service) == ["chat", "odd name"]
-    assert config.service["chat"].use == ("fcfs", "int8-kv")
+    assert config.service["chat"].use == ("orca", "int8-kv")
     assert config.service["chat"].slo.gap == 0.05
     assert config.service["odd name"].kv == "int8"
     assert config.service["odd name"].model == "smollm2-135m"
@@ -83,7 +83,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("server.prot = 1", "server.prot", "did you mean 'port'"),
     ("sevrer.port = 1", "the configuration.sevrer", "did you mean 'server'"),
     ("service.a.kv = 'int9'", "service.a.kv", "did you mean 'int8'"),
-    ("service.a.use = 'fcfs'\nservice.a.slo = 3", "service.a.slo", "a table"),
+    ("service.a.use = 'orca'\nservice.a.slo = 3", "service.a.slo", "a table"),
     ("service.a.use = [1]", "service.a.use", "list of texts"),
     ("service.a.slo.gap = nan", "service.a.slo.gap", "a number"),
     ("service.a.slo.first = -1", "service.a.slo.first", "between"),

@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_named(fakes: Path, specs: list[str], what: str) ->
 
 def test_listings_read_without_importing(fakes: Path) -> None:
     found = {t.name: t for t in registry.techniques()}
-    assert {"fcfs", "int8-kv", "one-fake"} <= set(found)
+    assert {"orca", "int8-kv", "one-fake"} <= set(found)
     assert found["one-fake"].head == "A made-up technique."
     assert found["one-fake"].knobs[0] == ("size", "int", "4")
     assert {"llama", "gemma3"} <= {m.name for m in registry.models()}
