@@ -70,6 +70,9 @@ class EngineConfig:
         30.0, "of waiting that count as one step of priority", unit="s", low=0.001, high=1e6
     )
     dispatch: str = knob("slack", "how services share the clock", choices=("slack",))
+    costs: str = knob(
+        "auto", "folder where a server keeps what steps cost, for its next start; auto: in the cache; empty: nowhere"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def test_five_reloads_disturb_nobody(tmp_path: Path) -> None:
         assert all(now > then for now, then in zip(after, said, strict=True))
         one, two = ({*talkers[0].texts, *talkers[1].texts}, set(talkers[2].texts))
         assert len(two) == 1
-        assert len(one) <= 2  # one text for each format
+        assert len(one) <= 3  # one text for each format: the file's own, q8, bf16
         # Had those that were replaced kept their memory, it would stay twice as much. One goes with its last stream.
         eventually(lambda: resident() < memory[0] * 1.5, "what was replaced kept its memory")
         assert server.metric("request_success_total") == server.metric("request_prompt_tokens_count")

@@ -16,6 +16,7 @@ from diastole import __version__
 from diastole.bench.contest import Result
 from diastole.bench.field import WITH, Entry
 from diastole.bench.limits import Machine
+from diastole.kernels.table import processor
 from diastole.types import UserError
 
 OURS = "diastole"
@@ -29,7 +30,7 @@ def as_json(results: Sequence[Result], entries: Sequence[Entry], machine: Machin
         "about": about,
         "diastole": __version__,
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "platform": sys.platform,
         "threads": machine.threads,
@@ -70,14 +71,6 @@ def _task(result: Result, entries: Sequence[Entry], machine: Machine) -> dict[st
         found["reached"] = result.median(OURS) / limit
         found["kernels"] = result.needs.kernels
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def as_table(found: dict[str, Any]) -> Table:

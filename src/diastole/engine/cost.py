@@ -17,6 +17,7 @@ from itertools import combinations
 
 import numpy as np
 
+from diastole.engine.costs import Sample, Samples
 from diastole.types import Array, Grant
 
 PER_BUCKET = 16  # latest samples kept of each size
@@ -69,7 +70,7 @@ class FittedCost:
 
     def __init__(self, guess: Features = (0.002, 0.001, 0.0, 0.0005)) -> None:
         self.coefficients = guess
-        self._samples: dict[tuple[int, int], deque[tuple[float, ...]]] = {}
+        self._samples: dict[tuple[int, int], deque[Sample]] = {}
         self._beside: dict[int, deque[float]] = {}  # by size: measured over fitted, as if the machine were as always
         self._ratios: dict[int, float] = {}  # by size: the median of that
         self._recent: deque[float] = deque(maxlen=RECENT)  # measured over predicted
@@ -110,6 +111,22 @@ class FittedCost:
             self._ratios[size] = _middle(self._beside[size])
         if self._seen % REFIT == 0 or self._seen in EARLY:
             self._fit()
+
+    @property
+    def samples(self) -> list[Samples]:
+        """Those that the next fit would go by."""
+        return [Samples(size, context, list(steps)) for (size, context), steps in self._samples.items()]
+
+    def take_up(self, samples: Sequence[Samples]) -> None:
+        """Begin with what another one knew."""
+        for of in samples:
+            self._samples[of.size, of.context] = deque(of.steps, maxlen=PER_BUCKET)
+        self._seen = sum(map(len, self._samples.values()))
+        self._fit()
+
+    def knows(self, units: int) -> bool:
+        """Whether it has fitted steps of about this size."""
+        return _size(units) in self._ratios
 
     def _fit(self) -> None:
         # The median of each bucket: one slow step (a page fault, a neighbour) must not move the fit.

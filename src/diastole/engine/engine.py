@@ -102,6 +102,9 @@ class Engine:
 
     def _let_go(self) -> None:
         """Of services that others have replaced, and that have no streams any more."""
+        for service in self.services:
+            if not len(service.ledger) and self._by_name[service.name] is not service:
+                service.keep()
         self.services = [s for s in self.services if len(s.ledger) or self._by_name[s.name] is s]
 
     # ---- requests
@@ -162,7 +165,9 @@ class Engine:
         return View(self.clock.now(), self.trace.last, self.trace.since(since), services)
 
     def close(self) -> None:
-        """Let go of all services and their memory."""
+        """Let go of all services and their memory; what was learned of them is kept."""
+        for service in self.services:
+            service.keep()
         self.services.clear()
         self._by_name.clear()
 

@@ -34,6 +34,11 @@ SLICES: tuple[Case, ...] = (
 TIMES = 5
 
 
+def most_rows(cases: Sequence[Case]) -> int:
+    """Of any step of these."""
+    return max(streams * max(sizes) for streams, _, sizes in cases)
+
+
 def profile(
     service: Service, pool: PagePool, clock: Clock, context: int, most: int, cases: Sequence[Case] = CASES
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -43,6 +43,7 @@ class Service:
     ledger: Ledger
     meter: Meter
     pace: Pacer | None = None  # None: streams run all they can
+    keep: Callable[[], None] = lambda: None  # what was learned of it, for the next start
 
     def succeed(self, before: Service) -> None:
         """Count on where the service that this one replaces has come to; both count together while that one runs."""

@@ -16,15 +16,16 @@ from diastole.clock import RealClock
 from diastole.config import Config, ServiceConfig, from_toml
 from diastole.engine.admission import Admission, ByPriority, InOrder
 from diastole.engine.assemble import assemble
+from diastole.engine.costs import CostFile, Learner
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
-from diastole.engine.profile import SLICES, profile
+from diastole.engine.profile import CASES, SLICES, most_rows, profile
 from diastole.engine.service import Service
 from diastole.frontend.host import Loaded
 from diastole.frontend.loading import LoadingBar
 from diastole.frontend.wire import Card, Reload
 from diastole.kernels.cgroup import memory_left
-from diastole.kernels.table import Ops, load
+from diastole.kernels.table import Ops, load, physical_cores, processor
 from diastole.loops.ar import AutoRegressive
 from diastole.nn.linear import Loader, WeightFormat, packed_size
 from diastole.nn.packs import NoPacks, PackFile, Packs
@@ -43,8 +44,11 @@ def service_name(key: str, config: ServiceConfig) -> str:
     return config.name or key or (path.stem if path.suffix == ".gguf" else path.name)
 
 
-def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
+def build_engine(config: Config, costs: Path | None = None) -> tuple[Engine, list[Card], str]:
     """Load every configured service.
+
+    Args:
+        costs: folder where what steps cost is kept between starts; None: nowhere.
 
     Returns:
         the engine, a card per service, and the name of the kernels in use.
@@ -57,10 +61,16 @@ def build_engine(config: Config) -> tuple[Engine, list[Card], str]:
     for key, wanted in config.service.items():
         ops: Ops = load(config.engine.threads or None, wanted.kernels)
         kernels = ops.name
-        service, card = _build(service_name(key, wanted), wanted, ops, memory, config)
+        service, card = _build(service_name(key, wanted), wanted, ops, memory, config, costs)
         services.append(service)
         cards.append(card)
     return Engine(services, RealClock(), LeastSlack()), cards, kernels
+
+
+def cost_folder(config: Config) -> Path | None:
+    """Where a server keeps what steps cost."""
+    chosen = config.engine.costs
+    return cache.root() / "costs" if chosen == "auto" else Path(chosen) if chosen else None
 
 
 def load_service(reload: Reload) -> Loaded:
@@ -74,7 +84,7 @@ def load_service(reload: Reload) -> Loaded:
     ops = load(config.engine.threads or None, wanted.kernels)
     pages = _page_memory(config)
     _check_room(reload.service, wanted, ops, pages)
-    service, card = _build(reload.service, wanted, ops, pages, config)
+    service, card = _build(reload.service, wanted, ops, pages, config, cost_folder(config))
     if card.vocab != reload.vocab:
         message = f"{wanted.model} has {card.vocab} tokens now and had {reload.vocab}: restart the server for that"
         raise UserError(message, param="model", code="model_changed")
@@ -104,7 +114,9 @@ def _check_room(name: str, wanted: ServiceConfig, ops: Ops, pages: int) -> None:
         raise UserError(message, param="engine.memory", code="not_enough_memory")
 
 
-def _build(name: str, wanted: ServiceConfig, ops: Ops, memory: int, config: Config) -> tuple[Service, Card]:
+def _build(
+    name: str, wanted: ServiceConfig, ops: Ops, memory: int, config: Config, costs: Path | None
+) -> tuple[Service, Card]:
     path = resolve(wanted.model)
     checkpoint = open_checkpoint(path)
     eos = tokenizer_of(path).eos_ids
@@ -116,13 +128,36 @@ def _build(name: str, wanted: ServiceConfig, ops: Ops, memory: int, config: Conf
     checkpoint.close()
     loop = service.loop
     assert isinstance(loop, AutoRegressive)
-    if service.pace is not None and service.pace.foresees:
-        profile(service, loop.pool, RealClock(), loop.context, wanted.max_streams)
-    if isinstance(service.compose, Budgeted):
-        profile(service, loop.pool, RealClock(), loop.context, wanted.max_streams, SLICES)
-        service.compose.settle(service.cost, wanted.max_streams, loop.context)
+    cost = service.cost
+    if costs is not None and isinstance(cost, Learner):
+        threads = config.engine.threads or physical_cores()
+        key = _hash(f"{loop.fingerprint}/{ops.name}/{threads}/{processor()}")
+        file = CostFile(costs / f"{path.stem}-{key}.json")
+        file.read(cost)
+        service.keep = partial(file.write, cost)
+    _measure(service, loop, wanted.max_streams)
     room = loop.pool.pages * PAGE
     return service, Card(name, loop.context, loop.vocab, room, loop.width, priorities(config))
+
+
+def _measure(service: Service, loop: AutoRegressive, streams: int) -> None:
+    """What steps cost, as far as somebody has to know it before the first, and it is not known already.
+
+    Raises:
+        UserError: what somebody promises cannot be kept here.
+    """
+    cost = service.cost
+    known = cost.knows if isinstance(cost, Learner) else lambda units: False
+    if service.pace is not None and service.pace.foresees and not known(most_rows(CASES)):
+        profile(service, loop.pool, RealClock(), loop.context, streams)
+    if isinstance(service.compose, Budgeted):
+        if not known(most_rows(SLICES)):
+            profile(service, loop.pool, RealClock(), loop.context, streams, SLICES)
+        service.compose.settle(cost, streams, loop.context)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @contextmanager
@@ -131,7 +166,7 @@ def _packs(checkpoint: Checkpoint, weights: WeightFormat, ops: Ops) -> Iterator[
     if not ops.layout:
         yield NoPacks()
         return
-    key = hashlib.sha256(f"{checkpoint.fingerprint}/{weights}/{ops.layout}".encode()).hexdigest()[:24]
+    key = _hash(f"{checkpoint.fingerprint}/{weights}/{ops.layout}")
     path = cache.root() / "packed" / f"{checkpoint.path.stem}-{weights}-{key}.pack"
     with PackFile(path, ops, partial(warnings.warn, stacklevel=2)) as packs:
         yield packs

@@ -47,16 +47,17 @@ def main(fd: int) -> None:
         threading.Thread(target=_listen, args=(link, host.put), daemon=True).start()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             host.run()
+            host.engine.close()
 
 
 def _build(toml: str, send: Callable[[wire.Reply], None]) -> EngineHost:
     from diastole.config import from_toml
-    from diastole.frontend.assembly import build_engine, load_service, slos
+    from diastole.frontend.assembly import build_engine, cost_folder, load_service, slos
     from diastole.frontend.host import EngineHost
 
     config = from_toml(toml)
     logs.start(config.server)
-    engine, cards, kernels = build_engine(config)
+    engine, cards, kernels = build_engine(config, cost_folder(config))
     send(wire.Ready(cards, kernels))
     return EngineHost(engine, send, slos(config), load_service)
 

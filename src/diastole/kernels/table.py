@@ -8,6 +8,7 @@ argument; nothing outside the arrays is ever touched.
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from dataclasses import dataclass
 from importlib import import_module
@@ -300,3 +301,12 @@ def _allowed_cores() -> int:
         except OSError:
             return len(allowed)
     return max(len(cores), 1)
+
+
+def processor() -> str:
+    """The processor's name, as its maker gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -17,23 +17,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 def machine() -> dict[str, Any]:
     """The processor, how many cores may be used, the operators that run here, and memory in bytes."""
-    from diastole.kernels.table import load
+    from diastole.kernels.table import load, processor
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "kernels": load().name,
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def versions() -> dict[str, str]:
