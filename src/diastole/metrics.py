@@ -141,6 +141,15 @@ class Meter:
         self._lives[id] = _Life(now, slo)
         self.histograms["request_prompt_tokens"].observe(prompt)
 
+    def taken_over(self, id: str, now: float, elapsed: float, slo: SLO) -> None:
+        """A request that has been answered elsewhere for ``elapsed`` seconds, first outputs and all, goes on here."""
+        self._lives[id] = _Life(now - elapsed, slo, first=now, last=now)
+
+    def handed_over(self, id: str) -> None:
+        """It goes on elsewhere: what comes of it is counted there."""
+        del self._lives[id]
+        self.counters["handed_over"] += 1
+
     def admitted(self, id: str, now: float) -> None:
         """Its first stream was given state."""
         life = self._lives.get(id)

@@ -77,12 +77,16 @@ class Sampler:
             logits[ids] -= np.float32(p.presence_penalty) + np.float32(p.frequency_penalty) * times
         return logits if self.guide is None else self.guide.restrict(logits)
 
-    def take(self, token: int, logits: Array, row: int) -> Chosen:
-        """Note what was chosen; logits (B, V): the model's own, of which this is a row."""
+    def saw(self, token: int) -> None:
+        """Note a token of the text, whoever chose it."""
         if self.penalised:
             self._counts[token] += 1
         if self.guide is not None:
             self.guide.take(token)
+
+    def take(self, token: int, logits: Array, row: int) -> Chosen:
+        """Note what was chosen; logits (B, V): the model's own, of which this is a row."""
+        self.saw(token)
         k = self.params.logprobs
         return Chosen(token) if k is None else _with_logprobs(logits[row], token, k)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +14,7 @@ from diastole.engine.guesses import Guesses, guesses_of
 from diastole.engine.service import Service
 from diastole.engine.trace import Trace, View, granted
 from diastole.slots import Dispatcher
+from diastole.state.lease import Blob
 from diastole.types import Array, Batch, Event, Grant, Request, UserError
 
 
@@ -128,18 +129,53 @@ class Engine:
         service.loop.check(request)
         return service.loop.preparation(request)
 
-    def add(self, request: Request) -> None:
-        """Take a request in; it arrives now.
+    def add(self, request: Request, said: Sequence[int] = (), hold: bool = False, elapsed: float = 0.0) -> None:
+        """Take a request in; it arrives now, or arrived elsewhere ``elapsed`` seconds ago.
+
+        Args:
+            said: tokens that its text has already, which are not said again.
+            hold: after its next token it is held with its state, until it is taken from here.
 
         Raises:
             UserError: it can never be served, or its id is in use.
         """
+        service, request, now = self._new(request, elapsed)
+        stream = service.loop.resume(request, said) if said or hold else service.loop.open(request)
+        service.ledger.add(stream, now, hold)
+
+    def take_over(self, request: Request, said: Sequence[int], elapsed: float, state: Mapping[str, Blob]) -> None:
+        """Go on with a request that another engine held.
+
+        Args:
+            said: all tokens of its text so far.
+            elapsed: seconds since it arrived there.
+            state: what ``packed`` gave there; none: it is computed again.
+
+        Raises:
+            UserError: it cannot go on here, its id is in use, or the state is none of this service's.
+        """
+        service, request, now = self._new(request, elapsed)
+        stream = service.loop.resume(request, said)
+        if state:
+            service.ledger.vet(state, stream.known)
+        service.ledger.take_over(stream, now, state)
+
+    def _new(self, request: Request, elapsed: float) -> tuple[Service, Request, float]:
         service = self.service(request.service)
         if any(request.id in s.ledger for s in self.services):
             raise UserError(f"request id {request.id!r} is in use", param="id", code="duplicate_id")
         service.loop.check(request)
         now = self.clock.now()
-        service.ledger.add(service.loop.open(replace(request, arrival=now)), now)
+        return service, replace(request, arrival=now - elapsed), now
+
+    def packed(self, id: str) -> Mapping[str, Blob] | None:
+        """The state of a request that is held, as bytes; None: no such is held."""
+        ledger = next((s.ledger for s in self.services if id in s.ledger.held), None)
+        return None if ledger is None else ledger.packed(id)
+
+    def release(self, id: str) -> bool:
+        """A held request goes on elsewhere: its state is given back here. False: no such is held."""
+        return any(s.ledger.release(id) for s in self.services)
 
     def feed(self, id: str, chunk: Array, last: bool = False) -> None:
         """Live input for a request.

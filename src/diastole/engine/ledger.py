@@ -7,7 +7,7 @@ way, so the oldest always gets on and every stream ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 
 from diastole.engine.admission import Admission, InOrder
@@ -16,8 +16,8 @@ from diastole.loops.base import Loop
 from diastole.metrics import Meter
 from diastole.slots import CostModel
 from diastole.state.host import HostTier
-from diastole.state.lease import Lease, Pool
-from diastole.types import Ended, Event, Grant, Outcome, Stream
+from diastole.state.lease import Blob, Lease, Pool, Trusting
+from diastole.types import Ended, Event, Grant, Outcome, Stream, UserError
 
 SWAP_BYTES_PER_SECOND = 4e9  # packing plus unpacking; only its size against recomputation matters
 
@@ -46,31 +46,62 @@ class Ledger:
         self.admission = admission or InOrder()
         self.running: list[Stream] = []  # both lists in order of arrival
         self.waiting: list[Stream] = []
+        self.held: dict[str, Stream] = {}  # by request: these have said something and wait to go on elsewhere
+        self._leaving: set[str] = set()  # requests whose streams are to be held once they have
         self._alive: dict[str, int] = {}  # request id -> choices that have not ended
         self._deadlines = Deadlines()
         self._serial = count()
         self._pressed = False  # somebody starves: nobody else is let in
 
     def __len__(self) -> int:
-        return len(self.running) + len(self.waiting)
+        return len(self.running) + len(self.waiting) + len(self.held)
 
     def __contains__(self, id: str) -> bool:
         return id in self._alive
 
     @property
     def streams(self) -> Iterable[Stream]:
-        return (*self.running, *self.waiting)
+        return (*self.running, *self.waiting, *self.held.values())
 
     # ---- arrival
 
-    def add(self, stream: Stream, now: float) -> None:
-        """A new stream; it waits until ``admit``."""
+    def add(self, stream: Stream, now: float, hold: bool = False) -> None:
+        """A new stream; it waits until ``admit``.
+
+        Args:
+            hold: once it has said something it is held, with its state, until it is ``released``.
+        """
+        self._take_in(stream)
+        self.meter.arrived(stream.req.id, now, stream.known, stream.req.slo)
+        self.meter.count("prompt_tokens", stream.known)
+        if hold:
+            self._leaving.add(stream.req.id)
+
+    def take_over(self, stream: Stream, now: float, state: Mapping[str, Blob]) -> None:
+        """A stream that comes from elsewhere, with the state that it had there; if there is no shelf for this, it is
+        computed again."""
+        self._take_in(stream)
+        self.meter.taken_over(stream.req.id, now, now - stream.req.arrival, stream.req.slo)
+        stream.emitted_at = now
+        if state and self.host is not None and self.host.put(stream.serial, state):
+            stream.done = state["kv"].units
+
+    def vet(self, state: Mapping[str, Blob], known: int) -> None:
+        """Look at state that comes from outside, of a stream that knows so many units.
+
+        Raises:
+            UserError: it is not such as streams have here, or it cannot be told.
+        """
+        pool = self.pools.get("kv")
+        if not (state.keys() == {"kv"} and isinstance(pool, Trusting)):
+            raise UserError(f"state in the forms {', '.join(state)} cannot be taken over here", param="state")
+        pool.vet(state["kv"], known)
+
+    def _take_in(self, stream: Stream) -> None:
         stream.serial = next(self._serial)
         self._alive[stream.req.id] = 1
         self._deadlines.add(stream.req)
         self.waiting.append(stream)
-        self.meter.arrived(stream.req.id, now, stream.known, stream.req.slo)
-        self.meter.count("prompt_tokens", stream.known)
 
     def admit(self, now: float) -> None:
         """Give state to those who wait, one after the other, while there is room."""
@@ -119,12 +150,42 @@ class Ledger:
             self._end(event.id, now, getattr(event.data, "finish", None) or "stop")
         if over:
             self.running = [s for s in self.running if not s.finished]
+        if self._leaving:
+            self._hold(outcome.events)
         return outcome.events
+
+    def _hold(self, events: Sequence[Event]) -> None:
+        spoken = {e.id for e in events if not e.final} & self._leaving
+        self._leaving -= {e.id for e in events}
+        for stream in [s for s in self.running if s.req.id in spoken]:
+            self.running.remove(stream)
+            self.held[stream.req.id] = stream
+
+    def packed(self, id: str) -> Mapping[str, Blob]:
+        """The state of a stream that is held, as bytes.
+
+        Raises:
+            KeyError: it is not.
+        """
+        return {name: lease.pool.pack(lease) for name, lease in self.held[id].leases.items()}
+
+    def release(self, id: str) -> bool:
+        """A held stream goes on elsewhere: give its state back. False: none is held by this name."""
+        stream = self.held.pop(id, None)
+        if stream is None:
+            return False
+        stream.finished = True
+        self.loop.close(stream)
+        del self._alive[id]
+        self._deadlines.discard(id)
+        self.meter.handed_over(id)
+        return True
 
     def _end(self, id: str, now: float, reason: str) -> None:
         self._alive[id] -= 1
         if self._alive[id] == 0:
             del self._alive[id]
+            self._leaving.discard(id)
             self._deadlines.discard(id)
             self.meter.ended(id, now, reason)
 
@@ -141,6 +202,7 @@ class Ledger:
         if gone:
             self.running = [s for s in self.running if not s.finished]
             self.waiting = [s for s in self.waiting if not s.finished]
+            self.held.pop(id, None)
             for _ in gone:
                 self._end(id, now, reason)
         return gone

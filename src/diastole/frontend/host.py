@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from diastole.engine.trace import shown_id
 from diastole.frontend import wire
 from diastole.loops.pooling import Pooled
 from diastole.loops.texts import Tokens
+from diastole.state.lease import Blob
 from diastole.types import SLO, Ended, Event, Request, UserError
 
 log = logging.getLogger("diastole.frontend")
@@ -36,10 +37,63 @@ class _Prepared(NamedTuple):
     """What a request needed before it could be opened is done, or has failed."""
 
     request: Request
+    history: History
     error: UserError | None
 
 
-Message = wire.Command | _Prepared | Loaded | wire.NotReloaded  # to the engine's thread
+class History(NamedTuple):
+    """What became of a request elsewhere, and what is to become of it."""
+
+    said: Sequence[int] = ()
+    elapsed: float = 0.0  # seconds
+    hold: bool = False
+
+
+class Packed(NamedTuple):
+    """A wish for the state of a held request."""
+
+    id: str
+    answer: Callable[[Mapping[str, Blob] | None], None]  # called on the engine's thread; None: nothing is held
+
+
+class Fetched(NamedTuple):
+    """The state of a request that another engine held, or why there is none."""
+
+    fetch: wire.Fetch
+    state: Mapping[str, Blob]
+    why: str = ""
+
+
+class Bridge(Protocol):
+    """Fetches what other engines hold."""
+
+    def want(self, fetch: wire.Fetch) -> None:
+        """This is to be taken over, as soon as there is room."""
+        ...
+
+    def forget(self, id: str) -> bool:
+        """It is not wanted any more; False: it was not, or comes anyway."""
+        ...
+
+    def pump(self, engine: Engine) -> None:
+        """Begin to fetch what there is room for. What comes of it is put to the engine's thread as ``Fetched``."""
+        ...
+
+
+class NoBridge:
+    """An engine that stands alone."""
+
+    def want(self, fetch: wire.Fetch) -> None:
+        raise UserError("this engine takes nothing over", param="fetch")
+
+    def forget(self, id: str) -> bool:
+        return False
+
+    def pump(self, engine: Engine) -> None:
+        """Nothing is wanted."""
+
+
+Message = wire.Command | _Prepared | Packed | Fetched | Loaded | wire.NotReloaded  # to the engine's thread
 
 
 class EngineHost:
@@ -49,6 +103,7 @@ class EngineHost:
         send: is given every reply, on the engine's thread.
         slo: default promises by service.
         load: loads a service anew; it is called on a thread of its own.
+        bridge: fetches what other engines hold.
     """
 
     def __init__(
@@ -57,14 +112,17 @@ class EngineHost:
         send: Callable[[wire.Reply], None],
         slo: dict[str, SLO],
         load: Callable[[wire.Reload], Loaded],
+        bridge: Bridge | None = None,
     ) -> None:
+        self.bridge = bridge or NoBridge()
+        self._held: set[str] = set()  # requests that are held, as far as was told
         self.engine, self.send, self.slo, self.load = engine, send, slo, load
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._quitting = False
         self._preparing: set[str] = set()  # ids of requests that are being prepared and have not been aborted
         self._helper = ThreadPoolExecutor(1, "diastole-prepare")  # its thread starts with the first task
 
-    def put(self, command: wire.Command) -> None:
+    def put(self, command: wire.Command | Packed | Fetched) -> None:
         """Hand over a command, from any thread."""
         self._inbox.put(command)
 
@@ -73,10 +131,12 @@ class EngineHost:
         idle = True
         while not self._quitting or self.engine.busy or self._preparing:
             self._take(wait=idle)
+            self.bridge.pump(self.engine)
             events = self.engine.step()
             idle = events is None
             if events:
                 self._tell(events)
+            self._tell_held()
 
     def _tell(self, events: Sequence[Event]) -> None:
         spoken = []
@@ -93,6 +153,12 @@ class EngineHost:
         for id, why in over.items():
             self.send(wire.Over(id, why.finish))
 
+    def _tell_held(self) -> None:
+        held = {id: s.done for service in self.engine.services for id, s in service.ledger.held.items()}
+        for id in held.keys() - self._held:
+            self.send(wire.Held(id, held[id]))
+        self._held = set(held)
+
     def _take(self, wait: bool) -> None:
         """Do all commands that have come; ``wait`` for one if there is none, until a deadline passes."""
         seconds = self.engine.next_deadline - self.engine.clock.now() if wait else 0.0
@@ -107,15 +173,25 @@ class EngineHost:
     def _do(self, command: Message) -> None:
         match command:
             case wire.Add():
-                self._take_in(command, command.salt, command.priority)
+                history = History(command.said, command.elapsed, command.hold)
+                self._take_in(command, history, command.salt, command.priority)
+            case wire.Fetch():
+                self.bridge.want(command)
+            case Fetched():
+                self._take_over(command)
+            case wire.Release():
+                self.engine.release(command.id)
+            case Packed(id, answer):
+                answer(self.engine.packed(id))
             case wire.Embed():
-                self._take_in(command)
-            case _Prepared(request, error):
+                self._take_in(command, History())
+            case _Prepared(request, history, error):
                 if request.id in self._preparing:
                     self._preparing.discard(request.id)
-                    self._open(request) if error is None else self._refuse(request, error)
+                    self._open(request, history) if error is None else self._refuse(request, error)
             case wire.Abort():
                 self._preparing.discard(command.id)
+                self.bridge.forget(command.id)
                 self.engine.abort(command.id, command.reason, command.choice)
             case wire.Measure():
                 for service in self.engine.services:
@@ -152,7 +228,7 @@ class EngineHost:
             message = f"loading failed: {type(e).__name__}: {e}"
             self._inbox.put(wire.NotReloaded(reload.service, message, code="reload_failed"))
 
-    def _take_in(self, add: wire.Add | wire.Embed, salt: str = "", priority: int = 0) -> None:
+    def _take_in(self, add: wire.Add | wire.Embed, history: History, salt: str = "", priority: int = 0) -> None:
         """Open a request, or have done first what would take long on this thread."""
         prompt = np.frombuffer(add.prompt, np.int32)
         slo = add.slo or self.slo.get(add.service, SLO())
@@ -163,25 +239,44 @@ class EngineHost:
             self._refuse(request, e)
             return
         if work is None:
-            self._open(request)
+            self._open(request, history)
         else:
             self._preparing.add(request.id)
-            self._helper.submit(self._prepare, request, work)
+            self._helper.submit(self._prepare, request, history, work)
 
-    def _prepare(self, request: Request, work: Callable[[], object]) -> None:
+    def _prepare(self, request: Request, history: History, work: Callable[[], object]) -> None:
         """On the helper's thread."""
         try:
             work()
         except UserError as e:
-            self._inbox.put(_Prepared(request, e))
+            self._inbox.put(_Prepared(request, history, e))
         except Exception as e:  # a fault of ours: who waits for the request must hear of it
-            self._inbox.put(_Prepared(request, UserError(f"preparing the request failed: {e!r:.200}")))
+            self._inbox.put(_Prepared(request, history, UserError(f"preparing the request failed: {e!r:.200}")))
         else:
-            self._inbox.put(_Prepared(request, None))
+            self._inbox.put(_Prepared(request, history, None))
 
-    def _open(self, request: Request) -> None:
+    def _take_over(self, fetched: Fetched) -> None:
+        """Go on with what another engine held."""
+        add = fetched.fetch.add
+        if not self.bridge.forget(add.id):  # aborted meanwhile
+            return
+        why = fetched.why
+        if not why:
+            prompt = np.frombuffer(add.prompt, np.int32)
+            slo = add.slo or self.slo.get(add.service, SLO())
+            request = Request(add.id, add.service, prompt, add.params, slo, salt=add.salt, priority=add.priority)
+            try:
+                self.engine.take_over(request, add.said, add.elapsed, fetched.state)
+            except UserError as e:
+                why = e.message
+            except Exception as e:  # a fault of ours, which must not cost the others their engine
+                log.exception("request %s could not be taken over", shown_id(add.id))
+                why = f"{type(e).__name__}: {e}"
+        self.send(wire.Lost(add.id, why) if why else wire.Took(add.id))
+
+    def _open(self, request: Request, history: History) -> None:
         try:
-            self.engine.add(request)
+            self.engine.add(request, history.said, history.hold, history.elapsed)
         except UserError as e:
             self._refuse(request, e)
         except Exception:  # a fault of ours, which must not cost the others their engine

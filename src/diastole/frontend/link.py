@@ -57,36 +57,34 @@ class Link(Protocol):
         ...
 
 
-class Process:
-    """An engine in its own process, so that neither side's Python holds up the other."""
+class Wired:
+    """A link whose engine is at the other end of a socket."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self._child: subprocess.Popen[bytes] | None = None
+    def __init__(self) -> None:
         self._out: asyncio.StreamWriter | None = None
         self._encode = msgspec.msgpack.Encoder().encode
         self._reader: asyncio.Task[None] | None = None
 
-    async def start(self, on_reply: Callable[[wire.Reply], None], on_loss: Callable[[], None]) -> wire.Ready:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            fd = theirs.fileno()
-            command = [sys.executable, "-m", "diastole.frontend.worker", str(fd)]
-            self._child = subprocess.Popen(
-                command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env={**MALLOC, **os.environ}
-            )
-        ours.setblocking(False)
-        incoming, self._out = await asyncio.open_connection(sock=ours, limit=1 << 20)
-        self._write(to_toml(self.config).encode())
+    async def open(self, sock: socket.socket) -> asyncio.StreamReader:
+        """Speak over this socket, whose it is from now on."""
+        sock.setblocking(False)
+        incoming, self._out = await asyncio.open_connection(sock=sock, limit=1 << 20)
+        return incoming
+
+    async def greeted(
+        self, incoming: asyncio.StreamReader, on_reply: Callable[[wire.Reply], None], on_loss: Callable[[], None]
+    ) -> wire.Ready:
+        """Wait until the engine is ready, and listen to it from then on.
+
+        Raises:
+            UserError: it cannot start, and why.
+            EOFError: it is gone.
+        """
         decode = msgspec.msgpack.Decoder(wire.Reply).decode
         try:
             first = decode(await _frame(incoming))
-        except (EOFError, ConnectionError):
-            await asyncio.to_thread(self._child.wait)
-            raise UserError(f"{self.ending()} before it was ready") from None
-        except asyncio.CancelledError:
-            self.kill()  # it would only notice after loading
-            raise
+        except ConnectionError as e:
+            raise EOFError(str(e)) from None
         if isinstance(first, wire.Failed):
             raise UserError(first.message, param=first.param)
         if not isinstance(first, wire.Ready):
@@ -109,11 +107,46 @@ class Process:
             on_loss()
 
     def put(self, command: wire.Command) -> None:
-        self._write(self._encode(command))
+        """Send a command, without waiting."""
+        self.write(self._encode(command))
 
-    def _write(self, body: bytes) -> None:
+    def write(self, body: bytes) -> None:
+        """Send a frame."""
         assert self._out is not None  # nothing is sent before start()
         self._out.write(len(body).to_bytes(wire.FRAME_BYTES, "little") + body)
+
+    def hang_up(self) -> None:
+        """Speak no more."""
+        if self._out is not None:
+            self._out.close()
+
+
+class Process(Wired):
+    """An engine in its own process, so that neither side's Python holds up the other."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self._child: subprocess.Popen[bytes] | None = None
+
+    async def start(self, on_reply: Callable[[wire.Reply], None], on_loss: Callable[[], None]) -> wire.Ready:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fd = theirs.fileno()
+            command = [sys.executable, "-m", "diastole.frontend.worker", str(fd)]
+            self._child = subprocess.Popen(
+                command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env={**MALLOC, **os.environ}
+            )
+        incoming = await self.open(ours)
+        self.write(to_toml(self.config).encode())
+        try:
+            return await self.greeted(incoming, on_reply, on_loss)
+        except EOFError:
+            await asyncio.to_thread(self._child.wait)
+            raise UserError(f"{self.ending()} before it was ready") from None
+        except asyncio.CancelledError:
+            self.kill()  # it would only notice after loading
+            raise
 
     async def stop(self) -> None:
         if self._child is None:
@@ -123,8 +156,7 @@ class Process:
         if self._child.poll() is None:
             self._child.kill()
             await asyncio.to_thread(self._child.wait)
-        if self._out is not None:
-            self._out.close()
+        self.hang_up()
 
     def kill(self) -> None:
         if self._child is not None:
@@ -137,9 +169,13 @@ class Process:
         return [] if self._child is None else [self._child.pid]
 
     def ending(self) -> str:
-        code = None if self._child is None else self._child.poll()
-        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        return f"the engine process ended {how}"
+        return f"the engine process ended {how_it_ended(self._child)}"
+
+
+def how_it_ended(child: subprocess.Popen[bytes] | None) -> str:
+    """In words for a log."""
+    code = None if child is None else child.poll()
+    return f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
 
 
 async def _frame(incoming: asyncio.StreamReader) -> bytes:

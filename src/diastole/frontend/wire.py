@@ -15,7 +15,11 @@ LARGEST_FRAME = 256 * 2**20
 
 
 class Add(msgspec.Struct, tag="add"):
-    """Take a request in. ``prompt`` is int32 token ids as bytes."""
+    """Take a request in. ``prompt`` is int32 token ids as bytes.
+
+    Between engines of a cluster it also carries what became of it elsewhere: the tokens that were ``said``, the seconds
+    that have ``elapsed`` since it came, and whether its state is to be held (``Held``) after its next token.
+    """
 
     id: str
     service: str
@@ -24,6 +28,26 @@ class Add(msgspec.Struct, tag="add"):
     slo: SLO | None = None
     salt: str = ""
     priority: int = 0
+    said: list[int] = []
+    elapsed: float = 0.0
+    hold: bool = False
+
+
+class Fetch(msgspec.Struct, tag="fetch"):
+    """Take over what another engine holds: fetch its state when there is room, and go on. Answered by ``Took`` or
+    ``Lost``."""
+
+    add: Add
+    host: str
+    port: int
+    held: str  # its name there
+    units: int
+
+
+class Release(msgspec.Struct, tag="release"):
+    """Give the state of a held request back: it goes on elsewhere."""
+
+    id: str
 
 
 class Embed(msgspec.Struct, tag="embed"):
@@ -75,7 +99,7 @@ class Reload(msgspec.Struct, tag="reload"):
     vocab: int
 
 
-Command = Add | Embed | Abort | Measure | Trace | Quit | Ping | Reload
+Command = Add | Fetch | Release | Embed | Abort | Measure | Trace | Quit | Ping | Reload
 
 
 class Card(msgspec.Struct):
@@ -139,6 +163,26 @@ class Heard(msgspec.Struct, tag="heard"):
     spoken: list[Spoken]
 
 
+class Held(msgspec.Struct, tag="held"):
+    """A request has said something and waits with its state, of so many units, to be taken over."""
+
+    id: str
+    units: int
+
+
+class Took(msgspec.Struct, tag="took"):
+    """A request goes on here; its state elsewhere is not needed any more."""
+
+    id: str
+
+
+class Lost(msgspec.Struct, tag="lost"):
+    """The state of a request could not be fetched."""
+
+    id: str
+    why: str
+
+
 class Vector(msgspec.Struct, tag="vector"):
     """The answer to ``Embed``: float32 numbers as bytes."""
 
@@ -177,4 +221,19 @@ class NotReloaded(msgspec.Struct, tag="not_reloaded"):
     code: str | None = None
 
 
-Reply = Ready | Failed | Refused | Over | Heard | Vector | Stats | Traced | Pong | Reloaded | NotReloaded
+Reply = (
+    Ready
+    | Failed
+    | Refused
+    | Over
+    | Heard
+    | Held
+    | Took
+    | Lost
+    | Vector
+    | Stats
+    | Traced
+    | Pong
+    | Reloaded
+    | NotReloaded
+)

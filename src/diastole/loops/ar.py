@@ -90,6 +90,25 @@ class AutoRegressive:
             return Stream(request, 0, known=len(prompt), own=own, speaks=False, given=len(prompt))
         return Stream(request, 0, known=len(prompt), own=self._text(request, prompt), given=len(prompt))
 
+    def resume(self, request: Request, said: Sequence[int]) -> Stream:
+        """A stream that has said so much already, elsewhere; what it absorbed there is lost or comes after.
+
+        Raises:
+            UserError: such a request cannot go on elsewhere, or it would have ended by now.
+        """
+        if not isinstance(request.params, SamplingParams) or request.params.n > 1:
+            raise UserError("only a request for one text can go on elsewhere", param="n")
+        stream = self.open(request)
+        text: Text = stream.own
+        if stream.known + len(said) >= text.limit or not text.stops.isdisjoint(said):
+            raise UserError("this text has come to its end already", param="said")
+        for token in said:
+            if not 0 <= token < self.vocab:
+                raise UserError(f"said has a token {token} outside the vocabulary of {self.vocab}", param="said")
+            text.sampler.saw(token)
+            self.learn(stream, token)
+        return stream
+
     def _text(self, request: Request, prompt: Array) -> Text:
         params: SamplingParams = request.params
         guide = None

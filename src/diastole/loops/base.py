@@ -35,6 +35,14 @@ class Loop(Protocol):
         """Give it leases, reusing what is cached; False when there is no room for it yet."""
         ...
 
+    def resume(self, request: Request, said: Sequence[int]) -> Stream:
+        """A stream that has given so much output already, elsewhere.
+
+        Raises:
+            UserError: streams of this kind, or such ones, cannot go on elsewhere.
+        """
+        ...
+
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         """Live input: ``known`` grows from outside; ``last``: nothing more will come."""
         ...

@@ -81,6 +81,9 @@ class LiveFrames:
         stream.leases["cell"] = lease
         return True
 
+    def resume(self, request: Request, said: Sequence[int]) -> Stream:
+        raise UserError("a live stream cannot go on elsewhere", param="said")
+
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         """chunk (n, F) float32."""
         live: Live = stream.own

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from diastole.types import Array, UserError
 
@@ -39,6 +39,19 @@ class Pool(Protocol):
 
     def check(self, leases: Iterable[Lease], fail: Callable[[str], None]) -> None:
         """Compare what is held with the leases that there are; call ``fail`` with each difference."""
+        ...
+
+
+@runtime_checkable
+class Trusting(Protocol):
+    """A pool whose packed state may come from outside."""
+
+    def vet(self, blob: Blob, known: int) -> None:
+        """Look at the state of a stream that knows so many units.
+
+        Raises:
+            UserError: no pool like this one has packed it.
+        """
         ...
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from diastole.slots import Rooms
 from diastole.state.lease import Blob, Lease
 from diastole.state.prefix import Key, PrefixCache
-from diastole.types import Array
+from diastole.types import Array, UserError
 
 PAGE = 64  # units per page: what the native kernels read
 GONE = -1  # in the place of a page that was given back
@@ -183,6 +183,21 @@ class PagePool:
     def pack(self, lease: Lease) -> Blob:
         at = np.flatnonzero(np.array(lease.places, np.int64) != GONE)
         return Blob(self.store.layout, lease.units, {"pages": self.store.pack(_held(lease.places)), "at": at})
+
+    def vet(self, blob: Blob, known: int) -> None:
+        """See ``Trusting``. Only streams that hold all their pages can come from outside.
+
+        Raises:
+            UserError: another layout, or arrays that are not those of so many units.
+        """
+        blob.expect(self.store.layout)
+        count = -(-blob.units // PAGE)
+        like = self.store.pack([0])
+        wanted = {"pages": (like.dtype, (count, *like.shape[1:])), "at": (np.dtype(np.int64), (count,))}
+        found = {name: (a.dtype, a.shape) for name, a in blob.data.items()}
+        if not 0 < blob.units < known or found != wanted or (blob.data["at"] != np.arange(count)).any():
+            message = f"packed state of {blob.units} tokens with {found} is none of a stream of {known} tokens here"
+            raise UserError(f"{message:.400}", param="state", code="state_mismatch")
 
     def unpack(self, blob: Blob) -> Lease | None:
         blob.expect(self.store.layout)

@@ -1,0 +1,325 @@
+"""Router: several engines behind the face of one (``frontend.link.Link``), so that the server needs to know nothing.
+
+With members of the role "both" each request goes to one of them: to who has least to read, counting what it has read
+before as read. With "prefill" and "decode" a request is read, and says its first token, at a prefill member, is held
+there, and goes on at the decode member that has fewest, which fetches its state (DistServe, arXiv 2401.09670, section
+4). A request for several texts is read where it is decoded.
+
+When a member dies, what it ran is run again elsewhere with what was said so far, and nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from diastole.cluster.affinity import Affinity
+from diastole.cluster.door import new_secret
+from diastole.cluster.journal import Journal, Wish
+from diastole.cluster.members import Member, Role
+from diastole.cluster.merging import merged
+from diastole.cluster.placing import Placer
+from diastole.cluster.worker import Start
+from diastole.config import Config, to_toml
+from diastole.engine.trace import View
+from diastole.frontend import wire
+from diastole.types import UserError
+
+log = logging.getLogger("diastole.cluster")
+
+SECONDS = 5.0  # for all members to say how they are
+
+
+class Cluster:
+    """A ``Link`` to several engines.
+
+    Args:
+        roles: of the members, in order.
+        placer: where they run; it is closed at the end.
+        cpus: by member, the processors to run on; empty: as they come.
+        rate: bytes per second at which states leave a member, to see what a slow network does; 0: as fast as they can.
+
+    Raises:
+        UserError: these roles make no cluster.
+    """
+
+    def __init__(
+        self, config: Config, roles: Sequence[Role], placer: Placer, cpus: Sequence[list[int]] = (), rate: float = 0.0
+    ) -> None:
+        kinds = set(roles)
+        if kinds not in ({"both"}, {"prefill", "decode"}):
+            message = "a cluster has replicas, or at least one prefill and one decode member, and not both kinds"
+            raise UserError(message, param="roles")
+        self.split = "prefill" in kinds
+        self.journal, self.affinity = Journal(), Affinity()
+        self._placer = placer
+        toml, secret, timeout = to_toml(config), new_secret(), config.server.engine_timeout_seconds
+        self.members = [
+            Member(
+                f"{role}-{i}",
+                role,
+                placer,
+                Start(toml, secret, cpus=cpus[i] if i < len(cpus) else [], rate=rate, moves=self.split),
+                timeout,
+                self._heard,
+                self._changed,
+            )
+            for i, role in enumerate(roles)
+        ]
+        self._on_reply: Callable[[wire.Reply], None] = lambda reply: None
+        self._asked: list[_Asked] = []
+
+    # ---- as a link
+
+    async def start(self, on_reply: Callable[[wire.Reply], None], on_loss: Callable[[], None]) -> wire.Ready:
+        """Raises:
+        UserError: a member cannot start, and why.
+        """
+        self._on_reply, self._on_loss = on_reply, on_loss
+        ready = await asyncio.gather(*(m.begin() for m in self.members), return_exceptions=True)
+        for failure in ready:
+            if isinstance(failure, BaseException):
+                self.kill()
+                raise failure
+        cards = _least([r for r in ready if isinstance(r, wire.Ready)])
+        return wire.Ready(cards, ready[0].kernels)  # type: ignore[union-attr]
+
+    def put(self, command: wire.Command) -> None:
+        match command:
+            case wire.Add() | wire.Embed():
+                self._begin(self.journal.open(command))
+            case wire.Abort():
+                self._abort(command)
+            case wire.Ping():
+                self._on_reply(wire.Pong())  # members are asked by whom they belong to
+            case wire.Measure():
+                self._ask(command, lambda answers: wire.Stats(merged([a.services for a in answers])))
+            case wire.Trace():
+                self._ask(command, lambda answers: wire.Traced(_views([a.view for a in answers])))
+            case wire.Reload():
+                message = "a cluster's services are loaded anew by starting it anew"
+                self._on_reply(wire.NotReloaded(command.service, message, code="reload_in_cluster"))
+            case wire.Quit():
+                for wish in self.journal if command.now else ():
+                    self._drop(wish)
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(m.end() for m in self.members), return_exceptions=True)
+        await asyncio.to_thread(self._placer.close)
+
+    def kill(self) -> None:
+        for member in self.members:
+            member.kill()
+
+    def alive(self) -> bool:
+        return not all(m.given_up for m in self.members)
+
+    def processes(self) -> Sequence[int]:
+        return [pid for m in self.members for pid in m.processes()]
+
+    def ending(self) -> str:
+        return "all engines of the cluster were given up"
+
+    # ---- who runs what
+
+    def _begin(self, wish: Wish) -> None:
+        """Give it to whom it suits; if nobody of that role is there, it waits until somebody is."""
+        hold = self.split and wish.single
+        role: Role = "both" if not self.split else "prefill" if hold or isinstance(wish.add, wire.Embed) else "decode"
+        there = [m for m in self.members if m.role == role and m.there]
+        if not there:
+            self._nobody(wish, role)
+            return
+        read = self.affinity.matched(wish.keys, [m.name for m in there])
+        queue = {m.name: 0 for m in there}
+        for other in self.journal:
+            if other.at is not None and other.at.name in queue and not other.said:
+                queue[other.at.name] += other.tokens
+        running = {m.name: sum(w.at is m for w in self.journal) for m in there}
+        wish.at = min(there, key=lambda m: (queue[m.name] - read[m.name], running[m.name], m.name))
+        self.affinity.had(wish.keys, wish.at.name)
+        wish.at.put(wish.command(self.journal.now(), hold))
+
+    def _move(self, wish: Wish) -> None:
+        """Let the decode member that has fewest take it over."""
+        there = [m for m in self.members if m.role == "decode" and m.there]
+        if not there:
+            self._nobody(wish, "decode")
+            return
+        assert wish.at is not None
+        load = {m.name: sum(m in (w.at, w.heading) for w in self.journal) for m in there}
+        wish.heading = min(there, key=lambda m: (load[m.name], m.name))
+        add = wish.command(self.journal.now(), hold=False)
+        assert isinstance(add, wire.Add)
+        host, port = wish.at.address
+        wish.heading.put(wire.Fetch(add, host, port, wish.name, wish.held))
+
+    def _again(self, wish: Wish, why: str) -> None:
+        """What it had is lost: run it again, with what was said."""
+        log.warning("request %.80s is run again: %s", wish.add.id, why)
+        if wish.again():
+            self._begin(wish)
+        else:
+            self._over(wish, wire.Over(wish.add.id, "error"))
+
+    def _nobody(self, wish: Wish, role: Role) -> None:
+        """It waits for a member of this role, unless none will come."""
+        if all(m.given_up for m in self.members if m.role == role):
+            self._over(wish, wire.Over(wish.add.id, "error"))
+
+    def _over(self, wish: Wish, reply: wire.Reply) -> None:
+        self._drop(wish)
+        self._on_reply(reply)
+
+    def _drop(self, wish: Wish) -> None:
+        """Nobody needs it any more."""
+        self.journal.close(wish)
+        for member in (wish.at, wish.heading):
+            if member is not None and member.there:
+                member.put(wire.Abort(wish.name))
+
+    def _abort(self, command: wire.Abort) -> None:
+        wish = self.journal.get(command.id)
+        if wish is None:
+            return
+        if command.choice is not None:
+            wish.ended.add(command.choice)
+        if command.choice is None or wish.over:
+            self.journal.close(wish)
+        for member in (wish.at, wish.heading):
+            if member is not None and member.there:
+                member.put(msgspec.structs.replace(command, id=wish.name))
+
+    # ---- what members say
+
+    def _heard(self, member: Member, reply: wire.Reply) -> None:
+        match reply:
+            case wire.Heard(spoken):
+                self._speak(spoken)
+            case wire.Held(name, units):
+                if (wish := self.journal.named(name)) is not None:
+                    wish.held = units
+                    self._move(wish)
+                else:
+                    member.put(wire.Abort(name))
+            case wire.Took(name):
+                self._took(member, name)
+            case wire.Lost(name, why):
+                if (wish := self.journal.named(name)) is not None:
+                    if wish.at is not None and wish.at.there:
+                        wish.at.put(wire.Abort(name))
+                    self._again(wish, why)
+            case wire.Vector(name):
+                if (wish := self.journal.named(name)) is not None:
+                    self.journal.close(wish)
+                    self._on_reply(msgspec.structs.replace(reply, id=wish.add.id))
+            case wire.Refused(name) | wire.Over(name):
+                if (wish := self.journal.named(name)) is not None:
+                    self.journal.close(wish)
+                    self._on_reply(msgspec.structs.replace(reply, id=wish.add.id))
+            case wire.Stats() | wire.Traced():
+                self._answered(member, reply)
+
+    def _speak(self, spoken: Sequence[wire.Spoken]) -> None:
+        new = []
+        for one in spoken:
+            wish = self.journal.named(one.id)
+            if wish is None:
+                continue
+            if (fresh := wish.heard(one)) is not None:
+                new.append(fresh)
+            if wish.over:
+                self.journal.close(wish)
+        if new:
+            self._on_reply(wire.Heard(new))
+
+    def _took(self, member: Member, name: str) -> None:
+        wish = self.journal.named(name)
+        if wish is None:  # it was given up meanwhile
+            member.put(wire.Abort(name))
+            return
+        before, wish.at, wish.heading, wish.held = wish.at, member, None, 0
+        if before is not None and before.there:
+            before.put(wire.Release(name))
+
+    def _changed(self, member: Member) -> None:
+        """A member is lost, back, or given up."""
+        if member.there:
+            for wish in self.journal:
+                if wish.at is None:
+                    self._begin(wish)
+                elif wish.held and wish.heading is None:
+                    self._move(wish)
+            return
+        self.affinity.forget(member.name)
+        for asked in list(self._asked):
+            asked.of.discard(member)
+            self._complete(asked)
+        for wish in self.journal:
+            if wish.heading is member:
+                wish.heading = None
+                if wish.at is not None and wish.at.there:
+                    self._move(wish)
+                else:
+                    self._again(wish, f"{member.name} was lost")
+            elif wish.at is member:
+                if wish.heading is not None and wish.heading.there:
+                    wish.heading.put(wire.Abort(wish.name))  # whether it has the state or not
+                self._again(wish, f"{member.name} was lost")
+            elif wish.at is None:  # it waits on, or nobody is left who could do it
+                self._begin(wish)
+            elif wish.held and wish.heading is None:
+                self._move(wish)
+        if not self.alive():
+            self._on_loss()
+
+    # ---- what all are asked
+
+    def _ask(self, command: wire.Command, merge: Callable[[Sequence[Any]], wire.Reply]) -> None:
+        asked = _Asked(type(command), {m for m in self.members if m.there}, merge)
+        self._asked.append(asked)
+        for member in asked.of:
+            member.put(command)
+        asyncio.get_running_loop().call_later(SECONDS, self._complete, asked, True)
+        self._complete(asked)
+
+    def _answered(self, member: Member, reply: wire.Stats | wire.Traced) -> None:
+        kind = wire.Measure if isinstance(reply, wire.Stats) else wire.Trace
+        for asked in self._asked:
+            if asked.kind is kind and member in asked.of:
+                asked.of.discard(member)
+                asked.answers[member.name] = reply
+                self._complete(asked)
+                return
+
+    def _complete(self, asked: _Asked, late: bool = False) -> None:
+        if asked in self._asked and (late or not asked.of):
+            self._asked.remove(asked)
+            self._on_reply(asked.merge([asked.answers[m.name] for m in self.members if m.name in asked.answers]))
+
+
+class _Asked:
+    """A question to all members, and the answers so far."""
+
+    def __init__(self, kind: type, of: set[Member], merge: Callable[[Sequence[Any]], wire.Reply]) -> None:
+        self.kind, self.of, self.merge = kind, of, merge
+        self.answers: dict[str, Any] = {}
+
+
+def _least(ready: Sequence[wire.Ready]) -> list[wire.Card]:
+    """Cards of services that all members have, with the room of the one that has least."""
+    cards = {c.name: c for c in ready[0].cards}
+    for other in ready[1:]:
+        for card in other.cards:
+            if card.room < cards[card.name].room:
+                cards[card.name] = card
+    return list(cards.values())
+
+
+def _views(views: Sequence[View]) -> View:
+    """The last member's: engines count steps each for themselves."""
+    return views[-1] if views else View(0.0, 0, [], {})
