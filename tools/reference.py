@@ -100,9 +100,8 @@ def cli_page() -> str:
 def _command(name: str, command: Any) -> Iterator[str]:
     yield f"## {name}"
     yield re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)", r"`\1`", _paragraphs(command.help))
-    if hasattr(command, "commands"):
-        for sub, inner in command.commands.items():
-            yield from (part.replace("## ", "### ", 1) for part in _command(f"{name} {sub}", inner))
+    if hasattr(command, "commands") and not getattr(command, "invoke_without_command", False):
+        yield from _inner(name, command)
         return
     own = [p for p in command.params if not getattr(p, "hidden", False)]
     arguments = " ".join(_argument(p) for p in own if not p.opts[0].startswith("-"))
@@ -115,6 +114,13 @@ def _command(name: str, command: Any) -> Iterator[str]:
     if panels:
         links = ", ".join(f"[{t}](settings.md#{t.lower()})" for t in panels)
         yield f"It also takes the flags of these settings: {links}."
+    if hasattr(command, "commands"):
+        yield from _inner(name, command)
+
+
+def _inner(name: str, group: Any) -> Iterator[str]:
+    for sub, command in group.commands.items():
+        yield from (part.replace("## ", "### ", 1) for part in _command(f"{name} {sub}", command))
 
 
 def _argument(p: Any) -> str:

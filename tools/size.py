@@ -12,6 +12,7 @@ FLOORS = {
     "0": (
         "types.py",
         "slots.py",
+        "slots_absorb.py",
         "slots_drafts.py",
         "registry.py",
         "papers.py",
@@ -26,7 +27,19 @@ FLOORS = {
     "4": ("engine",),
     "models": ("models",),
     "techniques": ("techniques",),
-    "6": ("frontend", "serve", "cli", "assets", "bench", "calibrate", "reproduce", "recipes", "llm.py"),
+    "6": (
+        "frontend",
+        "cluster",
+        "serve",
+        "cli",
+        "assets",
+        "bench",
+        "sim",
+        "calibrate",
+        "reproduce",
+        "recipes",
+        "llm.py",
+    ),
 }
 BUDGET = 10_000  # floors 0 to 5 together
 LONGEST = 400  # lines of one file

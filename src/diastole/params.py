@@ -72,6 +72,7 @@ class SamplingParams:
     logprobs: int | None = None  # None: none; k: the chosen token's and the k likeliest
     grammar: Grammar | None = None
     prediction: str | tuple[int, ...] = ""  # what the answer may repeat, for drafters that look there; text or its ids
+    allow_approximate_prefill: bool = False  # the prompt may be read in a cheaper, inexact way, where there is one
 
     def __post_init__(self) -> None:
         for name, low, high in RANGES:
@@ -83,6 +84,9 @@ class SamplingParams:
         if self.repetition_penalty == 0:
             raise UserError("repetition_penalty must be above 0", param="repetition_penalty", code="invalid_value")
         _prediction(self.prediction)
+        if not isinstance(self.allow_approximate_prefill, bool):
+            message = f"allow_approximate_prefill must be true or false, not {self.allow_approximate_prefill!r:.60}"
+            raise UserError(message, param="allow_approximate_prefill", code="invalid_type")
         _stops(self.stop)
         _token_ids(self.stop_token_ids)
         _bias(self.logit_bias)

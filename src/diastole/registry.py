@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, get_type_hints
 from diastole.slots import SLOTS, Facts
 from diastole.types import UserError
 
-_MODEL_TYPES = {"gemma3_text": "gemma3", "smollm2": "llama"}  # names of the field for which a file has another
+# Names of the field for which a file has another.
+_MODEL_TYPES = {"gemma3_text": "gemma3", "smollm2": "llama", "step3_text": "step3"}
 
 
 class Spec(NamedTuple):

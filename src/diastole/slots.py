@@ -25,7 +25,7 @@ SLOTS: dict[str, Literal["single", "chain"]] = {
     "kernel": "single",
     "probe": "chain",
     "refresh": "single",
-    "absorb": "chain",
+    "absorb": "single",
     "draft": "single",
     "verify": "single",
     "pace": "single",

@@ -202,6 +202,7 @@ CHAT_CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"user": 1}, "user", "invalid_type"),
     ({"ignore_eos": 1}, "ignore_eos", "invalid_type"),
     ({"repetition_detection": {"max_pattern_size": 4}}, "repetition_detection", "invalid_type"),
+    ({"allow_approximate_prefill": 1}, "allow_approximate_prefill", "invalid_type"),
     ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
     ({"response_format": {"type": "json"}}, "response_format.type", "invalid_value"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),

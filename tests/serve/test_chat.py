@@ -118,7 +118,7 @@ def test_parameters_reach_the_engine(server: Running, http: httpx.Client) -> Non
         "frequency_penalty": -0.3, "logit_bias": {"65": 5, "66": -100.0}, "seed": 11, "stop": ["ß", "zzz"],
         "stop_token_ids": [3], "ignore_eos": True, "max_completion_tokens": 9, "user": "me", "cache_salt": "pepper",
         "slo": {"ttft_ms": 250, "tpot_ms": 40}, "include_stop_str_in_output": True,
-        "repetition_detection": False,
+        "repetition_detection": False, "allow_approximate_prefill": True,
     }  # fmt: skip
     assert http.post(URL, json={**HELLO, **wish}).status_code == 200
     asked = server.service.asked[-1]
@@ -127,7 +127,7 @@ def test_parameters_reach_the_engine(server: Running, http: httpx.Client) -> Non
     assert (p.presence_penalty, p.frequency_penalty, p.seed, p.max_tokens) == (0.2, -0.3, 11, 9)
     assert p.logit_bias == {65: 5.0, 66: -100.0}
     assert (p.stop, p.stop_token_ids, p.ignore_eos, p.include_stop) == (("ß", "zzz"), (3,), True, True)
-    assert p.repetition_stop is False
+    assert (p.repetition_stop, p.allow_approximate_prefill) == (False, True)
     assert asked.salt == "pepper"
     assert asked.slo is not None
     assert (asked.slo.first, asked.slo.gap) == (0.25, 0.04)

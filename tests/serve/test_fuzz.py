@@ -39,7 +39,7 @@ FIELDS = re.findall(
     stream stream_options logprobs top_logprobs ignore_eos stop_token_ids user echo suffix best_of tools
     repetition_detection response_format slo priority cache_salt max_tokens max_completion_tokens tokens chat_template
     return_token_strs input instructions max_output_tokens metadata text store truncation encoding_format dimensions
-    tool_choice parallel_tool_calls
+    tool_choice parallel_tool_calls allow_approximate_prefill
 """,
 )
 # Likely to be served as they are, so that odd fields meet more than the first check.

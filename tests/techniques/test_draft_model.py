@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from diastole.bench.tiny import Remembered, TinyLlama
 from diastole.kernels.table import load
 from diastole.llm import LLM
 from diastole.models import llama
+from diastole.nn import tokens
 from diastole.nn.decoder import Decoder
 from diastole.nn.linear import Loader
 from diastole.params import SamplingParams
@@ -263,10 +265,14 @@ def test_other_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         names = ["a", "b", "c"] if path.name == "one" else ["a", "x"]
         return SimpleNamespace(vocab_size=len(names), token=names.__getitem__)
 
-    monkeypatch.setattr(technique, "tokenizer_of", words)
-    with pytest.raises(UserError, match="draft-model: model other has other tokens: 1 is 'x' there and 'b' here"):
-        technique._compare_tokens(Path("one"), Path("other"))
-    technique._compare_tokens(Path("one"), Path("one"))
+    monkeypatch.setattr(tokens, "tokenizer_of", words)
+    assert tokens.difference(Path("one"), Path("one")) == ""
+    assert tokens.difference(Path("one"), Path("other")) == "1 is 'x' there and 'b' here"
+    monkeypatch.undo()
+    monkeypatch.setattr(technique, "difference", lambda one, other: "1 is 'x' there")
+    here = Path(__file__)
+    with pytest.raises(UserError, match=f"draft-model: model {here.name} has other tokens: 1 is 'x' there"):
+        technique.opened(technique.Params(str(here)), replace(owed.facts(), source=here))
 
 
 # ---- a real one

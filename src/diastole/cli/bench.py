@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from diastole.cli.drafts import drafts
+from diastole.cli.goodput import goodput
 from diastole.cli.longcontext import longcontext
 from diastole.cli.rows import rows
 from diastole.cli.sparse import sparse
@@ -24,6 +25,7 @@ app.command()(longcontext)
 app.command()(sparse)
 app.command()(drafts)
 app.command()(rows)
+app.command()(goodput)
 
 
 @app.command()

@@ -28,10 +28,13 @@ def register() -> None:
         calibrate,
         chat,
         check,
+        cluster,
         generate,
         key,
         listing,
         papers,
+        plan,
+        plan_cost,
         pull,
         reproduce,
         serve,
@@ -67,7 +70,12 @@ def register() -> None:
         epilog = f"Examples:  {examples[name]}" if name in examples else None
         app.command(name, epilog=epilog)(command)
     app.add_typer(bench.app, name="bench")
+    app.add_typer(cluster.app, name="cluster", epilog="Example:  [bold]diastole cluster up --prefill 1 --decode 1[/]")
     app.add_typer(key.app, name="key")
+    plan.app.command("cost", epilog="Examples:  [bold]diastole plan cost --model step-3[/] --context 32768")(
+        plan_cost.cost
+    )
+    app.add_typer(plan.app, name="plan")
     app.add_typer(train.app, name="train")
 
 

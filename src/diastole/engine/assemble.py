@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from diastole.text.tokenizer import Tokenizer
 
 READS = frozenset(  # slots of a language model
-    {"kv", "select", "kernel", "probe", "refresh", "evict", "ingest", "compose", "draft", "verify", "pace", "halt"}
+    {"kv", "select", "kernel", "probe", "refresh", "evict", "ingest", "absorb", "compose"}
+    | {"draft", "verify", "pace", "halt"}
 )
 TRACED = frozenset({"kv", "select", "kernel", "probe", "refresh", "evict", "ingest"})  # slots that see a stream's rows
+ALONE = frozenset({"select", "probe", "refresh", "evict", "ingest", "draft"})  # slots that look at a step as a whole
 
 
 def assemble(
@@ -70,6 +72,7 @@ def assemble(
     facts = replace(model.facts(checkpoint), streams=config.max_streams)
     stack = registry.build(config.use, {"compose": Mixed(config.step_tokens)}, facts, READS)
     kv = store(stack, config.kv)
+    _check_absorber(stack, kv)
     spec: PagedSpec = model.state_specs()["kv"]
     pages = _pages(ops, kv, spec, model.context, config.max_streams, memory)
     kv.alloc(spec, pages, ops)
@@ -92,9 +95,11 @@ def assemble(
         stack.refresh,
         block,
         None if kv.passive else kv,
+        stack.absorb,
     )
     drafts = {} if stack.draft is None else stack.draft.settle(kv, config.max_streams, spans)
-    pools = {"kv": pool, **kv.pools, **drafts}
+    absorbs = {} if stack.absorb is None else stack.absorb.settle(kv, pages)
+    pools = {"kv": pool, **kv.pools, **drafts, **absorbs}
     ledger = Ledger(loop, pools, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
     state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}
     return Service(name, model, loop, state, stack.compose, cost, ledger, meter, stack.pace)
@@ -147,6 +152,18 @@ def _loop(
         branches=kv.passive and kv.bare and not inside and not verify.ahead,  # a branch begins at the last known token
         spans=spans,
     )
+
+
+def _check_absorber(stack: registry.Stack, kv: KVStore) -> None:
+    """Raises:
+    UserError: rows that are not the model's are written where somebody would not expect them.
+    """
+    if stack.absorb is None:
+        return
+    others = [name for name, slot, _ in stack.filled if slot in ALONE or (slot == "kv" and not kv.passive)]
+    if others:
+        message = f"{stack.owners['absorb']} runs some rows of a step apart, and {others[0]} looks at a step as a whole"
+        raise UserError(f"{message}: use either", param="use")
 
 
 def _spans(stack: registry.Stack, kv: KVStore) -> list[Span]:

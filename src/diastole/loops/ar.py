@@ -19,6 +19,7 @@ from diastole.loops.texts import Text, Tokens
 from diastole.params import PoolParams, SamplingParams
 from diastole.sample import Chosen, Sampler, SomeFailed, choose_all
 from diastole.slots import KVStore, Refresher
+from diastole.slots_absorb import Absorber
 from diastole.state.pages import PAGE, PagePool
 from diastole.state.prefix import Key
 from diastole.text.grammar import Grammars
@@ -42,6 +43,7 @@ class AutoRegressive:
         block: what a stream was given is absorbed in whole blocks of so many, counted from its start, and shared in
             such, because what acts inside the layers looks at a block as a whole; what is left over is one piece.
         kv: what keeps the rows, if it has a say in when they come or does something with them afterwards.
+        absorb: another way for prompts into the state; None: there is none.
     """
 
     unit = "token"
@@ -60,10 +62,11 @@ class AutoRegressive:
         refresh: Refresher | None = None,
         block: int = 1,
         kv: KVStore | None = None,
+        absorb: Absorber | None = None,
     ) -> None:
         self.pool, self.context, self.vocab, self.eos, self.fingerprint = pool, context, vocab, eos, fingerprint
         self.width, self.grammars, self.stepwise, self.refresh = width, grammars, stepwise, refresh
-        self.block, self.kv = block, kv
+        self.block, self.kv, self.absorb = block, kv, absorb
 
     # ---- a stream's life
 
@@ -167,6 +170,8 @@ class AutoRegressive:
 
     def _key(self, stream: Stream, units: int) -> Key | None:
         """Under what the first ``units`` are found, or kept; None: under nothing."""
+        if self.absorb is not None and self.absorb.takes(stream):
+            return None
         key: Key | None = stream.own.prefix(units)
         return key if key is None or self.kv is None else Key(key.space, self.kv.words(key.tokens))
 
@@ -220,11 +225,14 @@ class AutoRegressive:
             if n > 1 or self.block > 1:
                 n = self._whole(stream, min(n, self._span(stream)))
                 grant = Grant(stream, n)
-            if grow(stream.leases["kv"], stream.done + n):
+            if grow(stream.leases["kv"], stream.done + n) and (self.absorb is None or self.absorb.grow(stream, n)):
                 kept.append(grant)
             else:
                 starved.append(stream)
-        return (decoding.gather if decode and kept else self._gather)(kept, tuple(starved))
+        if decode and kept:
+            return decoding.gather(kept, tuple(starved))
+        batch = self._gather(kept, tuple(starved))
+        return batch if self.absorb is None else self.absorb.ready(batch)
 
     def _gather(self, grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
         streams = [s for s, _ in grants]
@@ -302,6 +310,8 @@ class AutoRegressive:
         if self.kv is not None:
             self.kv.seal(stream, done)
             self._offer(stream, done)
+        if self.absorb is not None:
+            self.absorb.absorbed(stream)
 
     def _offer(self, stream: Stream, done: int) -> None:
         """To the prefix cache, what others may share."""

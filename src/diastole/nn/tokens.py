@@ -8,6 +8,15 @@ from diastole.text import Tokenizer
 from diastole.weights import GGUF
 
 
+def difference(one: Path, other: Path) -> str:
+    """In what way the second model's tokens are others than the first's; empty: in none, as far as both have any."""
+    a, b = tokenizer_of(one), tokenizer_of(other)
+    for id in range(min(a.vocab_size, b.vocab_size)):
+        if a.token(id) != b.token(id):
+            return f"{id} is {b.token(id)!r} there and {a.token(id)!r} here"
+    return ""
+
+
 def tokenizer_of(path: Path) -> Tokenizer:
     """The tokenizer that belongs to a model: beside it in a directory, or inside a GGUF file."""
     if path.is_dir():

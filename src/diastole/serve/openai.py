@@ -66,6 +66,7 @@ class Common(msgspec.Struct, kw_only=True):
     json_schema: Any = None
     grammar: str | None = None
     repetition_detection: bool | None = None
+    allow_approximate_prefill: bool | None = None
     priority: bounds.Priority | None = None
 
     @property
@@ -268,6 +269,7 @@ def sampling(request: Common, max_tokens: int | None, logprobs: int | None, name
         "include_stop": request.include_stop_str_in_output,
         "ignore_eos": request.ignore_eos,
         "repetition_stop": request.repetition_detection,
+        "allow_approximate_prefill": request.allow_approximate_prefill,
         "logit_bias": None if request.logit_bias is None else _bias(request.logit_bias),
         "max_tokens": max_tokens,
         "logprobs": logprobs,

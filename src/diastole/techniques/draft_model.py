@@ -22,7 +22,7 @@ import numpy as np
 from diastole import registry
 from diastole.nn.decoder import Decoder
 from diastole.nn.linear import Loader, WeightFormat
-from diastole.nn.tokens import tokenizer_of
+from diastole.nn.tokens import difference
 from diastole.sample import Sampler, draw
 from diastole.slots import Facts, KVStore
 from diastole.slots_drafts import Span
@@ -214,7 +214,9 @@ def opened(p: Params, facts: Facts) -> Decoder:
     if not p.model or not path.exists():
         raise _wrong("model", f"must be the file or directory of a smaller model, not {p.model!r:.80}")
     if facts.source is not None:
-        _compare_tokens(facts.source, path)
+        other = difference(facts.source, path)
+        if other:
+            raise _wrong("model", f"{path.name} has other tokens: {other}")
     assert facts.ops is not None
     checkpoint = open_checkpoint(path)
     try:
@@ -224,14 +226,6 @@ def opened(p: Params, facts: Facts) -> Decoder:
     finally:
         checkpoint.close()
     return model
-
-
-def _compare_tokens(one: Path, other: Path) -> None:
-    a, b = tokenizer_of(one), tokenizer_of(other)
-    for id in range(min(a.vocab_size, b.vocab_size)):
-        if a.token(id) != b.token(id):
-            here, there = a.token(id), b.token(id)
-            raise _wrong("model", f"{other.name} has other tokens: {id} is {there!r} there and {here!r} here")
 
 
 def _check(p: Params) -> None:

@@ -1,0 +1,310 @@
+"""KV prediction trained as published, on small models: a base, auxiliaries, and predictors with the paper's loss.
+
+Horton et al., arXiv 2410.08391, section 3. The base stays as it is. The auxiliary reads; linear maps of its keys and
+values (before rotation) take the place of the base's own, causally and at every position, and the loss is
+
+    CE(base) + CE(auxiliary) + sum over layers of L1(K, K true) + L1(V, V true) + 1e-4 (z-losses)
+
+with the true ones from the base's own reading. An auxiliary is a smaller model ("c") or some of the base's own layers,
+which learn on ("lp"); baselines are the same auxiliaries by themselves, and predictors without one part of the loss.
+
+Text: source and documentation of Python on this machine, and copying, so that prompts matter: random tokens that come
+again after up to half a passage. The end of each text is kept apart. Ours: sizes, steps, copying.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diastole.nn.kv_maps import packed
+from diastole.recipes import layerskip
+from diastole.recipes.keeping import Kept
+from diastole.recipes.llama import Llama, LlamaShape
+from diastole.types import Array
+
+CONTEXT, PASSAGE = 2304, 512  # tokens: served; of a passage
+BASE = LlamaShape(2048, layers=8, hidden=128, inner=256, heads=4, kv_heads=2, context=CONTEXT)
+SMALL = replace(BASE, layers=4, hidden=64, inner=128, heads=2, kv_heads=1)
+KEPT_LAYERS = (0, 4)  # of the base, a quarter
+COPYING = "copying"
+Z_LOSS = 1e-4
+_RATE, _WARM, _LOWEST = 2e-3, 0.05, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Which parts of the loss count."""
+
+    base: bool = True
+    kv: bool = True
+
+
+STUDENTS: Mapping[str, tuple[str, Loss]] = {  # name: auxiliary, loss
+    "kvp-c": ("c", Loss()),
+    "kvp-lp": ("lp", Loss()),
+    "kvp-c without KV loss": ("c", Loss(kv=False)),
+    "kvp-c without base CE": ("c", Loss(base=False)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What decides the outcome."""
+
+    steps: int = 400  # of the base and of the small model, of ``tokens`` each
+    told: int = 120  # of each auxiliary and predictor after that
+    tokens: int = 4096
+    seed: int = 0
+    base: LlamaShape = BASE
+    small: LlamaShape = SMALL
+    kept: tuple[int, ...] = KEPT_LAYERS
+
+
+# ---- models
+
+
+def keys_of(model: Llama, ids: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Hidden states (B, T, d), normed, and of each layer keys and values (B, T, Hkv D), not rotated."""
+    n, x = ids.shape[1], model.embed_tokens(ids)
+    turn, found = (model.get_buffer("cos")[:n], model.get_buffer("sin")[:n]), []
+    for layer in _layers(model):
+        normed = layer.input_layernorm(x)
+        found.append((layer.self_attn.k_proj(normed), layer.self_attn.v_proj(normed)))
+        x = layer(x, *turn)
+    return model.norm(x), found
+
+
+def told(model: Llama, ids: Tensor, kv: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Hidden states (B, T, d), normed, where layers attend to these keys and values instead of their own."""
+    s, (b, n), x = model.shape, ids.shape, model.embed_tokens(ids)
+    cosine, sine = model.get_buffer("cos")[:n], model.get_buffer("sin")[:n]
+    for layer, (k, v) in zip(_layers(model), kv, strict=True):
+        q = layer.self_attn.q_proj(layer.input_layernorm(x))
+        q, k, v = (y.view(b, n, -1, s.head_dim).transpose(1, 2) for y in (q, k, v))
+        k, v = (y.repeat_interleave(s.heads // s.kv_heads, 1) for y in (_turned(k, cosine, sine), v))
+        q = _turned(q, cosine, sine)
+        out = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), is_causal=True)
+        x = x + layer.self_attn.o_proj(out.transpose(1, 2).reshape(b, n, -1))
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
+    states: Tensor = model.norm(x)
+    return states
+
+
+def _layers(model: Llama) -> list[Any]:
+    return [*model.layers]
+
+
+def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), -1).to(x.dtype)
+
+
+def pruned(base: Llama, kept: Sequence[int]) -> Llama:
+    """A model of some of its layers, with copies of their weights."""
+    found = Llama(replace(base.shape, layers=len(kept)))
+    state = base.state_dict()
+    own = {k: v for k, v in state.items() if not k.startswith("layers.")}
+    for at, layer in enumerate(kept):
+        start = f"layers.{layer}."
+        own |= {f"layers.{at}.{k.removeprefix(start)}": v for k, v in state.items() if k.startswith(start)}
+    found.load_state_dict(own)
+    return found
+
+
+class Predictor(nn.Module):
+    """An auxiliary with maps of its keys and values to the base's, which begin as the identity where widths allow."""
+
+    def __init__(self, auxiliary: Llama, base: LlamaShape) -> None:
+        super().__init__()
+        self.auxiliary, depth = auxiliary, base.layers
+        wide, out = (s.kv_heads * s.head_dim for s in (auxiliary.shape, base))
+        start = torch.eye(out) if wide == out else torch.randn(out, wide) / wide**0.5
+        self.maps = nn.ParameterList(nn.Parameter(start.repeat(depth, 1, 1)) for _ in range(2))
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(depth, out)) for _ in range(2))
+        self.map = [i * auxiliary.shape.layers // depth for i in range(depth)]
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The auxiliary's hidden states, and keys and values (B, T, Hkv D) for each layer of the base."""
+        states, own = keys_of(self.auxiliary, ids)
+        found = []
+        for i, j in enumerate(self.map):
+            k, v = (F.linear(own[j][s], self.maps[s][i], self.biases[s][i]) for s in range(2))
+            found.append((k, v))
+        return states, found
+
+    def tensors(self) -> dict[str, Array]:
+        """As ``nn.kv_maps.KVMaps`` reads them."""
+        found = {
+            "layers": np.arange(self.auxiliary.shape.layers, dtype=np.int32),
+            "map": np.array(self.map, np.int32),
+            "as_is": np.zeros(len(self.map), bool),
+        }
+        for name, w, bias in zip(("k", "v"), self.maps, self.biases, strict=True):
+            found |= packed(name, w.detach().numpy(), bias.detach().numpy())
+        return found
+
+
+# ---- losses
+
+
+def said(model: Llama, states: Tensor, ids: Tensor) -> Tensor:
+    """Cross entropy of the next tokens, ids (B, T + 1), with the z-loss."""
+    logits = model.logits(states).float().flatten(0, 1)
+    z = torch.logsumexp(logits, -1).square().mean()
+    return F.cross_entropy(logits, ids[:, 1:].flatten()) + Z_LOSS * z
+
+
+def predicted(student: Predictor, base: Llama, ids: Tensor, loss: Loss) -> Tensor:
+    """The paper's loss, or some of its parts; ids (B, T + 1)."""
+    states, kv = student(ids[:, :-1])
+    total = said(student.auxiliary, states, ids)
+    if loss.base:
+        total = total + said(base, told(base, ids[:, :-1], kv), ids)
+    if loss.kv:
+        with torch.no_grad():
+            _, true = keys_of(base, ids[:, :-1])
+        for ours, theirs in zip(kv, true, strict=True):
+            total = total + sum(F.l1_loss(a.float(), b.float()) for a, b in zip(ours, theirs, strict=True))
+    return total
+
+
+# ---- training
+
+
+@dataclass(slots=True)
+class Trained:
+    """What came of it, all models in evaluation."""
+
+    base: Llama
+    alone: Mapping[str, Llama]  # auxiliaries by themselves: "c", "lp"
+    students: Mapping[str, Predictor]
+    apart: Mapping[str, Array]  # ids of each text that was kept apart
+    seconds: float
+
+
+def train(plan: Plan, out: Path, tell: Callable[[str, int, float], None], save_every: int = 50) -> Trained:
+    """Train all, or go on where an interrupted training by the same plan to the same directory stopped.
+
+    Args:
+        tell: is told of every step: of what, its number, the loss.
+        save_every: steps; what was done since is lost when a training is interrupted.
+
+    Raises:
+        UserError: the directory holds trainings by another plan.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    taught, apart = data(plan, out)
+    seconds = 0.0
+
+    def run(
+        name: str, made: Callable[[], nn.Module], loss: Callable[[Any, Tensor], Tensor], steps: int, at: int
+    ) -> Any:
+        nonlocal seconds
+        torch.manual_seed(plan.seed)
+        module = made()
+        optimizer = torch.optim.AdamW(module.parameters(), _RATE, betas=(0.9, 0.95), weight_decay=0.1)
+        kept = Kept(out / f"{name.replace(' ', '-')}.state", module, optimizer, _json(plan))
+        step, took = kept.resume()
+        began = time.monotonic()
+        while step < steps:
+            ids = torch.from_numpy(batch(at + step, plan, taught))
+            with torch.autocast("cpu", torch.bfloat16):
+                value = loss(module, ids)
+            for group in optimizer.param_groups:
+                group["lr"] = _RATE * pace((step + 1) / steps)
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            if step % save_every == 0 or step == steps:
+                kept.keep(step, took + time.monotonic() - began)
+            tell(name, step, value.item())
+        seconds += took + time.monotonic() - began
+        return module.requires_grad_(False)
+
+    base = run("base", lambda: Llama(plan.base), own_loss, plan.steps, 0)
+    # The small model has learned as long as the base before it learns beside predictors; the pruned one begins as it.
+    small = run("c", lambda: Llama(plan.small), own_loss, plan.steps, 0)
+    begun = {"c": lambda: copied(small), "lp": lambda: pruned(base, plan.kept)}
+    alone = {name: run(f"{name} on", made, own_loss, plan.told, plan.steps) for name, made in begun.items()}
+    students = {
+        name: run(
+            name,
+            lambda of=of: Predictor(begun[of](), plan.base),  # type: ignore[misc]
+            lambda student, ids, parts=parts: predicted(student, base, ids, parts),  # type: ignore[misc]
+            plan.told,
+            plan.steps,
+        )
+        for name, (of, parts) in STUDENTS.items()
+    }
+    return Trained(base, alone, students, apart, seconds)
+
+
+def own_loss(model: Llama, ids: Tensor) -> Tensor:
+    """Of a model by itself; ids (B, T + 1)."""
+    return said(model, model(ids[:, :-1]), ids)
+
+
+def copied(model: Llama) -> Llama:
+    """The same weights in another."""
+    found = Llama(model.shape)
+    found.load_state_dict(model.state_dict())
+    return found
+
+
+def pace(done: float) -> float:
+    """Of the rate: up over the first twentieth, then down as a cosine to a tenth."""
+    if done < _WARM:
+        return done / _WARM
+    return _LOWEST + (1 - _LOWEST) / 2 * (1 + cos(pi * (done - _WARM) / (1 - _WARM)))
+
+
+def _json(plan: Plan) -> dict[str, Any]:
+    return {**asdict(plan), "kept": [*plan.kept]}
+
+
+# ---- data
+
+
+def data(plan: Plan, out: Path) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Ids (n,) int32 of each text to learn from, and those kept apart; the tokenizer lies in the directory."""
+    from tokenizers import Tokenizer
+
+    texts = {name: layerskip.DOMAINS[name]() for name in ("code", "documentation")}
+    place = out / "tokenizer.json"
+    if not place.exists():
+        layerskip.tokenizer(texts, plan.base.vocab).save(str(place))
+    reader = Tokenizer.from_file(str(place))
+    ids = {name: np.array(reader.encode(text, add_special_tokens=False).ids, np.int32) for name, text in texts.items()}
+    cuts = {name: int(len(x) * (1 - layerskip.APART)) for name, x in ids.items()}
+    return {n: x[: cuts[n]] for n, x in ids.items()}, {n: x[cuts[n] :] for n, x in ids.items()}
+
+
+def batch(step: int, plan: Plan, taught: Mapping[str, Array]) -> Array:
+    """What a step learns from: ids (B, n + 1) int64, of texts and copying in turn."""
+    rng, names = np.random.default_rng([plan.seed, step]), [*taught, COPYING]
+    n, rows = min(PASSAGE, plan.tokens), []
+    for i in range(plan.tokens // n):
+        name = names[(step * (plan.tokens // n) + i) % len(names)]
+        if name == COPYING:
+            rows.append(repeated(n + 1, int(rng.integers(8, n // 2)), plan.base.vocab, rng))
+        else:
+            at = int(rng.integers(0, len(taught[name]) - n))
+            rows.append(taught[name][at : at + n + 1])
+    return np.stack(rows).astype(np.int64)
+
+
+def repeated(n: int, period: int, vocab: int, rng: np.random.Generator) -> Array:
+    """n random tokens that come again after so many."""
+    return np.resize(rng.integers(1, vocab, period), n)
