@@ -340,6 +340,11 @@ class CostModel(Protocol):
         """Take in a measured step."""
         ...
 
+    @property
+    def worst(self) -> float:
+        """How many times as long as predicted all but a few of the larger steps take at most: for who promises times."""
+        ...
+
 
 class Composer(Protocol):
     """Slot ``compose``: which asks run in this step, and how much of each."""

@@ -92,3 +92,18 @@ def test_a_slow_spell_changes_nothing_between_sizes() -> None:
         one, of = cost.predict([grant(500, 1)]), cost.predict([grant(500, rows)])
         assert of == pytest.approx(2.5 * took[rows], rel=0.05)
         assert of / one == pytest.approx(took[rows] / took[1], rel=0.05)
+
+
+def test_how_far_predictions_may_be_wrong_is_known() -> None:
+    """Of steps with many rows one in ten takes half as long again: a promise has to reckon with that."""
+    cost, rng = FittedCost(), np.random.default_rng(1)
+    truth = LinearCost(0.002, 0.0005)
+    assert cost.worst == 1.0
+    for i in range(1200):
+        grants = [grant(0, 128)] if i % 2 else [grant(100, 1)]
+        late = 1.5 if len(grants) == 1 and rng.random() < 0.1 else 1.0
+        cost.learn(grants, truth.predict(grants) * late)
+    assert 1.4 < cost.worst < 1.6
+    for _ in range(200):
+        cost.learn([grant(0, 128)], truth.predict([grant(0, 128)]))
+    assert cost.worst < 1.05

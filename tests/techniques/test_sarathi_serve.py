@@ -89,6 +89,14 @@ def test_a_step_is_limited_by_time_only_while_somebody_decodes() -> None:
     assert by_serial(policy.compose([ask(1, 1000, False)], math.inf, LinearCost(0.010, 0.001))) == {1: 400}
 
 
+def test_a_limit_reckons_with_steps_that_take_longer_than_predicted() -> None:
+    cost = LinearCost(0.010, 0.001)
+    cost.worst = 1.5
+    grants = composer("sarathi-serve:chunk=400,tbt_ms=60").compose([ask(0, 1, True), ask(1, 999, False)], 9.0, cost)
+    assert by_serial(grants) == {0: 1, 1: 15}  # 40 ms: 30 rows, of which whole tiles are taken
+    assert cost.predict(grants) * cost.worst <= 0.060
+
+
 def test_cut_slices_fill_whole_tiles() -> None:
     grants = composer("sarathi-serve:chunk=100").compose([ask(0, 1, True), ask(1, 1000, False)], math.inf, COST)
     assert sum(g.n for g in grants) % TILE == 0

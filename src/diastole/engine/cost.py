@@ -27,6 +27,8 @@ FINE = 16  # up to so many units each number is a size of its own
 FEW = 5  # samples that a fit counts for
 BESIDE = 11  # latest samples of what a size takes beside the line: their median counts
 RECENT = 7  # latest steps that tell how slow the machine is now: sooner than any size forgets
+LATE = 100  # latest larger steps that tell how far a prediction may be wrong
+FEW_LATE = 0.02  # of them may be later still
 SLOWEST = 8.0  # times as slow as always, or as fast
 
 Features = tuple[float, float, float, float]
@@ -50,6 +52,8 @@ def more(grants: Sequence[Grant], most: int) -> tuple[Array, Array, Array, Array
 
 class LinearCost:
     """Fixed coefficients in seconds: for simulation and tests."""
+
+    worst = 1.0
 
     def __init__(self, base: float, per_unit: float, per_kilowork: float = 0.0, per_kilocontext: float = 0.0) -> None:
         self.coefficients = (base, per_unit, per_kilocontext, per_kilowork)
@@ -75,6 +79,7 @@ class FittedCost:
         self._ratios: dict[int, float] = {}  # by size: the median of that
         self._recent: deque[float] = deque(maxlen=RECENT)  # measured over predicted
         self._slow = 1.0  # how many times as slow as always the machine is now
+        self._late: deque[float] = deque(maxlen=LATE)  # measured over predicted, of steps beyond the fine sizes
         self._seen = 0
 
     def predict(self, grants: Sequence[Grant]) -> float:
@@ -94,6 +99,12 @@ class FittedCost:
             found = ratios[min(ratios, key=lambda known: abs(known - size))]
         return 1.0 if found is None else found
 
+    @property
+    def worst(self) -> float:
+        if not self._late:
+            return 1.0
+        return min(max(sorted(self._late)[-1 - int(FEW_LATE * len(self._late))], 1.0), SLOWEST)
+
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         x = features(grants)
         size = _size(int(x[1]))
@@ -104,6 +115,8 @@ class FittedCost:
         samples.append((*x, seconds))
         self._seen += 1
         if size in self._beside:
+            if size > FINE:
+                self._late.append(seconds / max(self.predict(grants), 1e-9))
             beside = seconds / max(_dot(self.coefficients, x), 1e-9)
             self._recent.append(beside / self._ratios[size])
             self._slow = min(max(_middle(self._recent), 1 / SLOWEST), SLOWEST)

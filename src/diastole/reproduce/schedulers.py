@@ -62,6 +62,10 @@ class Heard:
     def rising(self, grants: Sequence[Grant], most: int) -> Array:
         return self.cost.rising(grants, most)
 
+    @property
+    def worst(self) -> float:
+        return self.cost.worst
+
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         self.cost.learn(grants, seconds)
         if self.watch is not None:

@@ -52,6 +52,10 @@ class Watch:
     def rising(self, grants: Sequence[Grant], most: int) -> Array:
         return self.cost.rising(grants, most)
 
+    @property
+    def worst(self) -> float:
+        return self.cost.worst
+
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         if all(s.left == 1 for s, _ in grants):
             self.errors.append(self.cost.predict(grants) / seconds)

@@ -81,7 +81,7 @@ class StallFree:
     def compose(self, asks: Sequence[Ask], seconds: float, cost: CostModel) -> list[Grant]:
         emitting, absorbing = parted(asks)
         grants = [Grant(a.stream, a.hi) for a in emitting]
-        limit = min(seconds, self.tbt) if emitting else seconds
+        limit = min(seconds, self.tbt / cost.worst) if emitting else seconds
         if emitting and math.isfinite(limit) and cost.predict(grants) > limit:
             grants = [Grant(a.stream, a.lo) for a in emitting]  # guesses go first, streams never
         used = sum(g.n for g in grants)
