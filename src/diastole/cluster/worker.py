@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,6 @@ from diastole.types import UserError
 if TYPE_CHECKING:
     from diastole.engine.service import Service
     from diastole.frontend.host import EngineHost
-    from diastole.state.lease import Blob
 
 log = logging.getLogger("diastole.cluster")
 
@@ -38,7 +37,7 @@ ENGINE = b"e"  # the wish of a router
 LONGEST_NAME = 1024  # bytes of a request's id
 LARGEST_START = 1 << 20  # bytes of what is read from standard input
 PATIENCE = 60.0  # seconds for the router to call
-PACKING = 60.0  # seconds for a state to be packed
+SENDING = 60.0  # seconds of a receiver that does not read
 
 
 class Start(msgspec.Struct):
@@ -135,18 +134,10 @@ class Worker:
         if size > LONGEST_NAME:
             return
         name = exactly(sock, size).decode("utf-8", "replace")
-        sock.settimeout(PACKING)
+        sock.settimeout(SENDING)
         rate = self._start.rate
-        states.send(sock, self._packed(name), states.TokenBucket(rate) if rate else None)
-
-    def _packed(self, name: str) -> Mapping[str, Blob]:
-        from diastole.frontend.host import Packed
-
-        answers: SimpleQueue[Mapping[str, Blob] | None] = SimpleQueue()
-        if self._host is None:
-            return {}
-        self._host.put(Packed(name, answers.put))
-        return answers.get(timeout=PACKING) or {}
+        state = {} if self._host is None else self._host.states.get(name, {})
+        states.send(sock, state, states.TokenBucket(rate) if rate else None)
 
     def die(self) -> None:
         """End the process as it is."""

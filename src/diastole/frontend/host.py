@@ -49,13 +49,6 @@ class History(NamedTuple):
     hold: bool = False
 
 
-class Packed(NamedTuple):
-    """A wish for the state of a held request."""
-
-    id: str
-    answer: Callable[[Mapping[str, Blob] | None], None]  # called on the engine's thread; None: nothing is held
-
-
 class Fetched(NamedTuple):
     """The state of a request that another engine held, or why there is none."""
 
@@ -93,7 +86,7 @@ class NoBridge:
         """Nothing is wanted."""
 
 
-Message = wire.Command | _Prepared | Packed | Fetched | Loaded | wire.NotReloaded  # to the engine's thread
+Message = wire.Command | _Prepared | Fetched | Loaded | wire.NotReloaded  # to the engine's thread
 
 
 class EngineHost:
@@ -115,14 +108,14 @@ class EngineHost:
         bridge: Bridge | None = None,
     ) -> None:
         self.bridge = bridge or NoBridge()
-        self._held: set[str] = set()  # requests that are held, as far as was told
+        self.states: dict[str, Mapping[str, Blob]] = {}  # of requests that are held, packed; any thread may look
         self.engine, self.send, self.slo, self.load = engine, send, slo, load
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._quitting = False
         self._preparing: set[str] = set()  # ids of requests that are being prepared and have not been aborted
         self._helper = ThreadPoolExecutor(1, "diastole-prepare")  # its thread starts with the first task
 
-    def put(self, command: wire.Command | Packed | Fetched) -> None:
+    def put(self, command: wire.Command | Fetched) -> None:
         """Hand over a command, from any thread."""
         self._inbox.put(command)
 
@@ -154,10 +147,13 @@ class EngineHost:
             self.send(wire.Over(id, why.finish))
 
     def _tell_held(self) -> None:
+        """They are packed at once: who fetches them shall not wait for the engine's next step to end."""
         held = {id: s.done for service in self.engine.services for id, s in service.ledger.held.items()}
-        for id in held.keys() - self._held:
+        for id in self.states.keys() - held.keys():
+            del self.states[id]
+        for id in held.keys() - self.states.keys():
+            self.states[id] = self.engine.packed(id) or {}
             self.send(wire.Held(id, held[id]))
-        self._held = set(held)
 
     def _take(self, wait: bool) -> None:
         """Do all commands that have come; ``wait`` for one if there is none, until a deadline passes."""
@@ -181,8 +177,6 @@ class EngineHost:
                 self._take_over(command)
             case wire.Release():
                 self.engine.release(command.id)
-            case Packed(id, answer):
-                answer(self.engine.packed(id))
             case wire.Embed():
                 self._take_in(command, History())
             case _Prepared(request, history, error):

@@ -134,7 +134,6 @@ def _same_rate(study: Study, stage: Stage, load: Load, arms: Mapping[str, str], 
         at_most(1),
         unit="x",
         claim="kept",
-        headline=True,
     )
     for rival in ("prefill first", "orca"):
         if rival in p99:
@@ -258,7 +257,6 @@ def _goodput(study: Study, stage: Stage, corpus: Corpus, auto: str) -> None:
         at_least(1.3),
         unit="x",
         claim="the issue's; aim 2x",
-        headline=True,
     )
     study.note(
         f"promises of that load: TTFT {slo.first:.2f} s (20 times unloaded), {1e3 * slo.gap:.1f} ms per token "
