@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from diastole.cluster import states
-from diastole.cluster.door import SECONDS, Address, answer, exactly
+from diastole.cluster.door import Address, answer, exactly
 from diastole.cluster.fetching import STATE, Fetcher
 from diastole.frontend import wire
 from diastole.frontend.worker import read_frame
@@ -128,16 +128,16 @@ class Worker:
                 self._give(sock)
 
     def _give(self, sock: socket.socket) -> None:
-        """The state of a held request, to another worker."""
-        sock.settimeout(SECONDS)
-        size = int.from_bytes(exactly(sock, wire.FRAME_BYTES), "little")
-        if size > LONGEST_NAME:
-            return
-        name = exactly(sock, size).decode("utf-8", "replace")
-        sock.settimeout(SENDING)
-        rate = self._start.rate
-        state = {} if self._host is None else self._host.states.get(name, {})
-        states.send(sock, state, states.TokenBucket(rate) if rate else None)
+        """States of held requests, one after the other, to another worker."""
+        link = states.TokenBucket(self._start.rate) if self._start.rate else None
+        while True:
+            sock.settimeout(None)  # it may ask again much later
+            size = int.from_bytes(exactly(sock, wire.FRAME_BYTES), "little")
+            if size > LONGEST_NAME:
+                return
+            name = exactly(sock, size).decode("utf-8", "replace")
+            sock.settimeout(SENDING)
+            states.send(sock, {} if self._host is None else self._host.states.get(name, {}), link)
 
     def die(self) -> None:
         """End the process as it is."""

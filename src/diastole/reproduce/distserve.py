@@ -152,7 +152,8 @@ def _judge(
         less_than(1),
         unit="%",
         claim="below 0.1 % of latency",
-        why="a state that arrives waits for the decode engine's step to end, about half of one on average",
+        why="the decode engine looks between its steps: once to see that there is a state to fetch and room for it, once to "
+        "take it, and its one core copies the state while it decodes",
     )
     middle = sorted(one)[len(one) // 2]
     gap = {name: _p99(of[middle]) for name, of in verdicts.items()}
