@@ -152,8 +152,8 @@ def _judge(
         less_than(1),
         unit="%",
         claim="below 0.1 % of latency",
-        why="the decode engine looks between its steps: once to see that there is a state to fetch and room for it, once to "
-        "take it, and its one core copies the state while it decodes",
+        why="the decode engine looks between its steps: once to see that there is a state to fetch and room for it, "
+        "once to take it, and its one core copies the state while it decodes",
     )
     middle = sorted(one)[len(one) // 2]
     gap = {name: _p99(of[middle]) for name, of in verdicts.items()}
