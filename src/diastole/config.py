@@ -66,6 +66,11 @@ class EngineConfig:
     memory: Bytes = knob(Bytes(0), "for key/value pages of all services; 0: a quarter of what is free", low=0)
     swap: Bytes = knob(Bytes(256 * 2**20), "for the packed state of preempted streams; 0: recompute them", low=0)
     admission: str = knob("arrival", "who of those who wait comes next", choices=("arrival", "priority"))
+    admission_room: str = knob(
+        "now",
+        "what a stream must find room for to be let in: what it brings, or the peak that all are expected to grow to",
+        choices=("now", "peak"),
+    )
     admission_ageing_seconds: float = knob(
         30.0, "of waiting that count as one step of priority", unit="s", low=0.001, high=1e6
     )

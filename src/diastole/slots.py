@@ -342,7 +342,7 @@ class CostModel(Protocol):
 
     @property
     def worst(self) -> float:
-        """How many times as long as predicted all but a few of the larger steps take at most: for who promises times."""
+        """How many times as long as predicted all but a few of the larger steps take: for who promises times."""
         ...
 
 

@@ -14,6 +14,7 @@ from diastole.engine.admission import Admission
 from diastole.engine.compose import Mixed
 from diastole.engine.cost import FittedCost
 from diastole.engine.ledger import Ledger
+from diastole.engine.peak import Now, Peak
 from diastole.engine.service import Service
 from diastole.loops.ar import AutoRegressive
 from diastole.loops.drafting import Drafting
@@ -52,6 +53,7 @@ def assemble(
     swap: int,
     tokenizer: Callable[[], Tokenizer] | None = None,
     admission: Admission | None = None,
+    peak: bool = False,
 ) -> Service:
     """A language model service.
 
@@ -62,6 +64,7 @@ def assemble(
         swap: bytes for the packed state of preempted streams.
         tokenizer: gives the model's, when the first grammar comes; None: requests may bring none.
         admission: who of those who wait comes next; None: who came first.
+        peak: streams are let in only if all are expected to have room until they end.
 
     Raises:
         UserError: the model, a setting or the room does not fit; ``param`` names it.
@@ -100,7 +103,8 @@ def assemble(
     drafts = {} if stack.draft is None else stack.draft.settle(kv, config.max_streams, spans)
     absorbs = {} if stack.absorb is None else stack.absorb.settle(kv, pages)
     pools = {"kv": pool, **kv.pools, **drafts, **absorbs}
-    ledger = Ledger(loop, pools, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission)
+    room = Peak(pages, loop.most) if peak else Now()
+    ledger = Ledger(loop, pools, cost, meter, HostTier(swap) if swap else None, config.max_streams, admission, room)
     state = {"kv": kv, "inside": Inside(stack.select, stack.kernel, stack.probe)}
     return Service(name, model, loop, state, stack.compose, cost, ledger, meter, stack.pace)
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from diastole.engine.costs import Sample, Samples
 from diastole.types import Array, Grant
 
 PER_BUCKET = 16  # latest samples kept of each size
@@ -32,6 +32,16 @@ FEW_LATE = 0.02  # of them may be later still
 SLOWEST = 8.0  # times as slow as always, or as fast
 
 Features = tuple[float, float, float, float]
+Sample = tuple[float, float, float, float, float]  # features and seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Steps of one size."""
+
+    size: int
+    context: int
+    steps: list[Sample]
 
 
 def features(grants: Sequence[Grant]) -> Features:

@@ -12,6 +12,7 @@ from itertools import count
 
 from diastole.engine.admission import Admission, InOrder
 from diastole.engine.deadlines import Deadlines
+from diastole.engine.peak import Now, Room
 from diastole.loops.base import Loop
 from diastole.metrics import Meter
 from diastole.slots import CostModel
@@ -30,6 +31,7 @@ class Ledger:
         host: shelf for preempted state; None: preempted streams are always recomputed.
         most: streams that may hold state at once.
         admission: who of those who wait comes next.
+        room: whether there is memory enough to let one more in.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Ledger:
         host: HostTier | None,
         most: int,
         admission: Admission | None = None,
+        room: Room | None = None,
     ) -> None:
         self.loop, self.pools, self.cost, self.meter, self.host, self.most = loop, pools, cost, meter, host, most
-        self.admission = admission or InOrder()
+        self.admission, self.room = admission or InOrder(), room or Now()
         self.running: list[Stream] = []  # both lists in order of arrival
         self.waiting: list[Stream] = []
         self.held: dict[str, Stream] = {}  # by request: these have said something and wait to go on elsewhere
@@ -110,7 +113,7 @@ class Ledger:
         while self.waiting and len(self.running) < self.most:
             index = self.admission.next(self.waiting, now)
             stream = self.waiting[index]
-            if not self._settle_in(stream):
+            if (self.running and not self.room.has(self.running, stream)) or not self._settle_in(stream):
                 return
             self.waiting.pop(index)
             _insert(self.running, stream)
@@ -149,6 +152,9 @@ class Ledger:
         for event in over:
             self._end(event.id, now, getattr(event.data, "finish", None) or "stop")
         if over:
+            for stream in self.running:
+                if stream.finished:
+                    self.room.ended(stream)
             self.running = [s for s in self.running if not s.finished]
         if self._leaving:
             self._hold(outcome.events)

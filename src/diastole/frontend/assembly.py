@@ -16,11 +16,11 @@ from diastole.clock import RealClock
 from diastole.config import Config, ServiceConfig, from_toml
 from diastole.engine.admission import Admission, ByPriority, InOrder
 from diastole.engine.assemble import assemble
-from diastole.engine.costs import CostFile, Learner
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
 from diastole.engine.profile import CASES, SLICES, most_rows, profile
 from diastole.engine.service import Service
+from diastole.frontend.costs import CostFile, Learner
 from diastole.frontend.host import Loaded
 from diastole.frontend.loading import LoadingBar
 from diastole.frontend.wire import Card, Reload
@@ -124,7 +124,8 @@ def _build(
     with _packs(checkpoint, weights, ops) as packs, LoadingBar(name) as bar:
         load_from = Loader(ops, checkpoint, weights, packs, bar.tell)
         tokenizer, policy = partial(tokenizer_of, path), admission(config)
-        service = assemble(name, load_from, wanted, eos, memory, int(config.engine.swap), tokenizer, policy)
+        peak, swap = config.engine.admission_room == "peak", int(config.engine.swap)
+        service = assemble(name, load_from, wanted, eos, memory, swap, tokenizer, policy, peak)
     checkpoint.close()
     loop = service.loop
     assert isinstance(loop, AutoRegressive)

@@ -175,6 +175,10 @@ class AutoRegressive:
         key: Key | None = stream.own.prefix(units)
         return key if key is None or self.kv is None else Key(key.space, self.kv.words(key.tokens))
 
+    def most(self, stream: Stream) -> int:
+        limit: int = stream.own.limit if stream.speaks else stream.known
+        return limit
+
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         raise UserError("a language model takes its whole prompt at once; open a new request instead", param="feed")
 

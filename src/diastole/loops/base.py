@@ -43,6 +43,10 @@ class Loop(Protocol):
         """
         ...
 
+    def most(self, stream: Stream) -> int:
+        """Units that it may come to know, as far as is known now."""
+        ...
+
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         """Live input: ``known`` grows from outside; ``last``: nothing more will come."""
         ...

@@ -84,6 +84,9 @@ class LiveFrames:
     def resume(self, request: Request, said: Sequence[int]) -> Stream:
         raise UserError("a live stream cannot go on elsewhere", param="said")
 
+    def most(self, stream: Stream) -> int:
+        return stream.known  # its state does not grow
+
     def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
         """chunk (n, F) float32."""
         live: Live = stream.own

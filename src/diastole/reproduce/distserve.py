@@ -3,8 +3,8 @@
 Real: two engines of SmolLM2-135M on one core each, one that reads prompts and one that decodes, beside two replicas on
 one core each and one engine on both, with prompts first and with Sarathi-Serve's slices; all are clusters behind the
 same router, and all get the same requests at the same times. The balanced load has as many seconds of reading as of
-decoding, as measured on one core just before; two others have not. Simulated: OPT-13B on A100, with the fits that the
-authors published.
+decoding, as measured on one core just before; two others have not. Simulated: one engine of this machine by its twin,
+beside what it did; OPT-13B on A100, with the fits that the authors published.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from diastole.bench.load.judge import Verdict, judge, tpot, ttft
 from diastole.bench.load.work import Wish
 from diastole.bench.longtext import Corpus
 from diastole.nn.tokens import tokenizer_of
+from diastole.reproduce import distserve_twin
 from diastole.reproduce.distserve_system import MODEL, Served, Shape, System
 from diastole.reproduce.must import at_least, at_most, equal_to, less_than, more_than
 from diastole.reproduce.study import Study
@@ -58,6 +59,7 @@ class Unloaded:
 def run(study: Study) -> None:
     corpus = Corpus.of(tokenizer_of(resolve(MODEL)))
     asyncio.run(_real(study, corpus))
+    distserve_twin.beside(study)
     _simulated(study)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from diastole.clock import FakeClock
 from diastole.engine.cost import FittedCost, LinearCost
-from diastole.engine.costs import LARGEST, CostFile
+from diastole.frontend.costs import LARGEST, CostFile
 from diastole.types import Grant, Request, Stream
 from engine.toy import toy_engine, toy_service
 

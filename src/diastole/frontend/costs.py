@@ -16,19 +16,11 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-log = logging.getLogger("diastole.engine")
+from diastole.engine.cost import Samples
+
+log = logging.getLogger("diastole.frontend")
 LARGEST = 4 << 20  # bytes of a file
 MOST = 1e15  # of any number in it
-
-Sample = tuple[float, float, float, float, float]  # one, units, context, work, seconds
-
-
-class Samples(msgspec.Struct):
-    """Of one size: see ``cost.features``."""
-
-    size: int
-    context: int
-    steps: list[Sample]
 
 
 class Learned(msgspec.Struct):
