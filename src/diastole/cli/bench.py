@@ -15,6 +15,7 @@ import typer
 
 from diastole.cli.drafts import drafts
 from diastole.cli.goodput import goodput
+from diastole.cli.live import live
 from diastole.cli.longcontext import longcontext
 from diastole.cli.rows import rows
 from diastole.cli.sparse import sparse
@@ -26,6 +27,7 @@ app.command()(sparse)
 app.command()(drafts)
 app.command()(rows)
 app.command()(goodput)
+app.command()(live)
 
 
 @app.command()

@@ -38,7 +38,8 @@ class LeastSlack:
         rivals = [at for at, i, _ in ready if i != index] + [at for at, i in reserved if i != index]
         bounds = [*rivals, min(a.due for a in asks)]  # running more than is urgent must not break its own promise
         # Promises already broken bound nothing: cutting this step to pieces would not mend them.
-        return index, asks, min((at for at in bounds if at > now), default=math.inf) - now
+        left = min((at for at in bounds if at > now), default=math.inf) - now
+        return index, asks, left / services[index].cost.worst
 
     @staticmethod
     def _choose(

@@ -59,8 +59,16 @@ class Service:
 
     def forecasts(self) -> Sequence[float]:
         """When its idle streams will have to start at the latest to keep their next deadlines, in seconds."""
-        coming = (self.loop.forecast(s) for s in self.ledger.running)
-        return [due - self.cost.predict([work]) for due, work in (c for c in coming if c is not None)]
+        coming = sorted(
+            (c for s in self.ledger.running if (c := self.loop.forecast(s)) is not None), key=lambda c: c[0]
+        )
+        if not coming:
+            return []
+        # Those that will be due together run together: all of them must be done when the first is due.
+        last = coming[0][0] + self.cost.predict([work for _, work in coming])
+        burst = [work for due, work in coming if due <= last]
+        first = coming[0][0] - self.cost.predict(burst)
+        return [first, *(due - self.cost.predict([work]) for due, work in coming[len(burst) :])]
 
     def gauges(self) -> None:
         """Refresh the meter's gauges."""

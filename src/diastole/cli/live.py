@@ -1,0 +1,55 @@
+"""``diastole bench live``."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+
+def live(
+    model: Annotated[str, typer.Option("--model", "-m", help="asset, GGUF file or directory")] = "smollm2-135m",
+    streams: Annotated[int, typer.Option(min=1, max=512, help="of live frames, 12.5 per second each")] = 4,
+    prompt: Annotated[int, typer.Option(min=64, help="tokens of the prompts that keep coming")] = 6000,
+    seconds: Annotated[float, typer.Option(min=2.0, help="of each measurement")] = 60.0,
+    threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Live frames beside long prompts: how many are answered within 80 ms, and what the language model loses.
+
+    The live service is synthetic: made-up matrices of the size of a small speech model.
+    """
+    from random import Random
+
+    import numpy as np
+    from rich.console import Console
+
+    from diastole import registry
+    from diastole.bench import live as stage
+    from diastole.bench.longtext import Corpus
+    from diastole.llm import LLM
+    from diastole.slots import Facts
+
+    console = Console(stderr=True)
+    with console.status("loading") as status, LLM(model, threads=threads, max_streams=16, prefix_cache=False) as llm:
+        ids = Corpus.of(llm.voice.tokenizer).cut(min(prompt, llm.context - 100), Random(0))
+        first_come = registry.build(["orca"], {}, Facts(frozenset())).compose
+        tell = lambda what, done: status.update(f"{what}: {done:.0f} s")  # noqa: E731
+        found = stage.measure(llm, ids, streams, seconds, first_come, tell)
+    if json:
+        print(jsonlib.dumps({**asdict(found), "throughput": found.throughput}))
+        return
+    for name, heard in (("beside prompts", found.beside), ("prompts as they come", found.greedy)):
+        delays = 1e3 * np.array(heard.delays)
+        print(
+            f"{name}: {heard.kept:.2%} of {len(delays)} frames of {streams} streams within {1e3 * stage.GAP:.0f} ms; "
+            f"p50 {np.median(delays):.1f} ms, p99 {np.percentile(delays, 99):.1f} ms, worst {delays.max():.1f} ms"
+        )
+    beside, alone = found.beside, found.alone
+    print(
+        f"language model: {beside.tokens:,.0f} tokens/s beside frames, {alone.tokens:,.0f} alone; frames took "
+        f"{beside.frames / beside.seconds:.1%} of the time; {found.throughput:.2f} of alone in the rest"
+    )
+    print(f"this thread was kept from its processor for {beside.held_up:.2f} s of {beside.seconds:.0f}")
