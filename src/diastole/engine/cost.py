@@ -28,7 +28,7 @@ FEW = 5  # samples that a fit counts for
 BESIDE = 11  # latest samples of what a size takes beside the line: their median counts
 RECENT = 7  # latest steps that tell how slow the machine is now: sooner than any size forgets
 LATE = 100  # latest larger steps that tell how far a prediction may be wrong
-FEW_LATE = 0.02  # of them may be later still
+FEW_LATE = 0.01  # of them may be later still
 SLOWEST = 8.0  # times as slow as always, or as fast
 
 Features = tuple[float, float, float, float]

@@ -54,7 +54,7 @@ def run(study: Study) -> None:
             **{f"sarathi, {n} tokens": f"sarathi-serve:chunk={n}" for n in budgets},
             "sarathi, strict limit": auto,
         }
-        load = lognormal(Sizes.parse("lengths", "/".join(SIZES)), corpus, 24 if quick else 150, 8000)
+        load = lognormal(Sizes.parse("lengths", "/".join(SIZES)), corpus, 16 if quick else 60, 8000)
         study.note(
             f"a step of eight streams takes {stage.step * 1000:.2f} ms: limits {strict * 1000:.1f} and "
             f"{relaxed * 1000:.1f} ms"
@@ -111,8 +111,8 @@ def _same_rate(study: Study, stage: Stage, load: Load, arms: Mapping[str, str], 
     """All schedulers at the same rate; that rate."""
     wishes = load.wishes()
     slo = SLO(DELAY, strict)
-    busy = stage.serve(arms["prefill first"], wishes[:24], [0.0] * 24, slo)
-    capacity = 24 / busy.verdict.seconds  # requests per second with no pause at all
+    busy = stage.serve(arms["prefill first"], wishes[:16], [0.0] * 16, slo)
+    capacity = 16 / busy.verdict.seconds  # requests per second with no pause at all
     rate = 0.7 * capacity
     arrivals = Poisson().times(len(wishes), rate, study.seed)
     found: dict[str, Outcome] = {}
@@ -191,7 +191,7 @@ def _capacity(
     study: Study, stage: Stage, corpus: Corpus, auto: str, strict: float, relaxed: float, rate: float
 ) -> None:
     """The highest rate under both of the paper's conditions, by bisection."""
-    load = lognormal(Sizes.parse("lengths", "/".join(SIZES)), corpus, 80, 8000, seed=1)
+    load = lognormal(Sizes.parse("lengths", "/".join(SIZES)), corpus, 40, 8000, seed=1)
     wishes, slo = load.wishes(), SLO(DELAY, strict)
     arms = {"prefill first": "prefill-first", "sarathi": auto}
     outcomes: dict[float, dict[str, Outcome]] = {}
@@ -205,10 +205,10 @@ def _capacity(
     rates: dict[float, dict[str, float]] = {}
     with study.progress("capacity by bisection", 1) as told:
         for limit in (strict, relaxed):
-            found = capacities(partial(measure, limit), [*arms], 1.0, rate / 4, 4 * rate, 0.1)
+            found = capacities(partial(measure, limit), [*arms], 1.0, rate / 2, 4 * rate, 0.15)
             rates[limit] = {name: c.rate or 0.0 for name, c in found.items()}
         told()
-    least = {limit: max(of["prefill first"], rate / 4) for limit, of in rates.items()}
+    least = {limit: max(of["prefill first"], rate / 2) for limit, of in rates.items()}
     study.check(
         "capacity at the strict limit beside prefill first's",
         rates[strict]["sarathi"] / least[strict],
@@ -219,7 +219,7 @@ def _capacity(
     )
     study.table(
         "capacity, requests per second (0: not even the lowest rate); where prefill first has 0 the lowest rate tried "
-        f"counts, {rate / 4:.2f}",
+        f"counts, {rate / 2:.2f}",
         ("limit of the P99 gap, ms", *arms),
         [(1e3 * limit, *(of[name] for name in arms)) for limit, of in rates.items()],
     )
@@ -228,7 +228,7 @@ def _capacity(
 def _goodput(study: Study, stage: Stage, corpus: Corpus, auto: str) -> None:
     """The issue's load: long prompts among chats, a tight promise of the time per token."""
     chats, long = (Sizes.parse("lengths", "/".join(s)) for s in (CHATS, LONG))
-    count = 24 if study.quick else 80
+    count = 12 if study.quick else 50
     load = mixed(chats, long, 0.1, corpus, count, 8000, seed=2)
     wishes = load.wishes()
     stage.service.compose = stage.composer(auto)
@@ -242,13 +242,13 @@ def _goodput(study: Study, stage: Stage, corpus: Corpus, auto: str) -> None:
         points[at] = {name: stage.serve(use, wishes, arrivals, slo) for name, use in arms.items()}
         return {name: o.verdict for name, o in points[at].items()}
 
-    low = 0.4 / alone.whole
+    low = 0.6 / alone.whole
     with study.progress("goodput by bisection", 1) as told:
         if study.quick:
             measure(low)
             told()
             return
-        found = capacities(measure, [*arms], 0.9, low, 32 * low, 0.1)
+        found = capacities(measure, [*arms], 0.9, low, 32 * low, 0.15)
         told()
     rates = {name: c.rate or 0.0 for name, c in found.items()}
     study.check(
