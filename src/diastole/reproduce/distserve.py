@@ -42,7 +42,7 @@ SHAPES: Mapping[str, Shape] = {
 NETWORKS = (25.0, 1.0, 0.1)  # Gbit/s
 PROMPT = 256  # tokens of the balanced load
 CROWD = 8  # streams that decode together, where the load is balanced
-LOADS = (0.3, 0.45, 0.6, 0.75, 0.9)  # of what one core could read and the other decode
+LOADS = (0.3, 0.5, 0.7, 0.9)  # of what one core could read and the other decode
 FIRST, GAP = 3.0, 1.5  # times unloaded
 
 
@@ -69,7 +69,7 @@ async def _real(study: Study, corpus: Corpus) -> None:
         alone = await _unloaded(system, corpus, rng)
     output = max(round(alone.reading * CROWD / alone.step), 8)
     per_second = 1 / alone.reading  # requests that one core can read
-    count = 16 if study.quick else 100
+    count = 16 if study.quick else 50
     slo = SLO(FIRST * alone.ttft, GAP * alone.tpot)
     study.note(
         f"one core reads {PROMPT} tokens in {alone.reading:.3f} s, and a step of {CROWD} streams takes "
@@ -92,16 +92,16 @@ async def _real(study: Study, corpus: Corpus) -> None:
                     found[name][load] = await system.serve(balanced, times)
                     told()
                 for kind, (prompt, out) in ({} if study.quick else kinds).items():
-                    wishes = _wishes(corpus, Random(study.seed + 1), 40, prompt, out)
+                    wishes = _wishes(corpus, Random(study.seed + 1), 20, prompt, out)
                     work = max(prompt / PROMPT * alone.reading, out * alone.step / CROWD)
-                    times = Poisson().times(40, 0.6 / work, study.seed)
+                    times = Poisson().times(20, 0.6 / work, study.seed)
                     lopsided.setdefault(kind, {})[name] = await system.serve(wishes, times)
                     told()
         network = await _networks(study, balanced, per_second)
     _judge(study, found, alone, slo, network)
     for kind, by_name in lopsided.items():
         study.table(
-            f"{kind}: 40 requests at 0.6 of what the busier core can do",
+            f"{kind}: 20 requests at 0.6 of what the busier core can do",
             ("cluster", "seconds for all", "TTFT p50, s", "TPOT p50, ms", "gap p99, ms"),
             [(n, v.seconds, *_told(v)) for n, v in ((n, judge(s.run, slo)) for n, s in by_name.items())],
         )
@@ -231,9 +231,9 @@ def _simulated(study: Study) -> None:
     parts = 14
     with study.progress("simulated clusters", parts) as told:
         found = evidence(
-            count=120 if study.quick else 1000,
+            count=60 if study.quick else 300,
             tolerance=0.25 if study.quick else 0.1,
-            requests=5_000 if study.quick else 50_000,
+            requests=3_000 if study.quick else 50_000,
             step=lambda what: told(),
         )
     for lengths in dict.fromkeys(s.lengths for s in found.pairs):

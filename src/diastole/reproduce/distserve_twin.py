@@ -69,7 +69,7 @@ class Frozen:
 
 def beside(study: Study) -> None:
     """Attainment and goodput of one engine, measured at some rates and predicted of the same requests."""
-    count = 20 if study.quick else 80
+    count = 12 if study.quick else 60
     with LLM("smollm2-135m", max_streams=STREAMS, prefix_cache=False, context=4096) as llm:
         stage = Stage(llm)
         load = lognormal(Sizes.parse("lengths", LENGTHS), Corpus.of(llm.voice.tokenizer), count, 4000, seed=3)
