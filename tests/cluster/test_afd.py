@@ -128,7 +128,7 @@ def llm() -> Iterator[LLM]:
 
 
 def texts(llm: LLM) -> list[list[int]]:
-    return [list(answers[0].ids) for answers in llm.generate(PROMPTS, [GREEDY] * len(PROMPTS))]
+    return [list(answers[0].ids) for answers in llm.generate(PROMPTS, GREEDY)]
 
 
 @pytest.mark.model
@@ -144,7 +144,7 @@ def test_texts_are_those_of_one_process(llm: LLM, micro_batches: int) -> None:
             assert texts(llm) == want
         finally:
             service.model = whole
-        assert apart.stages.steps > 12
+        assert apart.stages.steps >= 12
         assert apart.ffn_seconds > 0
     assert apart._child.poll() == 0
 
