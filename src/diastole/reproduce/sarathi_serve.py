@@ -262,7 +262,7 @@ def _goodput(study: Study, stage: Stage, corpus: Corpus) -> None:
         claim="the issue's; aim 2x",
     )
     study.note(
-        f"promises of that load: TTFT {slo.first:.2f} s (3 times the longest prompt's), {1e3 * slo.gap:.1f} ms per token "
+        f"promises of that load: TTFT {slo.first:.2f} s (3 times the longest's), {1e3 * slo.gap:.1f} ms per token "
         f"(8 times unloaded); where prefill first keeps none, the lowest rate tried counts, {low:.2f}"
     )
     for name in arms:
