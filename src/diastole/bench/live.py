@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from diastole import registry
 from diastole.engine.compose import Mixed
 from diastole.engine.cost import FittedCost
 from diastole.engine.engine import Engine
@@ -24,7 +25,6 @@ from diastole.engine.ledger import Ledger
 from diastole.engine.service import Service
 from diastole.loops.frames import LiveFrames, LiveParams
 from diastole.metrics import Meter
-from diastole.models.tinyconv import TinyConv
 from diastole.params import SamplingParams
 from diastole.slots import Composer
 from diastole.state.cells import CellPool
@@ -46,12 +46,12 @@ class Laboured:
     caps: frozenset[str] = frozenset({"cells"})
 
     def __init__(self) -> None:
-        self.inner = TinyConv(FEATURES)
+        self.inner: Any = registry.architecture("tinyconv").TinyConv(FEATURES)
         rng = np.random.default_rng(0)
         self._w = [rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / 32 for _ in range(LAYERS)]
 
     def forward(self, b: Batch, state: Mapping[str, CellPool]) -> Array:
-        out = self.inner.forward(b, state)
+        out: Array = self.inner.forward(b, state)
         x = np.repeat(out, WIDTH // FEATURES, axis=1)
         for w in self._w:
             x = np.tanh(x @ w)
