@@ -174,8 +174,8 @@ def _judge(
             good["apart"] / max(max(good[n] for n in rivals), LOADS[0] / 2),
             more_than(1),
             unit="x",
-            why="an engine on both cores takes half as long for a step as one core that decodes alone, whose crowd soon "
-            "breaks a limit of 1.5 times the unloaded step; the mean over a text forgives the other its pauses",
+            why="an engine on both cores takes half as long for a step as one core that decodes alone, whose crowd "
+            "soon breaks a limit of 1.5 times the unloaded step; the mean over a text forgives the other its pauses",
             claim="up to 7.4x on GPUs",
             headline=True,
         )
