@@ -129,12 +129,12 @@ def test_an_engine_that_cannot_be_heard_is_replaced() -> None:
 
     async def scene() -> None:
         far = Far(3_000, "stall", router=True)
-        async with front(far, timeout=0.4) as deaf:
+        async with front(far, timeout=1.5) as deaf:
             for i, prompt in enumerate(PROMPTS):
                 deaf.ask(str(i), prompt)
             await deaf.all_done(len(PROMPTS))
             assert far.wires[0].struck.is_set()
-            assert deaf.cluster.members[0].restarts == 1
+            assert deaf.cluster.members[0].restarts >= 1
             assert right(deaf)
             await deaf.clean()
 

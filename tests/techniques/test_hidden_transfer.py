@@ -84,7 +84,7 @@ def test_company_and_chunks_change_nothing(use: str, shape: str) -> None:
 
 
 def test_preemption_changes_nothing(use: str) -> None:
-    owed.survives_preemption(use)
+    owed.survives_preemption(use, length=450)  # of 500 the first pages go before anything is in them
 
 
 def test_abort_leaks_nothing(use: str) -> None:
