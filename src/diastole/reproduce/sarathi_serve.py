@@ -228,7 +228,7 @@ def _capacity(
 def _goodput(study: Study, stage: Stage, corpus: Corpus) -> None:
     """The issue's load: long prompts among chats, a tight promise of the time per token."""
     chats, long = (Sizes.parse("lengths", "/".join(s)) for s in (CHATS, LONG))
-    count = 12 if study.quick else 50
+    count = 12 if study.quick else 30
     load = mixed(chats, long, 0.1, corpus, count, 8000, seed=2)
     wishes = load.wishes()
     stage.service.compose = stage.composer("sarathi-serve:chunk=256")
@@ -245,13 +245,13 @@ def _goodput(study: Study, stage: Stage, corpus: Corpus) -> None:
         points[at] = {name: stage.serve(use, wishes, arrivals, slo) for name, use in arms.items()}
         return {name: o.verdict for name, o in points[at].items()}
 
-    low = 0.15 / alone.whole
+    low = 0.3 / alone.whole
     with study.progress("goodput by bisection", 1) as told:
         if study.quick:
             measure(low)
             told()
             return
-        found = capacities(measure, [*arms], 0.9, low, 32 * low, 0.15)
+        found = capacities(measure, [*arms], 0.9, low, 16 * low, 0.25)
         told()
     rates = {name: c.rate or 0.0 for name, c in found.items()}
     study.check(
