@@ -16,6 +16,7 @@ from diastole.bench.load.work import Sizes, lognormal
 from diastole.bench.longtext import Corpus
 from diastole.llm import LLM
 from diastole.reproduce.must import at_most
+from diastole.reproduce.passing import Passing
 from diastole.reproduce.schedulers import STREAMS, Stage
 from diastole.reproduce.study import Study
 from diastole.sim import twin
@@ -48,20 +49,8 @@ class Real:
 
 
 @dataclass(eq=False, slots=True)
-class Frozen:
+class Frozen(Passing):
     """What a policy believed at the end of the real runs: it learns no more, so that all simulations are alike."""
-
-    cost: CostModel
-
-    @property
-    def worst(self) -> float:
-        return self.cost.worst
-
-    def predict(self, grants: Sequence[Grant]) -> float:
-        return self.cost.predict(grants)
-
-    def rising(self, grants: Sequence[Grant], most: int) -> Array:
-        return self.cost.rising(grants, most)
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         """Not any more."""

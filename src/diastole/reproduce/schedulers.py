@@ -17,8 +17,9 @@ from diastole.clock import RealClock
 from diastole.engine.profile import SLICES, profile, seconds
 from diastole.engine.service import Service
 from diastole.llm import LLM
+from diastole.reproduce.passing import Passing
 from diastole.slots import Budgeted, Composer, CostModel, Facts
-from diastole.types import SLO, Array, Ask, Grant
+from diastole.types import SLO, Ask, Grant
 
 STREAMS = 32
 DELAY = 2.0  # seconds: the median scheduling delay that a capacity may have
@@ -50,21 +51,10 @@ class Watch:
 
 
 @dataclass(eq=False, slots=True)
-class Heard:
+class Heard(Passing):
     """Stands in for a cost model, and tells the present watch how long steps take."""
 
-    cost: CostModel
     watch: Watch | None = None
-
-    def predict(self, grants: Sequence[Grant]) -> float:
-        return self.cost.predict(grants)
-
-    def rising(self, grants: Sequence[Grant], most: int) -> Array:
-        return self.cost.rising(grants, most)
-
-    @property
-    def worst(self) -> float:
-        return self.cost.worst
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         self.cost.learn(grants, seconds)

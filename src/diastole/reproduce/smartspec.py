@@ -16,6 +16,7 @@ from diastole.engine.service import Service
 from diastole.llm import LLM
 from diastole.params import SamplingParams
 from diastole.reproduce.must import at_least, at_most, equal_to, less_than
+from diastole.reproduce.passing import Passing
 from diastole.reproduce.study import Study
 from diastole.slots import CostModel
 from diastole.types import Array, Draft, Grant, Stream
@@ -39,22 +40,11 @@ REFRESH = 20  # steps, SmartSpec's default
 
 
 @dataclass(eq=False, slots=True)
-class Watch:
+class Watch(Passing):
     """Stands in for an engine's cost model and looks over its controller's shoulder."""
 
-    cost: CostModel
     errors: list[float] = field(default_factory=list)  # predicted over measured seconds of steps that only decode
     rows: list[int] = field(default_factory=list)  # guesses of each such step
-
-    def predict(self, grants: Sequence[Grant]) -> float:
-        return self.cost.predict(grants)
-
-    def rising(self, grants: Sequence[Grant], most: int) -> Array:
-        return self.cost.rising(grants, most)
-
-    @property
-    def worst(self) -> float:
-        return self.cost.worst
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         if all(s.left == 1 for s, _ in grants):
