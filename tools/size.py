@@ -14,6 +14,7 @@ FLOORS = {
         "slots.py",
         "slots_absorb.py",
         "slots_drafts.py",
+        "live.py",
         "registry.py",
         "papers.py",
         "config.py",
@@ -26,7 +27,7 @@ FLOORS = {
     "3": ("loops",),
     "4": ("engine",),
     "models": ("models",),
-    "techniques": ("techniques",),
+    "techniques": ("techniques", "heads"),
     "6": (
         "frontend",
         "cluster",
@@ -38,7 +39,9 @@ FLOORS = {
         "calibrate",
         "reproduce",
         "recipes",
+        "signals",
         "llm.py",
+        "client.py",
     ),
 }
 BUDGET = 10_000  # floors 0 to 5 together

@@ -136,6 +136,7 @@ class ServerConfig:
     max_tokens: int = knob(0, "most tokens of one answer; 0: no limit", unit="tokens", low=0)
     max_seconds: float = knob(0.0, "longest time of one generation; 0: no limit", unit="s", low=0)
     max_body_bytes: Bytes = knob(Bytes(4 * 2**20), "largest request body", low=1)
+    max_upload_bytes: Bytes = knob(Bytes(64 * 2**20), "largest recording that is sent for transcription", low=1)
     max_queued: int = knob(512, "requests in flight before new ones are refused", low=1, high=10**6)
     max_joules: float = knob(
         0.0, "most energy of one generation, its share of the host's; 0: no limit", unit="J", low=0
@@ -149,6 +150,12 @@ class ServerConfig:
     drain_seconds: float = knob(30.0, "for running requests when the server stops", unit="s", low=0, high=86_400)
     ping_seconds: float = knob(15.0, "of silence before a stream carries a comment", unit="s", low=0.01, high=86_400)
     send_timeout_seconds: float = knob(30.0, "before a client that does not read is dropped", unit="s", low=0.01)
+    stream_idle_seconds: float = knob(
+        3600.0, "without input before a live stream is ended; 0: never", unit="s", low=0, high=10**7
+    )
+    stream_resume_seconds: float = knob(
+        30.0, "that a live stream waits when its connection was lost", unit="s", low=0, high=86_400
+    )
     engine_timeout_seconds: float = knob(
         60.0, "before an engine that does not answer is restarted; 0: never", unit="s", low=0, high=86_400
     )

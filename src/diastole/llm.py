@@ -21,6 +21,7 @@ from diastole.frontend.speaker import Speakers
 from diastole.frontend.textservice import seeded
 from diastole.frontend.types import Delta, RequestEnded, TokenLogprob, Usage
 from diastole.frontend.voice import voice_of
+from diastole.frontend.wire import of_texts
 from diastole.params import PoolParams, SamplingParams
 from diastole.types import SLO, Array, Ended, Event, Request
 
@@ -65,7 +66,8 @@ class LLM:
 
     def _open(self, config: Config) -> None:
         self._engine, cards, self.kernels = build_engine(config)
-        self.name, self.context, self.width = cards[0].name, cards[0].context, cards[0].width
+        card = of_texts(cards[0])
+        self.name, self.context, self.width = card.name, card.context, card.width
         service = next(iter(config.service.values()))
         self.voice, self._repetition_stop = voice_of(resolve(service.model)), service.repetition_stop
         self._ids = count()

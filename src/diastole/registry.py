@@ -1,7 +1,8 @@
 """The registry: the file system. A technique or model is found by the name of its file and imported when asked for.
 
 A technique's module has a frozen dataclass ``Params``, the capabilities it ``NEEDS`` of a model, and
-``TECHNIQUE(params, facts) -> {slot: policy}``. A model's module has ``build(load, config, context)``.
+``TECHNIQUE(params, facts) -> {slot: policy}``. A model's module has ``build(load, config, context)``, or
+``live(ops, checkpoint)`` where it takes live input.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def model(model_type: str) -> ModuleType:
         UserError: it is not supported.
     """
     module = architecture(_MODEL_TYPES.get(model_type, model_type))
-    if not hasattr(module, "build"):
+    if not (hasattr(module, "build") or hasattr(module, "live")):
         raise UserError(f"a model of type {model_type!r} is not made from a checkpoint", param="model")
     return module
 

@@ -11,7 +11,7 @@ import pytest
 from diastole.clock import FakeClock
 from diastole.engine.deadlines import SLACK, Deadlines
 from diastole.engine.engine import Engine
-from diastole.loops.frames import LiveParams
+from diastole.live import LiveParams
 from diastole.params import PoolParams
 from diastole.types import SLO, Ended, Event, Request
 from engine.test_live import live_service
@@ -113,7 +113,7 @@ def test_a_live_stream_that_idles_ends_although_nothing_runs() -> None:
     clock = FakeClock()
     service = live_service()
     engine = Engine([service], clock, toy_engine(toy_service()).dispatch)
-    engine.add(Request("a", service.name, None, LiveParams(period=0.1), SLO(total=3.0)))
+    engine.add(Request("a", service.name, None, LiveParams(), SLO(total=3.0)))
     assert engine.step() is None
     assert engine.next_deadline == 3.0
     clock.advance(3.0)

@@ -11,8 +11,8 @@ import pytest
 
 from diastole.engine.faults import MOST_ALONE
 from diastole.engine.service import Service
+from diastole.live import Chunk, LiveParams
 from diastole.loops.ar import AutoRegressive
-from diastole.loops.frames import LiveParams
 from diastole.params import PoolParams
 from diastole.sample import Sampler, SomeFailed, choose_all
 from diastole.state.pages import PAGE
@@ -211,9 +211,9 @@ def test_a_stream_whose_state_may_be_spoilt_is_not_run_again(monkeypatch: pytest
         raise RuntimeError("sabotage")
 
     monkeypatch.setattr(service.model, "forward", broken, raising=False)
-    engine.add(Request("a", service.name, None, LiveParams(period=0.1)))
+    engine.add(Request("a", service.name, None, LiveParams()))
     engine.step()
-    engine.feed("a", np.zeros((64, FEATURES), np.float32), True)
+    engine.feed("a", Chunk(np.zeros((64, FEATURES), np.float32), last=True))
     assert [e.data for e in run(engine)] == [FAULT]
     assert len(calls) == 1
     assert service.ledger.pools["cell"].used == 0  # type: ignore[attr-defined]

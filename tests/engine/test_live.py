@@ -16,7 +16,8 @@ from diastole.engine.engine import Engine
 from diastole.engine.executor import Simulated
 from diastole.engine.ledger import Ledger
 from diastole.engine.service import Service
-from diastole.loops.frames import LiveFrames, LiveParams
+from diastole.live import Chunk, LiveParams
+from diastole.loops.frames import LiveFrames
 from diastole.metrics import Meter
 from diastole.models.tinyconv import TinyConv
 from diastole.slots import CostModel
@@ -28,12 +29,18 @@ PERIOD, GAP, CHUNK, FEATURES = 0.010, 0.050, 4, 8
 
 
 def live_service(most: int = 4) -> Service:
-    model = TinyConv(FEATURES)
-    pool = CellPool(model.state_specs(), most)
-    loop = LiveFrames(pool, FEATURES, CHUNK)
+    model = TinyConv(FEATURES, 1 / PERIOD, CHUNK)
+    pool = CellPool(LiveFrames.specs(model), most)
+    loop = LiveFrames(model, pool)
     cost, meter = LinearCost(0.002, 0.0001), Meter()
     ledger = Ledger(loop, {"cell": pool}, cost, meter, None, most)
     return Service("asr", model, loop, {"cell": pool}, Mixed(1_000), cost, ledger, meter)
+
+
+def smooth(event: Event) -> Array:
+    """What the model says in an event: (n, F)."""
+    said = [r.data["samples"] for r in event.data.readings]
+    return np.concatenate([np.empty((0, FEATURES), np.float32), *said])
 
 
 class FirstComeFirstServed:
@@ -51,8 +58,9 @@ class Feeder:
 
     def __call__(self, now: float) -> None:
         while self.fed < len(self.frames) and now >= (self.fed + CHUNK) * PERIOD - 1e-12:
-            self.engine.feed("live", self.frames[self.fed : self.fed + CHUNK])
+            chunk = self.frames[self.fed : self.fed + CHUNK]
             self.fed += CHUNK
+            self.engine.feed("live", Chunk(chunk, last=self.fed == len(self.frames), came=self.fed * PERIOD))
 
 
 def worst_delay(prompt: int, chunked: bool) -> tuple[float, int, list[Event]]:
@@ -66,7 +74,7 @@ def worst_delay(prompt: int, chunked: bool) -> tuple[float, int, list[Event]]:
     frames = np.random.default_rng(2).normal(size=(64, FEATURES)).astype(np.float32)
     feeder = Feeder(engine, frames)
     executor.during = feeder
-    engine.add(Request("live", "asr", None, LiveParams(PERIOD, len(frames)), SLO(first=GAP, gap=GAP)))
+    engine.add(Request("live", "asr", None, LiveParams(deadline=GAP), SLO(first=GAP, gap=GAP)))
     if prompt:
         engine.add(request("text", [j % 49 + 1 for j in range(prompt)], most=4, ignore_eos=True))
     events: list[Event] = []
@@ -76,7 +84,7 @@ def worst_delay(prompt: int, chunked: bool) -> tuple[float, int, list[Event]]:
         events += [e for e in new or [] if e.id == "live"]
         if new is None:
             clock.advance(0.001)
-    delays = [e.at - (e.data.first + CHUNK) * PERIOD for e in events]  # of the oldest chunk answered
+    delays = [e.at - e.data.start - CHUNK * PERIOD for e in events]  # of the oldest chunk answered
     return max(delays), lm.meter.counters["steps"], events
 
 
@@ -95,18 +103,18 @@ def test_a_long_prompt_makes_the_live_stream_late_unless_its_forecast_is_heeded(
 def test_every_deadline_is_kept_beside_any_prompt(prompt: int) -> None:
     delay, _, events = worst_delay(prompt, chunked=True)
     assert delay <= GAP + 1e-9
-    assert sum(len(e.data.data) for e in events) == 64
+    assert sum(len(smooth(e)) for e in events) == 64
 
 
 def test_an_idle_stream_still_owns_its_next_deadline() -> None:
     service = live_service()
     engine = Engine([service], FakeClock(), LeastSlack())
-    engine.add(Request("live", "asr", None, LiveParams(PERIOD), SLO(GAP, GAP)))
+    engine.add(Request("live", "asr", None, LiveParams(deadline=GAP), SLO(GAP, GAP)))
     engine.step()
     assert service.asks() == []
     work = 0.002 + CHUNK * 0.0001
     assert service.forecasts() == pytest.approx([CHUNK * PERIOD + GAP - work])
-    engine.feed("live", np.zeros((CHUNK, FEATURES), np.float32), last=True)
+    engine.feed("live", Chunk(np.zeros((CHUNK, FEATURES), np.float32), last=True))
     assert service.forecasts() == []  # it asks now, and afterwards nothing more will come
 
 
@@ -118,12 +126,12 @@ def test_streamed_equals_offline_for_every_split(split: list[int]) -> None:
     frames = np.random.default_rng(3).normal(size=(64, FEATURES)).astype(np.float32)
     service = live_service()
     engine = Engine([service], FakeClock(), LeastSlack())
-    engine.add(Request("live", "asr", None, LiveParams(PERIOD), SLO(GAP, GAP)))
+    engine.add(Request("live", "asr", None, LiveParams(deadline=GAP), SLO(GAP, GAP)))
     out: list[Array] = []
     for lo, hi in itertools.pairwise([0, *itertools.accumulate(split)]):
-        engine.feed("live", frames[lo:hi], last=hi == 64)
+        engine.feed("live", Chunk(frames[lo:hi], last=hi == 64))
         while events := engine.step():
-            out += [e.data.data for e in events]
+            out += [smooth(e) for e in events]
     model = service.model
     assert isinstance(model, TinyConv)
     padded = np.concatenate([np.zeros((len(model.taps) - 1, FEATURES), np.float32), frames])
@@ -138,18 +146,18 @@ def test_crowds_and_aborts_leave_each_stream_its_own_state() -> None:
     engine = Engine([service], FakeClock(), LeastSlack())
     frames = {f"s{i}": rng.normal(size=(16, FEATURES)).astype(np.float32) for i in range(5)}
     for id in frames:
-        engine.add(Request(id, "asr", None, LiveParams(PERIOD), SLO(GAP, GAP)))
+        engine.add(Request(id, "asr", None, LiveParams(deadline=GAP), SLO(GAP, GAP)))
     engine.step()
     assert engine.abort("s1")
     out: dict[str, list[Array]] = {id: [] for id in frames}
     for at in range(0, 16, 4):
         for id in frames:
             if id != "s1":
-                engine.feed(id, frames[id][at : at + 4], last=at == 12)
+                engine.feed(id, Chunk(frames[id][at : at + 4], last=at == 12))
     while events := engine.step():
         for e in events:
-            out[e.id].append(e.data.data)
-    model = TinyConv(FEATURES)
+            out[e.id].append(smooth(e))
+    model = TinyConv(FEATURES, 1 / PERIOD)
     pad = np.zeros((len(model.taps) - 1, FEATURES), np.float32)
     for id in ("s0", "s2", "s3", "s4"):
         np.testing.assert_array_equal(np.concatenate(out[id]), model.offline(np.concatenate([pad, frames[id]])))
@@ -165,10 +173,10 @@ def test_crowds_and_aborts_leave_each_stream_its_own_state() -> None:
 )
 def test_wrong_chunks_are_refused_and_the_stream_lives_on(chunk: Array) -> None:
     engine = Engine([live_service()], FakeClock(), LeastSlack())
-    engine.add(Request("live", "asr", None, LiveParams(PERIOD), SLO(GAP, GAP)))
+    engine.add(Request("live", "asr", None, LiveParams(deadline=GAP), SLO(GAP, GAP)))
     with pytest.raises(UserError):
-        engine.feed("live", chunk.astype(np.float32))
-    engine.feed("live", np.zeros((3, FEATURES), np.float32), last=True)
-    assert sum(len(e.data.data) for e in engine.step() or []) == 3
+        engine.feed("live", Chunk(chunk.astype(np.float32)))
+    engine.feed("live", Chunk(np.zeros((3, FEATURES), np.float32), last=True))
+    assert sum(len(smooth(e)) for e in engine.step() or []) == 3
     with pytest.raises(UserError):
-        engine.feed("live", np.zeros((3, FEATURES), np.float32))
+        engine.feed("live", Chunk(np.zeros((3, FEATURES), np.float32)))

@@ -16,8 +16,8 @@ from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
 from diastole.frontend import wire
 from diastole.frontend.host import EngineHost, Loaded
+from diastole.live import LiveParams
 from diastole.loops.ar import AutoRegressive
-from diastole.loops.frames import LiveParams
 from diastole.params import Grammar, SamplingParams
 from diastole.text.grammar import GrammarError, Guide
 from diastole.types import SLO, Array, Request
@@ -195,7 +195,7 @@ def test_a_deadline_wakes_a_host_that_idles() -> None:
     clock, service, replies = FakeClock(), live_service(), queue.SimpleQueue[wire.Reply]()
     engine = Engine([service], clock, LeastSlack())
     host = EngineHost(engine, replies.put, {}, no_loading)
-    engine.add(Request("a", service.name, None, LiveParams(period=0.1), SLO(total=0.05)))
+    engine.add(Request("a", service.name, None, LiveParams(), SLO(total=0.05)))
     thread = threading.Thread(target=host.run)
     thread.start()
     clock.advance(0.05)

@@ -16,7 +16,7 @@ from diastole.bench.rig import Rig
 from diastole.clock import FakeClock
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
-from diastole.nn.transfer import Transfer
+from diastole.heads.transfer import Transfer
 from diastole.recipes.own_text import Texts
 from diastole.reproduce import harness
 from diastole.reproduce import hidden_transfer as reproduction

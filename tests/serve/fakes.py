@@ -226,6 +226,7 @@ class FakeBackend:
     def __init__(self, *services: FakeService, loading: bool = False) -> None:
         self.all = services or (FakeService(),)
         self.services: dict[str, FakeService] = {}
+        self.live: dict[str, Any] = {}
         self.meter = Meter()
         self.steps = Trace()  # tests let it have run
         self.now = 0.0

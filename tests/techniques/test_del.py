@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from diastole.engine.service import Service
+from diastole.heads.exits import Heads
+from diastole.heads.glide import quantized
 from diastole.loops.ar import AutoRegressive
-from diastole.nn.exits import Heads
-from diastole.nn.glide import quantized
 from diastole.params import SamplingParams
 from diastole.recipes.own_text import Texts
 from diastole.sample import Chosen

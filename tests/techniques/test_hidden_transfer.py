@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from diastole.bench.tiny import TinyLlama
+from diastole.heads.transfer import Transfer
 from diastole.kernels.table import load
 from diastole.models import llama
 from diastole.nn.linear import Loader
-from diastole.nn.transfer import Transfer
 from diastole.slots import Facts
 from diastole.spec.crossed import likeliest, tree
 from diastole.state.kv import PagedKV

@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from diastole.bench.tiny import Remembered, TinyLlama
+from diastole.heads.kv_maps import KVMaps, as_they_are, packed
 from diastole.kernels.table import load
 from diastole.models import llama
 from diastole.nn.decoder import Decoder
-from diastole.nn.kv_maps import KVMaps, as_they_are, packed
 from diastole.nn.linear import Loader
 from diastole.params import PoolParams, SamplingParams
 from diastole.state.kv import PagedKV

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diastole.nn.glide import Glide, quantized
+from diastole.heads.glide import Glide, quantized
 from diastole.params import SamplingParams
 from diastole.types import Array, Draft, Request, UserError
 from diastole.weights.calibration import Calibration, about
@@ -126,7 +126,7 @@ def test_the_tree_has_the_shape_and_the_best_paths(block: str) -> None:
 def test_the_recipe_s_block_is_the_served_one() -> None:
     """The same weights in torch and in the operators give the same logits, but for rounding."""
     torch = pytest.importorskip("torch")
-    from diastole.nn.glide import Pages
+    from diastole.heads.glide import Pages
     from diastole.recipes.longspec import WINDOW, Block
     from diastole.recipes.target import Target
 

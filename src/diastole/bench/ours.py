@@ -13,6 +13,7 @@ from diastole.bench.limits import Needs
 from diastole.bench.task import Prompt
 from diastole.config import Config, EngineConfig, ServiceConfig
 from diastole.frontend.assembly import build_engine
+from diastole.frontend.wire import of_texts
 from diastole.nn.decoder import Decoder
 from diastole.params import SamplingParams
 from diastole.types import SLO, Ended, Request, UserError
@@ -41,7 +42,8 @@ class Ours:
     ) -> None:
         wanted = replace(service or ServiceConfig(), model=model, name="bench", max_streams=streams, prefix_cache=False)
         config = Config(engine=replace(EngineConfig(), threads=threads), service={"bench": wanted})
-        self.engine, (card,), self.kernels = build_engine(config)
+        self.engine, (found,), self.kernels = build_engine(config)
+        card = of_texts(found)
         if streams * context > card.room:
             raise UserError(
                 f"{streams} streams of {context} tokens do not fit: there is room for {card.room}",

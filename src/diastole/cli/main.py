@@ -38,6 +38,7 @@ def register() -> None:
         pull,
         reproduce,
         serve,
+        stream,
         top,
         train,
         version,
@@ -49,6 +50,7 @@ def register() -> None:
         "pull": "[bold]diastole pull smollm2-135m[/]",
         "chat": "[bold]diastole chat[/]  ·  diastole chat --url http://localhost:8000",
         "generate": '[bold]diastole generate "The heart"[/] --max-tokens 40 --temperature 0',
+        "stream": "[bold]diastole stream phasenet day.mseed[/]  ·  diastole stream cache-aware-conformer talk.wav",
         "top": "[bold]diastole top[/]  ·  diastole top --url http://localhost:9000  ·  diastole top --once",
         "check": "[bold]diastole check[/]  ·  diastole check --model model.gguf  ·  diastole check --pairs",
         "papers": "[bold]diastole papers[/]  ·  diastole papers --kind technique --built",
@@ -59,6 +61,7 @@ def register() -> None:
         ("chat", chat.chat),
         ("generate", generate.generate),
         ("calibrate", calibrate.calibrate),
+        ("stream", stream.stream),
         ("pull", pull.pull),
         ("list", listing.list_),
         ("top", top.top),
@@ -68,7 +71,8 @@ def register() -> None:
         ("version", version.version),
     ):
         epilog = f"Examples:  {examples[name]}" if name in examples else None
-        app.command(name, epilog=epilog)(command)
+        settings = stream.EXTRA if name == "stream" else None
+        app.command(name, epilog=epilog, context_settings=settings)(command)
     app.add_typer(bench.app, name="bench")
     app.add_typer(cluster.app, name="cluster", epilog="Example:  [bold]diastole cluster up --prefill 1 --decode 1[/]")
     app.add_typer(key.app, name="key")

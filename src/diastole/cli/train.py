@@ -11,6 +11,7 @@ import typer
 from diastole.cli.train_drafts import longspec, specdec_pp
 from diastole.cli.train_exits import exits, layerskip
 from diastole.cli.train_kvp import kv_prediction
+from diastole.cli.train_live import cache_aware_conformer, dbconformer, phasenet
 from diastole.cli.train_transfer import hidden_transfer
 from diastole.cli.train_units import lexical_units
 
@@ -85,5 +86,6 @@ def own_text(
     print(f"{out}: {len(texts.prompts):,} answers, {len(texts.ids):,} tokens with their requests")
 
 
-for recipe in (longspec, specdec_pp, hidden_transfer, exits, layerskip, lexical_units, kv_prediction):
+OTHERS = (longspec, specdec_pp, hidden_transfer, exits, layerskip, lexical_units, kv_prediction)
+for recipe in (*OTHERS, phasenet, dbconformer, cache_aware_conformer):
     app.command()(recipe)

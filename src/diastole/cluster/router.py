@@ -310,11 +310,11 @@ class _Asked:
         self.answers: dict[str, Any] = {}
 
 
-def _least(ready: Sequence[wire.Ready]) -> list[wire.Card]:
+def _least(ready: Sequence[wire.Ready]) -> list[wire.Card | wire.LiveCard]:
     """Cards of services that all members have, with the room of the one that has least."""
-    cards = {c.name: c for c in ready[0].cards}
+    cards = {c.name: wire.of_texts(c) for c in ready[0].cards}
     for other in ready[1:]:
-        for card in other.cards:
+        for card in map(wire.of_texts, other.cards):
             if card.room < cards[card.name].room:
                 cards[card.name] = card
     return list(cards.values())

@@ -12,7 +12,7 @@ much; what a size takes is looked at beside that, so that sizes seen at differen
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -82,8 +82,12 @@ class LinearCost:
 class FittedCost:
     """Learns from every step. Until it has seen enough it predicts from ``guess``, coefficients in seconds."""
 
-    def __init__(self, guess: Features = (0.002, 0.001, 0.0, 0.0005)) -> None:
-        self.coefficients = guess
+    def __init__(
+        self,
+        guess: Features = (0.002, 0.001, 0.0, 0.0005),
+        of: Callable[[Sequence[Grant]], Features] = features,
+    ) -> None:
+        self.coefficients, self._of = guess, of
         self._samples: dict[tuple[int, int], deque[Sample]] = {}
         self._beside: dict[int, deque[float]] = {}  # by size: measured over fitted, as if the machine were as always
         self._ratios: dict[int, float] = {}  # by size: the median of that
@@ -93,7 +97,7 @@ class FittedCost:
         self._seen = 0
 
     def predict(self, grants: Sequence[Grant]) -> float:
-        x = features(grants)
+        x = self._of(grants)
         return _dot(self.coefficients, x) * self._ratio(int(x[1])) * self._slow
 
     def rising(self, grants: Sequence[Grant], most: int) -> Array:
@@ -116,7 +120,7 @@ class FittedCost:
         return min(max(sorted(self._late)[-1 - int(FEW_LATE * len(self._late))], 1.0), SLOWEST)
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
-        x = features(grants)
+        x = self._of(grants)
         size = _size(int(x[1]))
         bucket = (size, int(x[2] * 1000).bit_length())
         samples = self._samples.get(bucket)
@@ -128,7 +132,7 @@ class FittedCost:
             if size > FINE:
                 self._late.append(seconds / max(self.predict(grants), 1e-9))
             beside = seconds / max(_dot(self.coefficients, x), 1e-9)
-            self._recent.append(beside / self._ratios[size])
+            self._recent.append(beside / max(self._ratios[size], 1e-9))
             self._slow = min(max(_middle(self._recent), 1 / SLOWEST), SLOWEST)
             self._beside[size].append(beside / self._slow)
             self._ratios[size] = _middle(self._beside[size])

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from diastole.slots import Candidate
 from diastole.types import Ask, Grant
 
+ROUNDING = 1e-9  # seconds: what was reckoned to end just in time does so, whatever sums of times are rounded to
+
 
 class LeastSlack:
     """Earliest latest-start first. A service that is late already gives way to one that can still be in time."""
@@ -38,7 +40,7 @@ class LeastSlack:
         rivals = [at for at, i, _ in ready if i != index] + [at for at, i in reserved if i != index]
         bounds = [*rivals, min(a.due for a in asks)]  # running more than is urgent must not break its own promise
         # Promises already broken bound nothing: cutting this step to pieces would not mend them.
-        left = min((at for at in bounds if at > now), default=math.inf) - now
+        left = min((at for at in bounds if at > now), default=math.inf) - now + ROUNDING
         return index, asks, left / services[index].cost.worst
 
     @staticmethod

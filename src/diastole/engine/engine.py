@@ -13,6 +13,7 @@ from diastole.engine.faults import Blame, Ran
 from diastole.engine.guesses import Guesses, guesses_of
 from diastole.engine.service import Service
 from diastole.engine.trace import Trace, View, granted
+from diastole.live import Chunk
 from diastole.slots import Dispatcher
 from diastole.state.lease import Blob
 from diastole.types import Array, Batch, Event, Grant, Request, UserError
@@ -177,7 +178,7 @@ class Engine:
         """A held request goes on elsewhere: its state is given back here. False: no such is held."""
         return any(s.ledger.release(id) for s in self.services)
 
-    def feed(self, id: str, chunk: Array, last: bool = False) -> None:
+    def feed(self, id: str, chunk: Chunk) -> None:
         """Live input for a request.
 
         Raises:
@@ -186,7 +187,7 @@ class Engine:
         for service in self.services:
             for stream in service.ledger.streams:
                 if stream.req.id == id:
-                    service.loop.feed(stream, chunk, last)
+                    service.loop.feed(stream, chunk, self.clock.now())
                     return
         raise UserError(f"no live stream has id {id!r}", param="id", code="stream_not_found")
 

@@ -7,10 +7,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+from diastole import registry
 from diastole.assets import cache, resolve
 from diastole.clock import RealClock
 from diastole.config import Config, ServiceConfig, from_toml
@@ -18,14 +20,16 @@ from diastole.engine.admission import Admission, ByPriority, InOrder
 from diastole.engine.assemble import assemble
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
+from diastole.engine.live import assemble_live, rehearse
 from diastole.engine.profile import CASES, SLICES, most_rows, profile
 from diastole.engine.service import Service
 from diastole.frontend.costs import CostFile, Learner
 from diastole.frontend.host import Loaded
 from diastole.frontend.loading import LoadingBar
-from diastole.frontend.wire import Card, Reload
+from diastole.frontend.wire import Card, LiveCard, Reload
 from diastole.kernels.cgroup import memory_left
 from diastole.kernels.table import Ops, load, physical_cores, processor
+from diastole.live import LiveModel
 from diastole.loops.ar import AutoRegressive
 from diastole.nn.linear import Loader, WeightFormat, packed_size
 from diastole.nn.packs import NoPacks, PackFile, Packs
@@ -44,7 +48,7 @@ def service_name(key: str, config: ServiceConfig) -> str:
     return config.name or key or (path.stem if path.suffix == ".gguf" else path.name)
 
 
-def build_engine(config: Config, costs: Path | None = None) -> tuple[Engine, list[Card], str]:
+def build_engine(config: Config, costs: Path | None = None) -> tuple[Engine, list[Card | LiveCard], str]:
     """Load every configured service.
 
     Args:
@@ -57,7 +61,9 @@ def build_engine(config: Config, costs: Path | None = None) -> tuple[Engine, lis
         UserError: a setting or a model file is wrong.
     """
     memory = _page_memory(config)  # before weights take any
-    services, cards, kernels = [], [], "none"
+    services: list[Service] = []
+    cards: list[Card | LiveCard] = []
+    kernels = "none"
     for key, wanted in config.service.items():
         ops: Ops = load(config.engine.threads or None, wanted.kernels)
         kernels = ops.name
@@ -85,6 +91,8 @@ def load_service(reload: Reload) -> Loaded:
     pages = _page_memory(config)
     _check_room(reload.service, wanted, ops, pages)
     service, card = _build(reload.service, wanted, ops, pages, config, cost_folder(config))
+    if not isinstance(card, Card):
+        raise UserError(f"{reload.service} answers live input: restart the server to load it anew", param="service")
     if card.vocab != reload.vocab:
         message = f"{wanted.model} has {card.vocab} tokens now and had {reload.vocab}: restart the server for that"
         raise UserError(message, param="model", code="model_changed")
@@ -116,9 +124,12 @@ def _check_room(name: str, wanted: ServiceConfig, ops: Ops, pages: int) -> None:
 
 def _build(
     name: str, wanted: ServiceConfig, ops: Ops, memory: int, config: Config, costs: Path | None
-) -> tuple[Service, Card]:
+) -> tuple[Service, Card | LiveCard]:
     path = resolve(wanted.model)
     checkpoint = open_checkpoint(path)
+    architecture = registry.model(str(checkpoint.config.get("model_type")))
+    if hasattr(architecture, "live"):
+        return _build_live(name, wanted, ops, architecture.live(ops, checkpoint), config)
     eos = tokenizer_of(path).eos_ids
     weights = cast(WeightFormat, wanted.weights)
     with _packs(checkpoint, weights, ops) as packs, LoadingBar(name) as bar:
@@ -139,6 +150,41 @@ def _build(
     _measure(service, loop, wanted.max_streams)
     room = loop.pool.pages * PAGE
     return service, Card(name, loop.context, loop.vocab, room, loop.width, priorities(config))
+
+
+def answers_live(path: Path) -> bool:
+    """Whether the model that lies there takes live input.
+
+    Raises:
+        UserError: there is none that is known.
+    """
+    if not path.is_dir():
+        return False
+    checkpoint = open_checkpoint(path)
+    try:
+        return hasattr(registry.model(str(checkpoint.config.get("model_type"))), "live")
+    finally:
+        checkpoint.close()
+
+
+def _build_live(
+    name: str, wanted: ServiceConfig, ops: Ops, model: LiveModel, config: Config
+) -> tuple[Service, LiveCard]:
+    service = assemble_live(name, model, wanted, admission(config))
+    rehearse(service, model, RealClock(), wanted.max_streams)
+    signal, options = model.signal, model.options({})
+    offered = {} if options is None else asdict(options)
+    card = LiveCard(
+        name,
+        signal.rate,
+        list(signal.channels),
+        signal.hop,
+        signal.window,
+        signal.quantity,
+        list(signal.kinds),
+        offered,
+    )
+    return service, card
 
 
 def _measure(service: Service, loop: AutoRegressive, streams: int) -> None:

@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diastole.assets import resolve
 from diastole.config import Config, changed, to_toml
 from diastole.engine.trace import View
 from diastole.frontend import wire
-from diastole.frontend.assembly import service_name
+from diastole.frontend.assembly import answers_live, service_name
 from diastole.frontend.link import Link, Process
+from diastole.frontend.liveservice import LiveService
 from diastole.frontend.supervisor import Supervisor
 from diastole.frontend.textservice import TextService
 from diastole.frontend.voice import Voice, voice_of
@@ -33,9 +34,10 @@ class Backend:
     def __init__(self, config: Config, connect: Callable[[Config], Link] = Process) -> None:
         self.config = config  # a reload changes it
         self.services: dict[str, TextService] = {}
+        self.live: dict[str, LiveService] = {}
         self.kernels = ""
         self._voices: list[Voice] = []
-        self._cards: dict[str, wire.Card] = {}
+        self._cards: dict[str, wire.Card | wire.LiveCard] = {}
         timeout = config.server.engine_timeout_seconds
         self._engine = Supervisor(lambda: connect(self.config), timeout, self._learn)
         self._reloading: set[str] = set()
@@ -47,25 +49,36 @@ class Backend:
             UserError: a setting or a model file is wrong.
         """
         paths = {k: resolve(s.model) for k, s in self.config.service.items()}
-        voices = asyncio.gather(*(asyncio.to_thread(_warm_voice, p) for p in paths.values()))
+        texts = {k: p for k, p in paths.items() if not answers_live(p)}
+        voices = asyncio.gather(*(asyncio.to_thread(_warm_voice, p) for p in texts.values()))
         try:
             await self._engine.start()
         finally:
             self._voices = loaded = await voices
-        for (key, config), voice in zip(self.config.service.items(), loaded, strict=True):
+        speakers = dict(zip(texts, loaded, strict=True))
+        for key, config in self.config.service.items():
             card = self._cards[service_name(key, config)]
-            service = TextService(card, voice, self._engine, config, int(time.time()), Path(paths[key]))
+            service: TextService | LiveService
+            if isinstance(card, wire.LiveCard):
+                service = LiveService(card, self._engine, config, int(time.time()))
+            else:
+                service = TextService(card, speakers[key], self._engine, config, int(time.time()), Path(paths[key]))
             for name in (service.name, *config.aliases):
-                if name in self.services:
+                if name in self.services or name in self.live:
                     raise UserError(f"two services are called {name!r}: names and aliases must differ", param="name")
-                self.services[name] = service
+                if isinstance(service, LiveService):
+                    self.live[name] = service
+                else:
+                    self.services[name] = service
 
     def _learn(self, ready: wire.Ready) -> None:
         """What a new engine says of itself: its room for pages depends on the memory that it found."""
         self.kernels = ready.kernels
         self._cards = {c.name: c for c in ready.cards}
-        for service in self.services.values():
-            service.card = self._cards[service.name]
+        for text in self.services.values():
+            text.card = wire.of_texts(self._cards[text.name])
+        for live in self.live.values():
+            live.card = cast(wire.LiveCard, self._cards[live.name])
 
     async def reload(self, name: str, changes: Mapping[str, Any]) -> None:
         """Load a service anew, with other settings if some are given. It serves until the new one takes over; then it
@@ -106,11 +119,11 @@ class Backend:
 
     def alive(self) -> bool:
         """Whether there is an engine, or will be: false before the first and once restarts were given up."""
-        return bool(self.services) and not self._engine.given_up
+        return bool(self.services or self.live) and not self._engine.given_up
 
     def ready(self) -> bool:
         """Whether an engine serves now."""
-        return bool(self.services) and self._engine.client.alive
+        return bool(self.services or self.live) and self._engine.client.alive
 
     @property
     def processes(self) -> Sequence[int]:

@@ -13,6 +13,8 @@ from diastole.frontend.link import Link
 from diastole.frontend.types import EngineLost, RequestEnded
 from diastole.types import UserError
 
+Line = wire.Opened | wire.Beat | wire.Unfed  # what comes of a live stream
+
 
 class EngineClient:
     """One engine's requests, for as long as it lives. All methods belong to one event loop."""
@@ -20,6 +22,7 @@ class EngineClient:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._streams: dict[str, asyncio.Queue[wire.Spoken | Exception]] = {}
+        self._live: dict[str, asyncio.Queue[Line | Exception]] = {}
         self._vectors: dict[str, asyncio.Future[bytes]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
         self._reloads: dict[str, asyncio.Future[wire.Card]] = {}
@@ -30,7 +33,7 @@ class EngineClient:
 
     def __len__(self) -> int:
         """Requests in flight."""
-        return len(self._streams) + len(self._vectors)
+        return len(self._streams) + len(self._vectors) + len(self._live)
 
     async def start(self) -> wire.Ready:
         """Raises:
@@ -89,6 +92,39 @@ class EngineClient:
             del self._streams[add.id]
             if open_choices and not self.lost:
                 self._link.put(wire.Abort(add.id))
+
+    async def readings(self, wish: wire.Open) -> AsyncIterator[Line]:
+        """Open a live stream: that it is open, and what is found in it until its input has ended. Leaving the iterator
+        early ends it.
+
+        Raises:
+            UserError: the engine refuses it.
+            RequestEnded: the engine ended it.
+            EngineLost: the engine died.
+        """
+        if self.lost:
+            raise EngineLost("the engine process has ended")
+        inbox: asyncio.Queue[Line | Exception] = asyncio.Queue()
+        self._live[wish.id] = inbox
+        over = False
+        try:
+            self._link.put(wish)
+            while not over:
+                found = await inbox.get()
+                if isinstance(found, Exception):
+                    over = True
+                    raise found
+                over = isinstance(found, wire.Beat) and found.final
+                yield found
+        finally:
+            del self._live[wish.id]
+            if not over and not self.lost:
+                self._link.put(wire.Abort(wish.id))
+
+    def feed(self, feed: wire.Feed) -> None:
+        """Live input of a stream that is open; of one that is not it is lost."""
+        if feed.id in self._live and not self.lost:
+            self._link.put(feed)
 
     async def embed(self, wish: wire.Embed) -> bytes:
         """Have a prompt read: its vector, float32 numbers. Cancelling this aborts it.
@@ -162,6 +198,9 @@ class EngineClient:
                 for spoken in reply.spoken:
                     if spoken.id in self._streams:
                         self._streams[spoken.id].put_nowait(spoken)
+            case wire.Opened() | wire.Beat() | wire.Unfed():
+                if reply.id in self._live:
+                    self._live[reply.id].put_nowait(reply)
             case wire.Vector():
                 if (vector := self._vectors.get(reply.id)) is not None and not vector.done():
                     vector.set_result(reply.data)
@@ -193,6 +232,8 @@ class EngineClient:
         """A request ends with an error."""
         if id in self._streams:
             self._streams[id].put_nowait(error)
+        elif id in self._live:
+            self._live[id].put_nowait(error)
         elif (vector := self._vectors.get(id)) is not None and not vector.done():
             vector.set_exception(error)
 
@@ -209,6 +250,8 @@ class EngineClient:
         error = EngineLost("the engine process has ended")
         for inbox in self._streams.values():
             inbox.put_nowait(error)
+        for line in self._live.values():
+            line.put_nowait(error)
         answers: list[asyncio.Future[Any]] = [
             *self._stats,
             *self._vectors.values(),

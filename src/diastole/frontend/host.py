@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from diastole.engine.guesses import NONE, Guesses
 from diastole.engine.service import Service
 from diastole.engine.trace import shown_id
 from diastole.frontend import wire
+from diastole.live import Chunk
+from diastole.loops.frames import Read
 from diastole.loops.pooling import Pooled
 from diastole.loops.texts import Tokens
 from diastole.state.lease import Blob
@@ -110,14 +112,17 @@ class EngineHost:
         self.bridge = bridge or NoBridge()
         self.states: dict[str, Mapping[str, Blob]] = {}  # of requests that are held, packed; any thread may look
         self.engine, self.send, self.slo, self.load = engine, send, slo, load
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[float, Message]] = queue.SimpleQueue()  # and when each came
         self._quitting = False
         self._preparing: set[str] = set()  # ids of requests that are being prepared and have not been aborted
         self._helper = ThreadPoolExecutor(1, "diastole-prepare")  # its thread starts with the first task
 
     def put(self, command: wire.Command | Fetched) -> None:
         """Hand over a command, from any thread."""
-        self._inbox.put(command)
+        self._put(command)
+
+    def _put(self, message: Message) -> None:
+        self._inbox.put((self.engine.clock.now(), message))
 
     def run(self) -> None:
         """Serve until told to quit."""
@@ -137,6 +142,8 @@ class EngineHost:
         for event in events:
             if isinstance(event.data, Ended):
                 over[event.id] = event.data
+            elif isinstance(event.data, Read):
+                self.send(beat_of(event))
             elif isinstance(event.data, Pooled):
                 self.send(wire.Vector(event.id, event.data.vector.tobytes()))
             else:
@@ -159,15 +166,20 @@ class EngineHost:
         """Do all commands that have come; ``wait`` for one if there is none, until a deadline passes."""
         seconds = self.engine.next_deadline - self.engine.clock.now() if wait else 0.0
         try:
-            command = self._inbox.get(block=wait, timeout=None if math.isinf(seconds) else max(seconds, 0.0))
+            came, command = self._inbox.get(block=wait, timeout=None if math.isinf(seconds) else max(seconds, 0.0))
             while True:
-                self._do(command)
-                command = self._inbox.get(block=False)
+                self._do(command, came)
+                came, command = self._inbox.get(block=False)
         except queue.Empty:
             return
 
-    def _do(self, command: Message) -> None:
+    def _do(self, command: Message, came: float) -> None:
         match command:
+            case wire.Feed():
+                self._feed(command, came)
+            case wire.Open():
+                if self._open(Request(command.id, command.service, None, command.params), History()):
+                    self.send(wire.Opened(command.id))
             case wire.Add():
                 history = History(command.said, command.elapsed, command.hold)
                 self._take_in(command, history, command.salt, command.priority)
@@ -214,13 +226,13 @@ class EngineHost:
     def _load(self, reload: wire.Reload) -> None:
         """On a thread of its own: most of loading leaves the engine's thread alone."""
         try:
-            self._inbox.put(self.load(reload))
+            self._put(self.load(reload))
         except UserError as e:
-            self._inbox.put(wire.NotReloaded(reload.service, e.message, e.param, e.code))
+            self._put(wire.NotReloaded(reload.service, e.message, e.param, e.code))
         except Exception as e:  # whatever it is, who asked must hear of it, and the running service goes on
             log.exception("service %s could not be loaded anew", reload.service)
             message = f"loading failed: {type(e).__name__}: {e}"
-            self._inbox.put(wire.NotReloaded(reload.service, message, code="reload_failed"))
+            self._put(wire.NotReloaded(reload.service, message, code="reload_failed"))
 
     def _take_in(self, add: wire.Add | wire.Embed, history: History, salt: str = "", priority: int = 0) -> None:
         """Open a request, or have done first what would take long on this thread."""
@@ -243,11 +255,22 @@ class EngineHost:
         try:
             work()
         except UserError as e:
-            self._inbox.put(_Prepared(request, history, e))
+            self._put(_Prepared(request, history, e))
         except Exception as e:  # a fault of ours: who waits for the request must hear of it
-            self._inbox.put(_Prepared(request, history, UserError(f"preparing the request failed: {e!r:.200}")))
+            self._put(_Prepared(request, history, UserError(f"preparing the request failed: {e!r:.200}")))
         else:
-            self._inbox.put(_Prepared(request, history, None))
+            self._put(_Prepared(request, history, None))
+
+    def _feed(self, feed: wire.Feed, came: float) -> None:
+        """Live input, which came at this time, perhaps in the middle of a step."""
+        numbers = np.frombuffer(feed.data[: len(feed.data) // 4 * 4], np.float32)
+        try:
+            if numbers.nbytes != len(feed.data):
+                message = f"a chunk must be float32 numbers, not {len(feed.data)} bytes"
+                raise UserError(message, param="feed", code="invalid_chunk")
+            self.engine.feed(feed.id, Chunk(numbers, feed.first, feed.last, came))
+        except UserError as e:
+            self.send(wire.Unfed(feed.id, e.message, e.param, e.code))
 
     def _take_over(self, fetched: Fetched) -> None:
         """Go on with what another engine held."""
@@ -268,7 +291,8 @@ class EngineHost:
                 why = f"{type(e).__name__}: {e}"
         self.send(wire.Lost(add.id, why) if why else wire.Took(add.id))
 
-    def _open(self, request: Request, history: History) -> None:
+    def _open(self, request: Request, history: History) -> bool:
+        """Whether it could be."""
         try:
             self.engine.add(request, history.said, history.hold, history.elapsed)
         except UserError as e:
@@ -276,9 +300,23 @@ class EngineHost:
         except Exception:  # a fault of ours, which must not cost the others their engine
             log.exception("request %s could not be opened", shown_id(request.id))
             self.send(wire.Over(request.id, "error"))
+        else:
+            return True
+        return False
 
     def _refuse(self, request: Request, error: UserError) -> None:
         self.send(wire.Refused(request.id, error.message, error.param, error.code))
+
+
+def beat_of(event: Event) -> wire.Beat:
+    """What a model of live input found, in the form that travels."""
+    data: Read = event.data
+    readings = [(r.kind, r.start, r.end, {k: _plain(v) for k, v in r.data.items()}) for r in data.readings]
+    return wire.Beat(event.id, data.start, data.end, data.latency, data.met, readings, *data.counts, event.final)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def spoken_of(event: Event, guesses: Mapping[tuple[str, int], Guesses]) -> wire.Spoken:

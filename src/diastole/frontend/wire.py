@@ -7,8 +7,9 @@ from typing import Any, Literal
 import msgspec
 
 from diastole.engine.trace import View
+from diastole.live import LiveParams
 from diastole.params import PoolParams, SamplingParams
-from diastole.types import SLO
+from diastole.types import SLO, UserError
 
 FRAME_BYTES = 4  # each frame begins with its length, little endian
 LARGEST_FRAME = 256 * 2**20
@@ -60,6 +61,23 @@ class Embed(msgspec.Struct, tag="embed"):
     slo: SLO | None = None
 
 
+class Open(msgspec.Struct, tag="open"):
+    """Open a live stream."""
+
+    id: str
+    service: str
+    params: LiveParams
+
+
+class Feed(msgspec.Struct, tag="feed"):
+    """Live input of a stream: samples of all channels, one after the other, as float32."""
+
+    id: str
+    data: bytes
+    first: int | None = None  # number of the first sample; None: it follows what came before
+    last: bool = False  # nothing more will come
+
+
 class Abort(msgspec.Struct, tag="abort"):
     """End a request, or one choice of it."""
 
@@ -99,11 +117,11 @@ class Reload(msgspec.Struct, tag="reload"):
     vocab: int
 
 
-Command = Add | Fetch | Release | Embed | Abort | Measure | Trace | Quit | Ping | Reload
+Command = Add | Fetch | Release | Embed | Open | Feed | Abort | Measure | Trace | Quit | Ping | Reload
 
 
-class Card(msgspec.Struct):
-    """What a front end has to know of a service."""
+class Card(msgspec.Struct, tag="text"):
+    """What a front end has to know of a service of texts."""
 
     name: str
     context: int
@@ -113,10 +131,32 @@ class Card(msgspec.Struct):
     priorities: bool = False  # whether they count
 
 
+class LiveCard(msgspec.Struct, tag="live"):
+    """What a front end has to know of a service of live streams: see ``live.Signal``."""
+
+    name: str
+    rate: float
+    channels: list[str]
+    hop: int
+    window: int
+    quantity: str
+    kinds: list[str]
+    options: dict[str, Any]  # of the model, with their defaults
+
+
+def of_texts(card: Card | LiveCard) -> Card:
+    """Raises:
+    UserError: it is that of a service of live streams.
+    """
+    if isinstance(card, LiveCard):
+        raise UserError(f"{card.name} answers live input: open a stream", param="model", code="live_model")
+    return card
+
+
 class Ready(msgspec.Struct, tag="ready"):
     """The engine serves."""
 
-    cards: list[Card]
+    cards: list[Card | LiveCard]
     kernels: str
 
 
@@ -161,6 +201,36 @@ class Heard(msgspec.Struct, tag="heard"):
     """All that one engine step said."""
 
     spoken: list[Spoken]
+
+
+class Opened(msgspec.Struct, tag="opened"):
+    """A live stream can be fed."""
+
+    id: str
+
+
+class Beat(msgspec.Struct, tag="beat"):
+    """What was found in a chunk of a live stream: kind, start, end and values of each reading."""
+
+    id: str
+    start: float  # seconds of the stream
+    end: float
+    latency: float  # seconds from when its last sample was there
+    met: bool  # in time
+    readings: list[tuple[str, float, float, dict[str, Any]]]
+    lost: int = 0  # samples so far: see ``live.Counts``
+    late: int = 0
+    overrun: int = 0
+    final: bool = False
+
+
+class Unfed(msgspec.Struct, tag="unfed"):
+    """A piece of live input was refused; the stream lives on."""
+
+    id: str
+    message: str
+    param: str | None = None
+    code: str | None = None
 
 
 class Held(msgspec.Struct, tag="held"):
@@ -227,6 +297,9 @@ Reply = (
     | Refused
     | Over
     | Heard
+    | Opened
+    | Beat
+    | Unfed
     | Held
     | Took
     | Lost

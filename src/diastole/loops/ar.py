@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from diastole.live import Chunk
 from diastole.loops import decoding, pooling
 from diastole.loops.prompt import check_prompt
 from diastole.loops.texts import Text, Tokens
@@ -179,7 +180,7 @@ class AutoRegressive:
         limit: int = stream.own.limit if stream.speaks else stream.known
         return limit
 
-    def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
+    def feed(self, stream: Stream, chunk: Chunk, now: float) -> None:
         raise UserError("a language model takes its whole prompt at once; open a new request instead", param="feed")
 
     def rewind(self, stream: Stream) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from diastole.live import Chunk
 from diastole.types import Array, Ask, Batch, Grant, Outcome, Request, Stream
 
 
@@ -47,8 +48,8 @@ class Loop(Protocol):
         """Units that it may come to know, as far as is known now."""
         ...
 
-    def feed(self, stream: Stream, chunk: Array, last: bool) -> None:
-        """Live input: ``known`` grows from outside; ``last``: nothing more will come."""
+    def feed(self, stream: Stream, chunk: Chunk, now: float) -> None:
+        """Live input: ``known`` grows from outside."""
         ...
 
     def ask(self, stream: Stream) -> Ask | None:

@@ -7,12 +7,14 @@ live neighbour in scheduling tests; its taps are computed (a Hann window), not t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from diastole.live import Reading, Signal
 from diastole.state.cells import CellPool
-from diastole.types import Array, Batch, CellSpec
+from diastole.types import Array, Batch, CellSpec, UserError
 
 
 class TinyConv:
@@ -20,26 +22,40 @@ class TinyConv:
 
     Args:
         features: F, numbers per frame.
+        rate: frames per second.
+        chunk: frames that it runs at once.
         width: K, taps.
     """
 
     caps: frozenset[str] = frozenset({"cells"})
 
-    def __init__(self, features: int, width: int = 5) -> None:
-        self.features = features
+    def __init__(self, features: int, rate: float, chunk: int = 1, width: int = 5) -> None:
+        self.features, self._chunk = features, chunk
+        names = tuple(f"f{i}" for i in range(features))
+        self.signal = Signal(rate, names, 1, 0, "features", ("smooth", "gap"))
         window = np.hanning(width + 2)[1:-1]
         self.taps = (window / window.sum()).astype(np.float32)
 
     def state_specs(self) -> dict[str, CellSpec]:
         return {"tail": CellSpec((len(self.taps) - 1, self.features))}
 
+    def options(self, given: Mapping[str, Any]) -> None:
+        if given:
+            raise UserError(f"this model has no option {next(iter(given))!r:.40}", param=next(iter(given))[:40])
+
+    def chunk(self, options: None) -> int:
+        return self._chunk
+
+    def begin(self, options: None) -> None:
+        return None
+
     def forward(self, b: Batch, state: Mapping[str, CellPool]) -> Array:
-        """b.inputs (T, F) float32 -> (T, F), stream by stream."""
+        """b.inputs (T, 1, F) float32 -> (T, F), stream by stream."""
         tails = state["cell"].arrays["tail"]
-        out = np.empty_like(b.inputs)
+        out = np.empty((len(b.inputs), self.features), np.float32)
         for leases, lo, hi in zip(b.leases, b.starts, b.starts[1:], strict=False):
             cell = leases["cell"].places[0]
-            frames = np.concatenate([tails[cell], b.inputs[lo:hi]])
+            frames = np.concatenate([tails[cell], b.inputs[lo:hi, 0]])
             out[lo:hi] = self.offline(frames)
             tails[cell] = frames[len(frames) - len(tails[cell]) :]
         return out
@@ -51,3 +67,9 @@ class TinyConv:
         for k, tap in enumerate(self.taps):
             out += tap * frames[k : k + n]
         return out
+
+    def read(self, record: None, ends: Array, rows: Array, last: bool) -> Sequence[Reading]:
+        if not len(rows):
+            return ()
+        rate = self.signal.rate
+        return [Reading("smooth", (float(ends[0]) - 1) / rate, float(ends[-1]) / rate, {"samples": rows.copy()})]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.bench.rig import Rig
-from diastole.nn.glide import quantized
+from diastole.heads.glide import quantized
 from diastole.recipes.own_text import Texts
 from diastole.recipes.target import Target
 from diastole.state.pages import PAGE

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.bench.rig import Rig
+from diastole.heads.transfer import matrix, part_of_head
 from diastole.nn.decoder import Decoder
 from diastole.nn.linear import Linear
 from diastole.nn.norm import RMSNorm
-from diastole.nn.transfer import matrix, part_of_head
 from diastole.recipes.keeping import Pickled
 from diastole.recipes.longspec import VOCAB, frequent
 from diastole.recipes.own_text import Texts
@@ -225,7 +225,7 @@ class Maps(nn.Module):
         return above.logits(above.refine(h + z, self.layers, p))
 
     def tensors(self, vocab: Array) -> dict[str, Array]:
-        """As ``nn.transfer.Transfer`` reads them; Medusa's, which it does not read, with their ``bias``."""
+        """As ``heads.transfer.Transfer`` reads them; Medusa's, which it does not read, with their ``bias``."""
         maps = self.weight.detach() * self.scale[:, :, None] / self.scale[:, None]
         found = {"maps": maps.half().numpy(), "layers": np.array(self.layers, np.int32), "vocab": vocab}
         return found | ({"bias": (self.scale * self.bias.detach()).numpy()} if self.name == MEDUSA else {})

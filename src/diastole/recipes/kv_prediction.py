@@ -27,8 +27,8 @@ from safetensors.numpy import save_file
 
 from diastole.bench.longtext import DOMAINS, Corpus
 from diastole.bench.rig import Rig
+from diastole.heads.kv_maps import GROUP, Auxiliary, packed
 from diastole.nn.decoder import Decoder
-from diastole.nn.kv_maps import GROUP, Auxiliary, packed
 from diastole.recipes.keeping import whole
 from diastole.recipes.own_text import Texts
 from diastole.state.kv import PagedKV
@@ -179,7 +179,7 @@ class Sums:
 
 
 def tensors(plan: Plan, maps: Array) -> dict[str, Array]:
-    """As ``nn.kv_maps.KVMaps`` reads them: maps (2, L, out, in + 1)."""
+    """As ``heads.kv_maps.KVMaps`` reads them: maps (2, L, out, in + 1)."""
     depth = maps.shape[1]
     found = {
         "layers": np.array(plan.layers, np.int32),

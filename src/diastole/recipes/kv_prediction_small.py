@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diastole.nn.kv_maps import packed
+from diastole.heads.kv_maps import packed
 from diastole.recipes import layerskip
 from diastole.recipes.keeping import Kept
 from diastole.recipes.llama import Llama, LlamaShape
@@ -143,7 +143,7 @@ class Predictor(nn.Module):
         return states, found
 
     def tensors(self) -> dict[str, Array]:
-        """As ``nn.kv_maps.KVMaps`` reads them."""
+        """As ``heads.kv_maps.KVMaps`` reads them."""
         found = {
             "layers": np.arange(self.auxiliary.shape.layers, dtype=np.int32),
             "map": np.array(self.map, np.int32),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.bench.rig import Rig
-from diastole.nn.glide import quantized
+from diastole.heads.glide import quantized
 from diastole.recipes.own_text import Texts
 from diastole.recipes.target import Target
 from diastole.types import Array
@@ -54,7 +54,7 @@ class Progress:
 
 
 class Block(nn.Module):
-    """``nn.glide.Glide`` in torch, over one sequence."""
+    """``heads.glide.Glide`` in torch, over one sequence."""
 
     def __init__(self, target: Target, inner: int) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Block(nn.Module):
         return out.transpose(0, 1).reshape(len(q), -1)
 
     def tensors(self, vocab: Array) -> dict[str, Array]:
-        """As ``nn.glide.Glide`` reads them."""
+        """As ``heads.glide.Glide`` reads them."""
         found: dict[str, Array] = {"vocab": vocab, "qkv_bias": self.qkv.bias.detach().numpy()}
         for name in ("norm_self", "norm_cross", "norm_mlp", "norm_out"):
             found[name] = getattr(self, name).weight.detach().numpy()

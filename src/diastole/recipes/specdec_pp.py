@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diastole.bench.rig import Rig
-from diastole.nn.acceptance import BLOCKS, AcceptanceHead
+from diastole.heads.acceptance import BLOCKS, AcceptanceHead
 from diastole.recipes import longspec
 from diastole.recipes.own_text import Texts
 from diastole.recipes.target import Target
@@ -42,7 +42,7 @@ class Examples:
 
 
 class Head(nn.Module):
-    """``nn.acceptance.AcceptanceHead`` in torch."""
+    """``heads.acceptance.AcceptanceHead`` in torch."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from diastole.engine.service import Service
+from diastole.heads.rounds import right
 from diastole.sample import Chosen
-from diastole.spec.exits import right
 from diastole.types import Array, Draft, Stream
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from diastole.bench.rig import Rig
 from diastole.engine.service import Service
+from diastole.heads.transfer import Transfer
 from diastole.nn.decoder import Decoder
-from diastole.nn.transfer import Transfer
 from diastole.reproduce.study import Study
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch

@@ -13,8 +13,8 @@ import numpy as np
 
 from diastole.bench.longtext import Corpus
 from diastole.bench.rig import Rig
+from diastole.heads.kv_maps import Auxiliary
 from diastole.llm import LLM
-from diastole.nn.kv_maps import Auxiliary
 from diastole.params import SamplingParams
 from diastole.recipes.kv_prediction import APART
 from diastole.reproduce import kv_prediction_small as small

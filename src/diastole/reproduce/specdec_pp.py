@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from diastole.bench.drafts import PLAIN, Bench, Cell, Side
 from diastole.bench.rig import Rig
 from diastole.bench.workloads import requests
+from diastole.heads.acceptance import AcceptanceHead
 from diastole.llm import LLM
-from diastole.nn.acceptance import AcceptanceHead
 from diastole.params import SamplingParams
 from diastole.recipes.own_text import generate
 from diastole.recipes.specdec_pp import area, calibration_error, collect

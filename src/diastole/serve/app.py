@@ -19,6 +19,7 @@ from diastole.serve.face import Face
 from diastole.serve.hosts import Hosts, allowance
 from diastole.serve.interface import Backend
 from diastole.serve.routes import ROUTES
+from diastole.serve.streams import Streams
 from diastole.serve.tracing import NoTraces, Traces
 
 if TYPE_CHECKING:
@@ -35,8 +36,12 @@ def create_app(backend: Backend, config: ServerConfig, traces: Traces | None = N
     """
     traffic = metrics.Traffic(route.label for route in ROUTES)
     face = Face(backend, config, traffic, traces or NoTraces())
+    streams = Streams(face, config.cors_origins)
     app = Starlette(
-        routes=[routing.Route(r.path, r.endpoint(face, r.label, r.handler), methods=[r.method]) for r in ROUTES],
+        routes=[
+            *(routing.Route(r.path, r.endpoint(face, r.label, r.handler), methods=[r.method]) for r in ROUTES),
+            routing.WebSocketRoute("/v1/streams/{model:path}", streams.__call__),
+        ],
         middleware=[
             Middleware(Hosts, allows=allowance(config, face.keyring.empty)),
             Middleware(Cors, origins=config.cors_origins),
@@ -45,7 +50,7 @@ def create_app(backend: Backend, config: ServerConfig, traces: Traces | None = N
         exception_handlers={HTTPException: _refuse},
     )
     app.router.redirect_slashes = False
-    app.state.face = face
+    app.state.face, app.state.streams = face, streams
     return app
 
 

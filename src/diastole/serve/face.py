@@ -15,7 +15,7 @@ from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.forecast import Forecast
 from diastole.serve.gate import Gate
-from diastole.serve.interface import Backend, TextService
+from diastole.serve.interface import Backend, LiveService, TextService
 from diastole.serve.keys import Keyring, Limits
 from diastole.serve.memory import MemoryWatch, own_memory, usual_limit
 from diastole.serve.metrics import Traffic
@@ -84,7 +84,7 @@ class Face:
         """
         if self.backend.ready():
             return
-        if self.backend.services:
+        if self.backend.services or self.backend.live:
             raise self.engine_gone("The engine")
         raise ApiError(503, "The model is still being loaded.", code="model_loading", retry_after=2)
 
@@ -97,7 +97,7 @@ class Face:
     @property
     def lost(self) -> bool:
         """The engine was started, is gone, and none follows."""
-        return bool(self.backend.services) and not self.backend.alive()
+        return bool(self.backend.services or self.backend.live) and not self.backend.alive()
 
     def service(self, model: str) -> TextService:
         """The service of this name or alias.
@@ -107,8 +107,26 @@ class Face:
         """
         service = self.backend.services.get(model)
         if service is None:
+            if model in self.backend.live:
+                message = f"{model} answers live input: open a stream at /v1/streams/{model}"
+                raise ApiError(400, message, param="model", code="live_model")
             names = ", ".join(sorted(self.backend.services))
             message = f"There is no model {model[:100]!r} here. Models: {names}."
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return service
+
+    def live(self, model: str) -> LiveService:
+        """The service of live streams of this name or alias.
+
+        Raises:
+            ApiError: 404 model_not_found.
+        """
+        service = self.backend.live.get(model)
+        if service is None:
+            if model in self.backend.services:
+                raise ApiError(400, f"{model} answers texts, not live input.", param="model", code="text_model")
+            names = ", ".join(sorted(self.backend.live)) or "none"
+            message = f"There is no model {model[:100]!r} of live input here. There are: {names}."
             raise ApiError(404, message, param="model", code="model_not_found")
         return service
 

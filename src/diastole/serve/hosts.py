@@ -38,10 +38,13 @@ class Hosts:
         self.app, self._allows = app, allows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in {"http", "websocket"}:
             for name, value in scope["headers"]:  # of no host, which no browser leaves out, there is nothing to say
                 if name == b"host" and not self._allows(name_of(value.decode("latin-1"))):
-                    await _refuse(scope["path"], value.decode("latin-1"), send)
+                    if scope["type"] == "websocket":
+                        await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+                    else:
+                        await _refuse(scope["path"], value.decode("latin-1"), send)
                     return
         await self.app(scope, receive, send)
 

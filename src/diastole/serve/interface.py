@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from diastole.engine.trace import View
+from diastole.frontend import wire
+from diastole.frontend.client import Line
 from diastole.frontend.types import Delta
+from diastole.live import LiveParams
 from diastole.params import PoolParams, SamplingParams
 from diastole.text.tools import Format
 from diastole.types import SLO, Array
@@ -126,12 +129,47 @@ class TextService(Protocol):
         ...
 
 
+class LiveService(Protocol):
+    """One model of live input."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def card(self) -> wire.LiveCard: ...
+
+    @property
+    def created(self) -> int:
+        """Seconds since the epoch."""
+        ...
+
+    def readings(self, id: str, params: LiveParams) -> AsyncIterator[Line]:
+        """Open a stream: that it is open, what is found in it until its input has ended, and which pieces were refused.
+        Closing or cancelling the iterator ends it.
+
+        Raises:
+            UserError: the engine refuses it.
+            RequestEnded: the engine failed on it.
+            EngineLost: the engine ended.
+        """
+        ...
+
+    def feed(self, id: str, data: bytes, first: int | None = None, last: bool = False) -> None:
+        """Samples of a stream that is open, all channels of one after the other as float32."""
+        ...
+
+
 class Backend(Protocol):
-    """An engine with the text services on it."""
+    """An engine with its services."""
 
     @property
     def services(self) -> Mapping[str, TextService]:
-        """By name and by alias; empty until started."""
+        """Of texts, by name and by alias; empty until started."""
+        ...
+
+    @property
+    def live(self) -> Mapping[str, LiveService]:
+        """Of live input, likewise."""
         ...
 
     async def start(self) -> None:

@@ -27,6 +27,7 @@ from diastole.serve.responses import ResponsesRequest, responses
 from diastole.serve.route import EVENTS, JSON, PROMISES, WISHES, Parameter, Route
 from diastole.serve.static import CONSOLE
 from diastole.serve.status import (
+    LiveModelCard,
     ModelCard,
     ModelList,
     StatusReply,
@@ -47,6 +48,8 @@ from diastole.serve.tokenization import (
     tokenize,
 )
 from diastole.serve.trace import LARGEST, show_trace
+from diastole.serve.transcriptions import TranscriptEvent, Transcription, transcriptions
+from diastole.serve.upload import UploadEndpoint
 
 
 async def describe(face: Face, exchange: Exchange) -> None:
@@ -85,8 +88,12 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1/embeddings", embeddings, {JSON: EmbeddingReply}, EmbeddingRequest,
         WorkEndpoint, _REFUSED, PROMISES,
     ),
+    Route(
+        "POST", "/v1/audio/transcriptions", transcriptions,
+        {JSON: Transcription, EVENTS: TranscriptEvent, "text/plain": str}, None, UploadEndpoint,
+    ),
     Route("GET", "/v1/models", models, {JSON: ModelList}, statuses=(503,)),
-    Route("GET", "/v1/models/{id:path}", model, {JSON: ModelCard}, statuses=(404, 503)),
+    Route("GET", "/v1/models/{id:path}", model, {JSON: ModelCard | LiveModelCard}, statuses=(404, 503)),
     Route("GET", "/v1/requests", running_requests, {JSON: RunningList}),
     Route("DELETE", "/v1/requests/{id}", cancel, {JSON: CancelReply}, statuses=(404,)),
     Route("POST", "/v1/requests/{id}/cancel", cancel, {JSON: CancelReply}, statuses=(404,)),

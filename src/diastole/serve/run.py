@@ -29,6 +29,7 @@ log = logging.getLogger("diastole.serve")
 
 LAST_SECONDS = 3.0  # for aborted requests to say so, and for connections to close
 BACKLOG = 1024
+LARGEST_PIECE = 4 << 20  # bytes of one message of a live stream
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RELOAD_SIGNALS = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 
@@ -65,7 +66,9 @@ class Server:
             uvicorn.Config(
                 app,
                 http=BoundedProtocol,
-                ws="none",
+                ws="websockets-sansio",
+                ws_max_size=LARGEST_PIECE,
+                ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -148,14 +151,21 @@ class Server:
     def _banner(self) -> str:
         host = self.config.host if self.config.host not in ("0.0.0.0", "::") else "localhost"
         url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-        models = ", ".join(sorted(self.backend.services))
-        model = next(iter(self.backend.services), "MODEL")
-        return (
-            f"Diastole {__version__} is ready at {url}/v1 with {models}.\n"
-            f"Open  {url}/ in a browser for the console.\n"
-            f"Try:  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-            f'        -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\'\n'
-            f"Stop it with Ctrl-C."
+        texts, live = self.backend.services, self.backend.live
+        tries = []
+        for model in list(texts)[:1]:
+            tries.append(
+                f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+                f'        -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\''
+            )
+        tries += [f"diastole stream {model} FILE --url {url}" for model in list(live)[:1]]
+        return "\n".join(
+            [
+                f"Diastole {__version__} is ready at {url}/v1 with {', '.join(sorted({*texts, *live}))}.",
+                f"Open  {url}/ in a browser for the console.",
+                *(f"Try:  {line}" for line in tries),
+                "Stop it with Ctrl-C.",
+            ]
         )
 
 

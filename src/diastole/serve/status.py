@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from diastole import __version__
@@ -9,7 +11,8 @@ from diastole.serve import metrics
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import shutting_down
-from diastole.serve.interface import TextService
+from diastole.serve.hello import SOUND
+from diastole.serve.interface import LiveService, TextService
 
 VECTORS = "mean of the language model's final hidden states, of length 1; not trained to compare sentences"
 
@@ -52,8 +55,42 @@ class ModelCard(msgspec.Struct, tag_field="object", tag="model"):
         return cls(name, service.created, service.name, service.context, Vectors(service.width), text)
 
 
+class LiveModelCard(msgspec.Struct, tag_field="object", tag="live_model"):
+    """One name that live streams may use; ``root`` is the service behind it."""
+
+    id: str
+    created: int
+    root: str
+    rate: float  # samples a second
+    channels: list[str]
+    unit_ms: float  # of what it takes in at a time
+    quantity: str
+    events: list[str]
+    options: dict[str, Any]  # with their defaults
+    architecture: Architecture
+    owned_by: str = "diastole"
+
+    @classmethod
+    def of(cls, name: str, service: LiveService) -> LiveModelCard:
+        """The card of a service under one of its names."""
+        card = service.card
+        modality = "audio" if card.quantity == SOUND else "signal"
+        return cls(
+            name,
+            service.created,
+            service.name,
+            card.rate,
+            card.channels,
+            round(1000 * card.hop / card.rate, 3),
+            card.quantity,
+            card.kinds,
+            card.options,
+            Architecture([modality], ["events"]),
+        )
+
+
 class ModelList(msgspec.Struct, tag_field="object", tag="list"):
-    data: list[ModelCard]
+    data: list[ModelCard | LiveModelCard]
 
 
 async def health(face: Face, exchange: Exchange) -> None:
@@ -79,7 +116,8 @@ async def version(face: Face, exchange: Exchange) -> None:
 async def models(face: Face, exchange: Exchange) -> None:
     """Every name that requests may use."""
     face.check_ready()
-    cards = [ModelCard.of(name, service) for name, service in face.backend.services.items()]
+    cards: list[ModelCard | LiveModelCard] = [ModelCard.of(*item) for item in face.backend.services.items()]
+    cards += [LiveModelCard.of(*item) for item in face.backend.live.items()]
     await exchange.reply_json(200, ModelList(cards))
 
 
@@ -91,6 +129,9 @@ async def model(face: Face, exchange: Exchange) -> None:
     """
     face.check_ready()
     name = exchange.scope["path_params"]["id"]
+    if name in face.backend.live:
+        await exchange.reply_json(200, LiveModelCard.of(name, face.live(name)))
+        return
     await exchange.reply_json(200, ModelCard.of(name, face.service(name)))
 
 

@@ -41,6 +41,11 @@ class CellPool:
             array[cell] = 0
         return Lease(self, [cell], 0)
 
+    def clear(self, lease: Lease) -> None:
+        """Begin anew: zero."""
+        for array in self.arrays.values():
+            array[lease.places[0]] = 0
+
     def grow(self, lease: Lease, units: int) -> bool:
         lease.units = max(lease.units, units)  # a cell holds any number of units
         return True

@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
+from diastole.heads.exits import Heads
+from diastole.heads.rounds import Notes, counted, measured, right, thresholds, tokens_per_cost
 from diastole.nn.decoder import Decoder
-from diastole.nn.exits import Heads
 from diastole.nn.inside import NOBODY, Inside
 from diastole.sample import Chosen
 from diastole.slots import Facts, KVStore
 from diastole.slots_drafts import Span
-from diastole.spec.exits import Notes, counted, measured, right, thresholds, tokens_per_cost
 from diastole.spec.guesser import Guesser
 from diastole.state.lease import Lease, Pool
 from diastole.state.pages import PAGE, PagePool

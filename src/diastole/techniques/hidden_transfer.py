@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from diastole.heads.transfer import Transfer
 from diastole.nn.decoder import Decoder
-from diastole.nn.transfer import Transfer
 from diastole.sample import Chosen
 from diastole.slots import Facts
 from diastole.spec.crossed import likeliest, tree

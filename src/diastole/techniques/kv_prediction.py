@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from diastole import registry
+from diastole.heads.kv_maps import KVMaps
 from diastole.nn.decoder import Decoder
-from diastole.nn.kv_maps import KVMaps
 from diastole.nn.linear import Loader
 from diastole.nn.tokens import difference
 from diastole.slots import Facts, KVStore

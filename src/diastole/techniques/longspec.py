@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.nn.glide import Glide, Pages, Seen
+from diastole.heads.glide import Glide, Pages, Seen
 from diastole.slots import Facts, KVStore
 from diastole.slots_drafts import Halt, Span
 from diastole.spec.guesser import Guesser

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diastole.nn.acceptance import AcceptanceHead
+from diastole.heads.acceptance import AcceptanceHead
 from diastole.slots import Facts
 from diastole.types import Array, Stream, UserError
 from diastole.weights.calibration import find

@@ -14,7 +14,8 @@ export function setKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+export const apiKey = () => sessionStorage.getItem(KEY);
+export const hasKey = () => apiKey() !== null;
 
 /** Where programs find the API. */
 export const base = () => new URL("v1", document.baseURI.split("#")[0]).href;
@@ -49,9 +50,14 @@ async function words(response) {
 export const getJson = async (path) => (await call(path)).json();
 export const getText = async (path) => (await call(path)).text();
 
-/** The ids of all models. */
+/** The ids of all models of texts. */
 export async function models() {
-  return (await getJson("v1/models")).data.map((card) => card.id);
+  return (await getJson("v1/models")).data.filter((card) => card.object === "model").map((card) => card.id);
+}
+
+/** The cards of all models of live input. */
+export async function liveModels() {
+  return (await getJson("v1/models")).data.filter((card) => card.object === "live_model");
 }
 
 /** The events of a chat completion, as parsed chunks. Aborting the signal ends it with an AbortError. */

@@ -3,16 +3,19 @@ import { models, setKey } from "./api.js";
 import { Chat } from "./chat.js";
 import { $, announce, h } from "./dom.js";
 import { EngineView } from "./engine.js";
+import { LiveView } from "./live.js";
 import * as snippets from "./snippets.js";
 import { keep, load } from "./store.js";
 
-const VIEWS = ["chat", "engine", "try"];
+const VIEWS = ["chat", "live", "engine", "try"];
+const TITLES = { chat: "Diastole", live: "Live · Diastole", engine: "Engine · Diastole", try: "Try it · Diastole" };
 const AGAIN_MS = 2000; // until the models are asked for once more
 
 const picker = $("model");
 const model = () => (picker.disabled ? null : picker.value);
 const chat = new Chat(model);
 const engine = new EngineView(model);
+const live = new LiveView();
 
 function view() {
   const name = location.hash.slice(1);
@@ -28,8 +31,9 @@ function show() {
     if (link.dataset.view === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = { chat: "Diastole", engine: "Engine · Diastole", try: "Try it · Diastole" }[name];
+  document.title = TITLES[name];
   engine.show(name === "engine");
+  live.show(name === "live");
   if (name === "chat") chat.follow(true);
 }
 
@@ -44,6 +48,7 @@ async function askModels() {
   clearTimeout(asking);
   try {
     const names = await models();
+    if (!names.length) throw Object.assign(new Error("no model of texts"), { status: 200 });
     const kept = load("model", null);
     picker.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
     picker.value = names.includes(kept) ? kept : names[0];
@@ -51,7 +56,8 @@ async function askModels() {
   } catch (error) {
     picker.replaceChildren(h("option", {}, error.status === 503 ? "loading …" : "no model"));
     picker.disabled = true;
-    if (error.status !== 401) asking = setTimeout(askModels, AGAIN_MS);
+    if (error.status === 200 && !location.hash) location.hash = "#live"; // all that is served is live
+    if (error.status !== 401 && error.status !== 200) asking = setTimeout(askModels, AGAIN_MS);
   }
   snippet();
 }

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from diastole.heads.exits import Heads
 from diastole.nn.decoder import Decoder
-from diastole.nn.exits import Heads
 from diastole.slots import KVStore
 from diastole.types import Array, Batch
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diastole.heads.glide import quantized
 from diastole.nn.arena import Arena
 from diastole.nn.decoder import Block, Decoder
-from diastole.nn.glide import quantized
 from diastole.nn.inside import NOBODY
 from diastole.nn.linear import Linear
 from diastole.types import Array, Batch, PagedSpec

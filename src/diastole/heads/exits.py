@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from diastole.heads.glide import quantized
 from diastole.nn.arena import Arena
 from diastole.nn.decoder import Decoder
-from diastole.nn.glide import quantized
 from diastole.nn.linear import Linear
 from diastole.nn.norm import RMSNorm
 from diastole.types import Array

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diastole.heads.glide import quantized
 from diastole.nn.arena import Arena
 from diastole.nn.attention import Attention
 from diastole.nn.decoder import Block, Decoder
-from diastole.nn.glide import quantized
 from diastole.nn.linear import Linear
 from diastole.types import Array, Batch
 

@@ -1,0 +1,172 @@
+"""``diastole stream``: a recording, a microphone or sensors through a model of live input."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json as jsonlib
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diastole.types import UserError
+
+if TYPE_CHECKING:
+    from diastole.cli.monitor import Monitor
+    from diastole.signals.source import Source
+    from diastole.types import Array
+
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def stream(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="a model of live input, e.g. [bold]phasenet[/]")],
+    source: Annotated[
+        str, typer.Argument(help="a file (sound, MiniSEED, EDF, .npy), mic, lsl:NAME or seedlink:HOST/NET.STA")
+    ],
+    url: Annotated[str, typer.Option(help="a server's; else the model runs here")] = "",
+    api_key: Annotated[str, typer.Option(help="for that server", envvar="DIASTOLE_API_KEY")] = "",
+    rate: Annotated[float, typer.Option(min=0, help="samples a second of .npy and .csv")] = 0.0,
+    channels: Annotated[str, typer.Option(help="names of the source's channels, with commas between")] = "",
+    realtime: Annotated[bool, typer.Option("--realtime", help="play a file at its own pace")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print events as JSON lines")] = False,
+) -> None:
+    """Stream a signal through a model and watch what it finds.
+
+    A model's own options are given as flags: --threshold-p 0.3, --latency-ms 80, --align running. In a terminal a live
+    view shows the signal, the latest events and whether deadlines are kept; otherwise events are printed line by line.
+    """
+    from diastole.cli.monitor import Monitor
+
+    options = model_options(context.args)
+    opened = _source(source, rate, channels)
+    monitor = Monitor(model, source, opened.about, plain=json or not sys.stdout.isatty(), as_json=json)
+    try:
+        asyncio.run(_run(model, opened, options, url, api_key, realtime, monitor))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        opened.close()
+        monitor.close()
+
+
+def model_options(args: list[str]) -> dict[str, Any]:
+    """A model's options from flags that only it knows.
+
+    Raises:
+        UserError: something is no flag with a value.
+    """
+    found: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        flag = rest.pop(0)
+        name, equals, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--") or not name:
+            raise UserError(f"{flag!r:.60} is not understood: a model's options are --name value", param="options")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "True"
+        try:
+            found[name.replace("-", "_")] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+        except (ValueError, SyntaxError):
+            found[name.replace("-", "_")] = value
+    return found
+
+
+def _source(name: str, rate: float, channels: str) -> Source:
+    from diastole.signals.source import About, Recorded, numbers, source
+
+    names = tuple(c.strip() for c in channels.split(",") if c.strip())
+    path = Path(name).expanduser()
+    if rate and path.suffix.lower() in {".npy", ".csv", ".txt"}:
+        return numbers(path, rate, names)
+    found = source(name)
+    if names and isinstance(found, Recorded):
+        if len(names) != found.x.shape[1]:
+            raise UserError(f"{name} has {found.x.shape[1]} channels, and {len(names)} are named", param="channels")
+        return Recorded(found.x, About(found.about.rate, names, found.about.start))
+    return found
+
+
+async def _run(
+    model: str, source: Source, options: Mapping[str, Any], url: str, api_key: str, realtime: bool, monitor: Monitor
+) -> None:
+    about = source.about
+    pieces = _paced(source, realtime and not about.live, monitor)
+    names: list[str] | int = list(about.channels)
+    if url:
+        from diastole.client import stream as remote
+
+        events = remote(
+            url, model, pieces, rate=about.rate, channels=names, options=options, api_key=api_key, chunks=True,
+            resample=True,
+        )  # fmt: skip
+    else:
+        events = _here(model, pieces, about.rate, names, options)
+    async for event in events:
+        monitor.show(event)
+
+
+async def _paced(source: Source, realtime: bool, monitor: Monitor) -> AsyncIterator[Array]:
+    """Pieces of a source, which may block; a file's at its own pace if wished. What is missing is zero."""
+    import numpy as np
+
+    loop = asyncio.get_running_loop()
+    began, sent = loop.time(), 0
+    iterator = iter(source)
+    while (piece := await asyncio.to_thread(next, iterator, None)) is not None:
+        x = piece.x
+        if piece.first is not None and piece.first > sent:
+            x = np.concatenate([np.zeros((piece.first - sent, x.shape[1]), np.float32), x])
+        sent += len(x)
+        if realtime:
+            await asyncio.sleep(max(began + sent / source.about.rate - loop.time(), 0))
+        monitor.hear(x)
+        yield x
+
+
+async def _here(
+    model: str, pieces: AsyncIterator[Array], rate: float, channels: list[str] | int, options: Mapping[str, Any]
+) -> AsyncIterator[dict[str, Any]]:
+    """The same events as a server's, of a model in this process."""
+    from diastole.config import Config, EngineConfig, ServiceConfig
+    from diastole.frontend.backend import Backend
+    from diastole.frontend.link import Thread
+    from diastole.serve.hello import Converter, Hello
+    from diastole.serve.livesession import LiveSession
+
+    config = Config(engine=EngineConfig(), service={"": ServiceConfig(model=model, max_streams=1)})
+    backend = Backend(config, Thread)
+    await backend.start()
+    try:
+        if not backend.live:
+            raise UserError(f"{model} answers texts: use diastole chat or diastole generate", param="model")
+        service = next(iter(backend.live.values()))
+        hello = Hello(rate=rate, channels=channels, resample=True, options=dict(options), chunks=True)
+        session = LiveSession(service, hello.params(), Converter(hello, service.card), True)
+        await session.opened()
+        feeding = asyncio.create_task(_feed(session, pieces))
+        try:
+            async for event in session.follow(0):
+                found = jsonlib.loads(event)
+                if found["type"] == "error" and found.get("fatal"):
+                    raise UserError(found["message"], param=found.get("param"), code=found.get("code"))
+                yield found
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+            await session.close()
+    finally:
+        await backend.stop(0)
+
+
+async def _feed(session: Any, pieces: AsyncIterator[Array]) -> None:
+    import numpy as np
+
+    async for x in pieces:
+        await session.room()
+        session.feed(np.ascontiguousarray(x, "<f4").tobytes())
+    session.end()

