@@ -311,12 +311,20 @@ class EngineHost:
 def beat_of(event: Event) -> wire.Beat:
     """What a model of live input found, in the form that travels."""
     data: Read = event.data
-    readings = [(r.kind, r.start, r.end, {k: _plain(v) for k, v in r.data.items()}) for r in data.readings]
-    return wire.Beat(event.id, data.start, data.end, data.latency, data.met, readings, *data.counts, event.final)
+    readings = [(r.kind, float(r.start), float(r.end), _plain(dict(r.data))) for r in data.readings]
+    start, end, (lost, late, overrun) = float(data.start), float(data.end), map(int, data.counts)
+    return wire.Beat(
+        event.id, start, end, data.latency, data.met, readings, lost=lost, late=late, overrun=overrun, final=event.final
+    )
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    """Without anything of numpy's."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def spoken_of(event: Event, guesses: Mapping[tuple[str, int], Guesses]) -> wire.Spoken:

@@ -240,7 +240,7 @@ class LiveFrames:
             readings, live.said = [*live.said, *found], []
             if stream.finished:
                 self.close(stream)
-            met = now <= taken.due + LATE
+            met = bool(now <= taken.due + LATE)
             data = Read(taken.start / rate, end / rate, now - taken.came, met, readings, live.intake.counts)
             events.append(Event(stream.req.id, 0, data, stream.finished, now, units=n))
         return Outcome(events, [])

@@ -310,7 +310,7 @@ class CacheAwareConformer:
         found, frame = [], self.frame_ms / 1000
         for end, row in zip(ends, rows, strict=True):
             said = [self.symbols[s] for s in row if s >= 0]
-            record.hear(said, end / RATE, frame)
+            record.hear(said, float(end) / RATE, frame)
             if END in row:
                 found += record.final()
         if record.fresh and not last:
