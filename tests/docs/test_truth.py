@@ -6,12 +6,14 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from diastole import registry
 from diastole.cli.main import app, register
 from diastole.config import settings
 from diastole.serve.openai import NEUTRAL, TEMPLATES, ChatRequest, CompletionRequest
@@ -46,6 +48,13 @@ def test_variables_that_are_no_settings_are_read() -> None:
     assert {v for v in NO_SETTINGS if f'environ.get("{v}")' in sources} == NO_SETTINGS
 
 
+def model_flags() -> set[str]:
+    """Options of models of live input, as flags."""
+    modules = [registry.architecture(info.name) for info in registry.models()]
+    options = [module.Options for module in modules if hasattr(module, "live") and hasattr(module, "Options")]
+    return {"--" + f.name.replace("_", "-") for o in options for f in fields(o)}
+
+
 def commands() -> dict[str, set[str]]:
     """Every command with its options."""
     register()
@@ -54,6 +63,8 @@ def commands() -> dict[str, set[str]]:
     todo = list(group.commands.items())
     for name, command in todo:
         found[name] = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+        if command.ignore_unknown_options:
+            found[name] |= model_flags()
         todo += [(f"{name} {sub}", inner) for sub, inner in getattr(command, "commands", {}).items()]
     return found
 

@@ -15,12 +15,22 @@ def live(
     prompt: Annotated[int, typer.Option(min=64, help="tokens of the prompts that keep coming")] = 6000,
     seconds: Annotated[float, typer.Option(min=2.0, help="of each measurement")] = 60.0,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
+    live_models: Annotated[
+        str, typer.Option("--live", help="models of live input, with commas between, instead of the synthetic one")
+    ] = "",
+    load: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="with --live: share of the time that the language model is busy")
+    ] = 0.7,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Live frames beside long prompts: how many are answered within 80 ms, and what the language model loses.
 
-    The live service is synthetic: made-up matrices of the size of a small speech model.
+    The live service is synthetic: made-up matrices of the size of a small speech model. With --live, streams of real
+    models are dealt out to these, and each chunk is owed its answer before the next one is whole.
     """
+    if live_models:
+        _mixed(model, live_models.split(","), streams, prompt, seconds, load, threads, json)
+        return
     from random import Random
 
     import numpy as np
@@ -53,3 +63,62 @@ def live(
         f"{beside.frames / beside.seconds:.1%} of the time; {found.throughput:.2f} of alone in the rest"
     )
     print(f"this thread was kept from its processor for {beside.held_up:.2f} s of {beside.seconds:.0f}")
+
+
+def _mixed(
+    model: str, names: list[str], streams: int, prompt: int, seconds: float, load: float, threads: int, json: bool
+) -> None:
+    """Streams of real models: by least slack, and a fifth as long first come, first served."""
+    from random import Random
+
+    import numpy as np
+    from rich.console import Console
+    from threadpoolctl import threadpool_limits
+
+    from diastole import registry
+    from diastole.bench import livemix
+    from diastole.bench.longtext import Corpus
+    from diastole.bench.streaming import opened
+    from diastole.engine.dispatch import FirstCome
+    from diastole.kernels.table import load as load_ops
+    from diastole.llm import LLM
+    from diastole.slots import Facts
+
+    console = Console(stderr=True)
+    found = {}
+    with console.status("loading") as status, LLM(model, threads=threads, max_streams=16, prefix_cache=False) as llm:
+        ids = Corpus.of(llm.voice.tokenizer).cut(min(prompt, llm.context - 100), Random(0))
+        models = {name: opened(name, load_ops(threads or None)) for name in names}
+        engine = llm.engine
+        livemix.add(engine, models, streams)
+        with threadpool_limits(1):
+
+            def go(what: str, seconds: float) -> livemix.Mixed:
+                tell = lambda done: status.update(f"{what}: {done:.0f} s")  # noqa: E731
+                return livemix.run(engine, llm.name, ids, models, streams, seconds, load, tell)
+
+            go("warming up", min(40.0, seconds))  # windows fill, costs are learned
+            found["least slack"] = go("least slack", seconds)
+            text, fair = engine.service(llm.name), engine.dispatch
+            composer = text.compose
+            text.compose = registry.build(["orca"], {}, Facts(frozenset())).compose
+            engine.dispatch = FirstCome()
+            found["first come, first served"] = go("first come", seconds / 5)
+            text.compose, engine.dispatch = composer, fair
+    if json:
+        print(jsonlib.dumps({what: {**asdict(run), "share": run.share} for what, run in found.items()}))
+        return
+    for what, run in found.items():
+        print(
+            f"{what}: {run.share:.3%} of all chunks in time; the language model was busy {run.busy / run.seconds:.0%}"
+        )
+        for name, kept in run.models.items():
+            ms = 1e3 * np.array(kept.latencies or [np.nan])
+            print(
+                f"  {name}: {kept.share:.3%} of {kept.chunks} chunks of {kept.streams} streams within "
+                f"{1e3 * kept.period:.0f} ms; p50 {np.median(ms):.1f} ms, p99 {np.percentile(ms, 99):.1f} ms, "
+                f"worst {ms.max():.1f} ms"
+            )
+        print(
+            f"  {run.tokens / run.seconds:,.0f} tokens/s; this thread was kept from its processor {run.held_up:.2f} s"
+        )

@@ -67,8 +67,8 @@ class Monitor:
         """Something that was found."""
         kind = event["type"]
         if kind == "chunk":
-            self._chunks += 1
-            self._met += bool(event["deadline_met"])
+            self._chunks += event["chunks"]
+            self._met += event["chunks"] - event["late_chunks"]
             self._latencies.append(event["latency_ms"])
             self._end = event["end"]
         if self._as_json:

@@ -314,7 +314,7 @@ def beat_of(event: Event) -> wire.Beat:
     readings = [(r.kind, float(r.start), float(r.end), _plain(dict(r.data))) for r in data.readings]
     start, end, (lost, late, overrun) = float(data.start), float(data.end), map(int, data.counts)
     return wire.Beat(
-        event.id, start, end, data.latency, data.met, readings, lost=lost, late=late, overrun=overrun, final=event.final
+        event.id, start, end, float(data.latency), data.chunks, data.missed, readings, lost, late, overrun, event.final
     )
 
 

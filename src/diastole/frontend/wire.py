@@ -210,13 +210,15 @@ class Opened(msgspec.Struct, tag="opened"):
 
 
 class Beat(msgspec.Struct, tag="beat"):
-    """What was found in a chunk of a live stream: kind, start, end and values of each reading."""
+    """What was found in a chunk of a live stream, or in several together: kind, start, end and values of each
+    reading."""
 
     id: str
     start: float  # seconds of the stream
     end: float
-    latency: float  # seconds from when its last sample was there
-    met: bool  # in time
+    latency: float  # seconds from when the last sample of the first was there
+    chunks: int
+    missed: int  # of them, those whose time was over
     readings: list[tuple[str, float, float, dict[str, Any]]]
     lost: int = 0  # samples so far: see ``live.Counts``
     late: int = 0

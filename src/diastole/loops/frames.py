@@ -24,12 +24,13 @@ _NO_TABLE = np.empty((0, 0), np.int32)
 
 
 class Read(NamedTuple):
-    """What an event of this loop carries: the readings of a chunk."""
+    """What an event of this loop carries: the readings of a chunk, or of several that ran together."""
 
     start: float  # seconds of the stream
     end: float
-    latency: float  # seconds from when the chunk's last sample was there
-    met: bool  # in time
+    latency: float  # seconds from when the first chunk's last sample was there
+    chunks: int
+    missed: int  # of them, those whose time was over
     readings: Sequence[Reading]
     counts: Counts
 
@@ -52,8 +53,8 @@ class Taken(NamedTuple):
     grant: Grant
     start: int  # its first sample
     data: Array  # (n, C)
-    came: float  # when its last sample had
-    due: float
+    came: float  # when its first chunk was whole
+    due: Sequence[float]  # of each of its chunks
 
 
 class Rows(NamedTuple):
@@ -176,8 +177,9 @@ class LiveFrames:
             if n < stream.left:  # whole chunks, unless fewer units are all that will come before a gap
                 n = n // live.chunk * live.chunk or n
             self._begin(stream)
-            due = live.intake.ready(n) + live.gap
-            start, came = live.intake.at(stream.done), live.intake.whole(n)
+            ends = [*range(live.chunk, n, live.chunk), n]
+            due = [live.intake.ready(end) + live.gap for end in ends]
+            start, came = live.intake.at(stream.done), live.intake.whole(ends[0])
             taken.append(Taken(Grant(stream, n), start, live.intake.leave(n), came, due))
         rows = [self.rows(t) for t in taken]
         starts = np.zeros(len(taken) + 1, np.int32)
@@ -240,7 +242,8 @@ class LiveFrames:
             readings, live.said = [*live.said, *found], []
             if stream.finished:
                 self.close(stream)
-            met = bool(now <= taken.due + LATE)
-            data = Read(taken.start / rate, end / rate, now - taken.came, met, readings, live.intake.counts)
+            missed = sum(now > due + LATE for due in taken.due)
+            times = taken.start / rate, end / rate, now - taken.came
+            data = Read(*times, len(taken.due), missed, readings, live.intake.counts)
             events.append(Event(stream.req.id, 0, data, stream.finished, now, units=n))
         return Outcome(events, [])

@@ -224,7 +224,7 @@ class Options:
     """What a stream may ask for."""
 
     latency_ms: int = -1  # how far it looks ahead at most; -1: the model's default
-    decoder: str = "rnnt"  # or ctc
+    decoder: str = "ctc"  # or rnnt
     endpoint_ms: int = 800  # of nothing said end an utterance; 0: only the input's end does
 
     def __post_init__(self) -> None:

@@ -152,14 +152,21 @@ class LiveSession:
 
     def _hear(self, beat: wire.Beat) -> None:
         self._answered = max(self._answered, beat.end)
-        self._found += 1
-        self._late += not beat.met
+        self._found += beat.chunks
+        self._late += beat.missed
         self._latencies.append(beat.latency)
-        told = {"latency_ms": round(1000 * beat.latency, 3), "deadline_met": beat.met}
+        told = {"latency_ms": round(1000 * beat.latency, 3), "deadline_met": beat.missed == 0}
         for kind, start, end, values in beat.readings:
             self._tell(kind, start=round(start, 6), end=round(end, 6), **told, **values)
         if self.chunks:
-            self._tell("chunk", start=round(beat.start, 6), end=round(beat.end, 6), **told)
+            self._tell(
+                "chunk",
+                start=round(beat.start, 6),
+                end=round(beat.end, 6),
+                chunks=beat.chunks,
+                late_chunks=beat.missed,
+                **told,
+            )
         if beat.final:
             ordered = sorted(self._latencies)
             self._tell(

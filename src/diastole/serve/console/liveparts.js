@@ -135,8 +135,8 @@ export class Meter {
   }
 
   count(event) {
-    this.chunks++;
-    this.met += event.deadline_met ? 1 : 0;
+    this.chunks += event.chunks;
+    this.met += event.chunks - event.late_chunks;
     this.latencies.push(event.latency_ms);
     if (this.latencies.length > 1000) this.latencies.shift();
     const share = this.met / this.chunks;
