@@ -39,8 +39,14 @@ class Noise:
     records: Sequence[Array]
 
     def draw(self, rng: np.random.Generator, n: int) -> Array:
-        """(n, 3): of one record, deviation 1 together."""
-        weights = np.sqrt([len(r) for r in self.records])
+        """(n, 3): of one record that is long enough, deviation 1 together.
+
+        Raises:
+            UserError: none is.
+        """
+        weights = np.sqrt([len(r) if len(r) > n else 0 for r in self.records])
+        if not weights.any():
+            raise UserError(f"no recording of noise has {n} samples", param="data")
         record = self.records[rng.choice(len(self.records), p=weights / weights.sum())]
         out = np.empty((n, 3), np.float32)
         for channel in range(3):

@@ -210,6 +210,11 @@ for _station in ("MBBE", "MBGA", "MBGB", "MBGE", "MBGH"):
     RECORDS[f"Montserrat {_station} 1997, 49 s"] = partial(_record, [MONTSERRAT], _station)
 KNOWN = {"BW.RJOB 2009, 30 s": {"P": 4.70, "S": 6.18}, "BW.RJOB 2005, 60 s": {"P": 30.635, "S": 31.165}}  # seconds
 
+WHY = (
+    "the reference is an automatic picker's, AR-AIC; the net marks 5.65 s, where the horizontals' mean amplitude goes "
+    "from 400 to 990 counts within 0.1 s"
+)
+
 
 def _real(study: Study, model: LiveModel) -> None:
     rows = []
@@ -220,7 +225,8 @@ def _real(study: Study, model: LiveModel) -> None:
         for phase, meant in KNOWN.get(name, {}).items():
             near = min((abs(at - meant) for p, at, _ in found if p == phase), default=float("inf"))
             must = at_most(0.2 if phase == "P" else 0.3)
-            study.check(f"{name}: {phase} off its reference", near, must, unit="s")
+            why = WHY if (name, phase) == ("BW.RJOB 2009, 30 s", "S") else ""
+            study.check(f"{name}: {phase} off its reference", near, must, unit="s", why=why)
     study.table("real records, streamed", ("record", "picks, seconds", "reference"), rows)
 
 
@@ -246,7 +252,7 @@ def _streams(study: Study, model: Any, module: Any) -> None:
     rng = np.random.default_rng((study.seed, 2))
     _, quiet = quakes.noise()
     records = [read() for read in RECORDS.values()]
-    records += [quakes.record(rng, quiet, 3 if study.quick else 40).x]
+    records += [quakes.record(rng, quiet, 3 if study.quick else 12).x for _ in range(1 if study.quick else 5)]
     again = all_of_them = 0
     delays = []
     with study.progress("streams beside archives", len(records)) as step:
