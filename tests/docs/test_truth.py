@@ -63,7 +63,7 @@ def commands() -> dict[str, set[str]]:
     todo = list(group.commands.items())
     for name, command in todo:
         found[name] = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
-        if command.ignore_unknown_options:
+        if (command.context_settings or {}).get("ignore_unknown_options"):
             found[name] |= model_flags()
         todo += [(f"{name} {sub}", inner) for sub, inner in getattr(command, "commands", {}).items()]
     return found
