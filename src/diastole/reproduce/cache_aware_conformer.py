@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -145,22 +146,31 @@ def _hear(
     texts, delays = [], []
     for x, example in zip(frames, examples, strict=True):
         symbols = read(transducer, x, decoder)
-        text = text_of(model, symbols)
-        texts.append(text)
-        if text == example.text:  # then each word's last symbol can be told
-            delays += _delays(model, symbols, example, right)
+        texts.append(text_of(model, symbols))
+        delays += _delays(model, symbols, example, right)
     return Heard(texts, delays)
 
 
 def _delays(model: Any, symbols: Sequence[Sequence[int]], example: spoken.Example, right: int) -> list[float]:
+    """Of the words that are right, in order."""
+    words: list[str] = []
     ends: list[float] = []
     for frame, row in enumerate(symbols):
         told = (frame // (right + 1) + 1) * (right + 1) * FRAME / RATE  # its chunk is complete
         for symbol in row:
             if model.symbols[symbol].startswith(" ") or not ends:
+                words.append("")
                 ends.append(told)
+            words[-1] += model.symbols[symbol].strip()
             ends[-1] = told
-    return [told - end for told, (_, end) in zip(ends, example.spans, strict=False)]
+    found = []
+    for here, there, n in SequenceMatcher(a=words, b=example.text.split(), autojunk=False).get_matching_blocks():
+        found += [ends[here + i] - example.spans[there + i][1] for i in range(n)]
+    return found
+
+
+def _ms(values: Sequence[float], share: float) -> float | str:
+    return round(1000 * float(np.percentile(values, share))) if values else "none is right"
 
 
 def _errors(
@@ -168,23 +178,23 @@ def _errors(
 ) -> dict[tuple[int, str], float]:
     """Word error rates of every chunk size and reader."""
     meant = [e.text for e in examples]
-    found, rows = {}, []
+    found: dict[tuple[int, str], float] = {}
+    rows: list[tuple[float | str, ...]] = []
     with study.progress("error rates", len(rights)) as step:
         for right in sorted(rights):
             frames = [chunked(model, e.x, right) for e in examples]
             for decoder in ("ctc", "rnnt"):
                 heard = _hear(model, model.transducer, frames, examples, right, decoder)
                 found[right, decoder] = spoken.rate(heard.texts, meant)
-                late = 1000 * np.array(heard.delays or [np.nan])
                 rows.append(
                     (
                         model.frame_ms * right, decoder, round(100 * found[right, decoder], 2),
-                        round(float(np.median(late))), round(float(np.percentile(late, 90))),
+                        _ms(heard.delays, 50), _ms(heard.delays, 90),
                     )
                 )  # fmt: skip
             step()
     study.table(
-        f"word error rate of {len(examples)} recordings, and how long after a word's end it is complete",
+        f"word error rate of {len(examples)} recordings, and how long after its end a right word is complete",
         ("look-ahead ms", "reader", "WER %", "p50 ms", "p90 ms"),
         rows,
     )
