@@ -311,6 +311,47 @@ def test_hundreds_of_opens_and_closes_leak_nothing(model: Path) -> None:
     go(work)
 
 
+def test_pieces_sent_again_and_again_hold_nobody_up(model: Path) -> None:
+    """Ten minutes of the same second, numbered: no answer will come, and yet the stream goes on."""
+
+    async def work() -> None:
+        async with served(model) as at, at.open() as socket:
+            await hello(socket, indexed=True)
+            first = (0).to_bytes(8, "little") + X[:100].tobytes()
+            for _ in range(600):
+                await socket.send(first)
+            await socket.send((100).to_bytes(8, "little") + X[100:].tobytes())
+            await socket.send('{"type": "end"}')
+            events = await rest(socket)
+            assert labels(events) == expected(model, X)
+            assert events[-1]["late_samples"] == 599 * 100
+
+    go(work)
+
+
+def test_who_finds_no_room_is_told(model: Path) -> None:
+    async def work() -> None:
+        async with served(model) as at:
+            sockets = [await at.open() for _ in range(4)]
+            for socket in sockets:
+                assert (await hello(socket))["type"] == "ready"
+                await socket.send(X[:30].tobytes())
+            while await at.used() < 4:
+                await asyncio.sleep(0.01)
+            async with at.open() as one_more:
+                event = await hello(one_more)
+                assert (event["code"], event["fatal"]) == ("overloaded", True)
+                assert "4 live streams are open" in event["message"]
+            await sockets[0].send('{"type": "end"}')
+            await rest(sockets[0])
+            async with at.open() as again:
+                assert (await hello(again))["type"] == "ready"
+            for socket in sockets:
+                await socket.close()
+
+    go(work)
+
+
 def test_who_may_connect(model: Path) -> None:
     async def work() -> None:
         async with served(model, api_key=("secret",), cors_origins=("https://lab.example.org",)) as at:

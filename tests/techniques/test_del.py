@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from diastole.engine.service import Service
+from diastole.heads import rounds as spec
 from diastole.heads.exits import Heads
 from diastole.heads.glide import quantized
 from diastole.loops.ar import AutoRegressive
 from diastole.params import SamplingParams
 from diastole.recipes.own_text import Texts
 from diastole.sample import Chosen
-from diastole.spec import exits as spec
 from diastole.spec.pace import Unpaced
 from diastole.state.pages import PAGE
 from diastole.types import Array, Draft, Grant, Request, Stream, UserError

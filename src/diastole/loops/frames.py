@@ -94,6 +94,9 @@ class LiveFrames:
             raise UserError("this model answers live input: open a stream", param="model", code="live_model")
         params.check()
         self.model.options(params.options)
+        if not self.pool.free:  # a stream that waits would be late from its beginning
+            message = f"{self.pool.cells} live streams are open, as many as max_streams allows: try again later"
+            raise UserError(message, param="max_streams", code="overloaded")
 
     def preparation(self, request: Request) -> None:
         return None

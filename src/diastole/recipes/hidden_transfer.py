@@ -1,4 +1,4 @@
-"""Maps of hidden transfer, trained on the model's own text (see ``nn/transfer.py`` and the paper on training).
+"""Maps of hidden transfer, trained on the model's own text (see ``heads/transfer.py`` and the paper on training).
 
 A step takes one conversation, which the model reads with the kernels and weights that serve. At up to 64 places of the
 answer the maps make pseudo rows of the states that it has there; the layers above them, frozen and taken out of the

@@ -1,4 +1,4 @@
-"""LongSpec's draft block, trained on the model's own text (see ``nn/glide.py`` and the paper, sections 3.1 and 3.2).
+"""LongSpec's draft block, trained on the model's own text (see ``heads/glide.py`` and the paper, sections 3.1 and 3.2).
 
 Windows of up to 1,024 tokens teach positions of the whole context: the first few keep theirs, all others are moved by
 one random offset (anchor offset), in the target too. While it drafts, the target has not yet absorbed the last tokens;

@@ -98,7 +98,10 @@ class LiveSession:
             self._send(self.converter.rest(), None, last=True)
 
     def _send(self, x: Array, first: int | None, last: bool) -> None:
-        self._fed += len(x) / self.service.card.rate
+        rate = self.service.card.rate
+        more = self._fed + len(x) / rate
+        # Of a numbered piece only what lies ahead counts: answers tell how far the stream is, not how much came.
+        self._fed = more if first is None else max(self._fed, min(more, (first + len(x)) / rate))
         self.service.feed(self.id, x.tobytes(), first, last)
 
     async def room(self) -> None:
@@ -135,6 +138,7 @@ class LiveSession:
                 if isinstance(found, wire.Opened):
                     self._open.set_result(None)
                 elif isinstance(found, wire.Unfed):
+                    self._fed = self._answered  # nobody will answer it
                     self.tell_error(UserError(found.message, param=found.param, code=found.code))
                 else:
                     self._hear(found)
