@@ -1,4 +1,4 @@
-"""Maps of kv-prediction in closed form: some of a model's own layers tell the keys and values of all (heads/kv_maps.py).
+"""Maps of kv-prediction in closed form: some of a model's own layers tell the keys and values of all (heads.kv_maps).
 
 Both the model and the auxiliary, its layers alone, read the same text with the kernels and weights that serve. For each
 layer the map is the ridge regression of the model's keys on the auxiliary's, and of its values likewise:

@@ -2,7 +2,7 @@
 
 Wu, Liu, Gong, Wang, Li, Wang, Cai, Zhao: "Parallel Decoding via Hidden Transfer for Lossless Large Language Model
 Acceleration", 2024, arXiv 2404.12022. Learned linear maps turn a row's state after some layers into states of the
-positions behind it, which the layers above refine (``heads/transfer.py``); what they tell becomes a tree of guesses that
+positions behind it, which the layers above refine (``heads.transfer``); what they tell becomes a tree of guesses that
 the next step checks. Needs trained maps (``diastole train hidden-transfer``) and pages that hold all keys and values.
 
 Nobody knows beforehand which guess will be right, so every row of a draft makes pseudo rows; streams that nobody asks

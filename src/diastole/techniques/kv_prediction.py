@@ -2,7 +2,7 @@
 
 Horton, Cao, Sun, Jin, Mehta, Rastegari, Nabi: "KV Prediction for Improved Time to First Token", 2024, arXiv 2410.08391.
 The first answer comes sooner, and answers are worse, so only requests with ``allow_approximate_prefill`` are read so.
-From the prompt's last token on the model itself runs. Needs maps (``diastole train kv-prediction``, ``heads/kv_maps.py``).
+From the prompt's last token on the model itself runs. Needs maps: ``diastole train kv-prediction``.
 
     position   0 .. exact - 1    exact .. N - 2    N - 1, answer
     auxiliary  reads             reads             -
