@@ -168,7 +168,7 @@ def test_crowds_and_aborts_leave_each_stream_its_own_state() -> None:
 
 @pytest.mark.parametrize(
     "chunk",
-    [np.zeros((2, 3)), np.zeros(8), np.full((1, FEATURES), math.nan), np.zeros((70_000, FEATURES))],
+    [np.zeros((2, 3)), np.zeros(9), np.full((1, FEATURES), math.nan), np.zeros((70_000, FEATURES))],
     ids=lambda c: str(c.shape),
 )
 def test_wrong_chunks_are_refused_and_the_stream_lives_on(chunk: Array) -> None:

@@ -166,7 +166,7 @@ def test_alignment_makes_the_mean_covariance_one() -> None:
     np.testing.assert_allclose(found, np.eye(5), atol=1e-4)
 
 
-@pytest.mark.parametrize("branch", ["both", "spatial"])
+@pytest.mark.parametrize("branch", ["both", "temporal"])
 def test_a_classifier_learns_what_there_is(branch: dbconformer.Branch) -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(2, size=64)

@@ -31,6 +31,8 @@ STAMPS = {
     "reproduce/harness.py": "when a result was measured",
     "serve/embeddings.py": "when an answer was made",
     "serve/generate.py": "when an answer was made",
+    "serve/livesession.py": "when an event was told",
+    "serve/streams.py": "when an error was told",
     "serve/tracing.py": "when a span ended; how long it took is measured elsewhere",
 }
 WALL = {"time", "time_ns", "localtime", "gmtime", "ctime", "strftime", "now", "utcnow", "today"}

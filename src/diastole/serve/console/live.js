@@ -30,7 +30,7 @@ export class LiveView {
     this.stop = button("Stop", () => this.end());
     this.status = h("p", { class: "trouble", role: "status", hidden: true });
     this.about = h("p", { class: "hint" });
-    this.empty = h("p", { class: "empty" }, "Choose a signal. It plays at its own pace.");
+    this.empty = h("p", { class: "hint" }, "Choose a signal. It plays at its own pace.");
     this.partial = h("p", { class: "partial", "aria-live": "off" });
     const card = (name, ...inner) => h("section", { class: "card", "aria-label": name }, h("h2", {}, name), ...inner);
     const title = h("div", { class: "title" }, h("h1", {}, "Live"), this.pick, this.mic, this.open, this.test, this.stop);
@@ -45,7 +45,7 @@ export class LiveView {
       card("Deadlines", this.meter.element),
       card("Found", this.readings.element),
     );
-    this.none = h("p", { class: "empty" }, "No model of live input is served here. Try: diastole serve phasenet");
+    this.none = h("p", { class: "hint" }, "No model of live input is served here. Try: diastole serve phasenet");
     $("live").replaceChildren(h("div", { class: "page wide" }, h("h1", {}, "Live"), this.none));
   }
 
