@@ -138,7 +138,7 @@ def test_a_batch_is_normalised_and_dead_channels_are_no_numbers_that_are_none() 
     assert (deviations == 0).any()
 
 
-def test_a_picker_is_trained_in_two_goes_as_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picker_is_trained_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quakes, "noise", lambda: (quiet(), quiet()))
     plan = phasenet.Plan(steps=2, batch=2)
     phasenet.train(plan, tmp_path / "whole")

@@ -20,7 +20,6 @@ PIECE = 0.1  # seconds of a piece of a file
 
 SOUND = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".w64", ".opus"})
 BRAIN = frozenset({".edf", ".bdf", ".fif", ".gdf", ".vhdr", ".set"})
-GROUND = frozenset({".mseed", ".miniseed", ".sac", ".gse", ".gse2", ".seed", ".evt", ".win"})
 
 
 class About(NamedTuple):
