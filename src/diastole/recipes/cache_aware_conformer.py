@@ -2,7 +2,7 @@
 
 Data: ``spoken``: real prompts and letters, and voices of free synthesisers, strung together at random with noise. Each
 batch is trained with one chunk size, drawn with equal chances; the loss is the transducer's plus 0.3 of CTC's. A first
-phase learns which symbol each frame says. The checkpoint that comes along had 2,000 steps, 22 minutes beside other work.
+phase learns which symbol each frame says. The checkpoint that comes along had 2,000 steps, 22 minutes beside others.
 """
 
 from __future__ import annotations
