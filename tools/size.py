@@ -29,6 +29,7 @@ FLOORS = {
     "models": ("models",),
     "techniques": ("techniques", "heads"),
     "6": (
+        "chat",
         "frontend",
         "cluster",
         "serve",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diastole.chat.tools import HERMES, Format
 from diastole.config import ServerConfig
 from diastole.engine.trace import ServiceView, StreamView, Trace, View
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
@@ -23,7 +24,6 @@ from diastole.loops.prompt import check_prompt
 from diastole.metrics import Meter
 from diastole.params import PoolParams, SamplingParams
 from diastole.serve.run import Server, serve
-from diastole.text.tools import HERMES, Format
 from diastole.types import SLO, Array, UserError
 
 BOS, EOS, VOCAB = 256, 257, 258

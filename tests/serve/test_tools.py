@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 
+from diastole.chat.tools import LLAMA, MISTRAL, Format
 from diastole.params import Grammar
-from diastole.text.tools import LLAMA, MISTRAL, Format
 from diastole.types import UserError
 from serve.fakes import Running
 

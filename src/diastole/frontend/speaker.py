@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from diastole.chat import StopStrings
 from diastole.frontend.repetition import Repetition
 from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
 from diastole.frontend.wire import Spoken
 from diastole.params import SamplingParams
-from diastole.text import Detokenizer, StopStrings, Tokenizer
+from diastole.text import Detokenizer, Tokenizer
 
 
 class Speaker:

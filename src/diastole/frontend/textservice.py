@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from diastole.chat.tools import Format
 from diastole.config import ServiceConfig
 from diastole.frontend import wire
 from diastole.frontend.speaker import Speakers
@@ -19,7 +20,6 @@ from diastole.frontend.types import Delta, RequestEnded, Usage
 from diastole.frontend.voice import Voice
 from diastole.params import PoolParams, SamplingParams
 from diastole.text import Tokenizer
-from diastole.text.tools import Format
 from diastole.types import SLO, Array
 
 

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from diastole.text.tools import CallEnd, CallPiece, CallStart, Piece
+from diastole.chat.tools import CallEnd, CallPiece, CallStart, Piece
 
 
 @dataclass(slots=True)

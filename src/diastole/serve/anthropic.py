@@ -8,13 +8,13 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from diastole.chat.tools import AUTO, REQUIRED
 from diastole.params import SamplingParams
 from diastole.serve import bounds
 from diastole.serve.bounds import documented
 from diastole.serve.limits import decode, decode_field
 from diastole.serve.openai import checked_params, required, unsupported, wrong
 from diastole.serve.toolbox import NONE, Definition, Toolbox, toolbox, unknown_result
-from diastole.text.tools import AUTO, REQUIRED
 
 # What a request calls the fields of ``SamplingParams``, and the prompt.
 NAMES: Mapping[str, str] = {"stop": "stop_sequences", "prompt": "messages"}

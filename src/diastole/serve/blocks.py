@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from diastole.chat.tools import CallEnd, CallPiece, CallStart, Piece
 from diastole.serve.answer import Call, fresh_id
-from diastole.text.tools import CallEnd, CallPiece, CallStart, Piece
 
 
 class TextBlock(msgspec.Struct, tag_field="type", tag="text"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
+from diastole.chat.tools import Listener, Piece
 from diastole.frontend.types import Delta
 from diastole.params import MAX_TOP_LOGPROBS, SamplingParams
 from diastole.serve.answer import Answer
@@ -46,7 +47,6 @@ from diastole.serve.sse import Events
 from diastole.serve.structured import shaped
 from diastole.serve.toolbox import Toolbox, unknown_result
 from diastole.serve.tools import call_names, plain_calls, streamed_call, toolbox_of, whole_calls
-from diastole.text.tools import Listener, Piece
 from diastole.types import UserError
 
 

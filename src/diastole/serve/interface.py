@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from diastole.chat.tools import Format
 from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.frontend.client import Line
 from diastole.frontend.types import Delta
 from diastole.live import LiveParams
 from diastole.params import PoolParams, SamplingParams
-from diastole.text.tools import Format
 from diastole.types import SLO, Array
 
 

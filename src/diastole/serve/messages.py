@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from diastole.chat.tools import Listener
 from diastole.frontend.types import Delta
 from diastole.serve.answer import Answer
 from diastole.serve.anthropic import (
@@ -36,7 +37,6 @@ from diastole.serve.generate import Generation
 from diastole.serve.slo import priority_of, slo_of
 from diastole.serve.sse import Events
 from diastole.serve.toolbox import Toolbox
-from diastole.text.tools import Listener
 from diastole.types import UserError
 
 

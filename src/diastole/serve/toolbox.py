@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from diastole.chat.tools import AUTO, REQUIRED, Format, Listener, Parser, Plain, call_grammar
 from diastole.params import Grammar, SamplingParams
 from diastole.serve.bounds import MAX_TOOLS
 from diastole.serve.errors import ApiError, of_user_error
 from diastole.serve.openai import wrong
-from diastole.text.tools import AUTO, REQUIRED, Format, Listener, Parser, Plain, call_grammar
 from diastole.types import UserError
 
 NONE = "none"

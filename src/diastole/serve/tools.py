@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from diastole.chat.tools import AUTO, REQUIRED, CallEnd, CallPiece, CallStart, Piece
 from diastole.serve.answer import Answer, fresh_id
 from diastole.serve.openai import ChatRequest, Message, ToolCall, ToolChoice, required, unsupported, wrong
 from diastole.serve.toolbox import NONE, Definition, Toolbox, toolbox
-from diastole.text.tools import AUTO, REQUIRED, CallEnd, CallPiece, CallStart, Piece
 
 CHOICES = (NONE, AUTO, REQUIRED)
 

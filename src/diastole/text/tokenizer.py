@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from diastole.text.bytelevel import byte_alphabet
+from diastole.text.formats import MARKERS
 from diastole.text.private import Private, ids_of
-from diastole.text.tools.formats import MARKERS
 from diastole.types import UserError
 
 # Token types in GGUF files.

@@ -1,9 +1,9 @@
 """Tools: how models are told of functions that they may call, and how they write their calls."""
 
-from diastole.text.tools.formats import HERMES, LLAMA, MISTRAL, Format
-from diastole.text.tools.grammar import AUTO, REQUIRED, call_grammar
-from diastole.text.tools.parser import CallEnd, CallPiece, CallStart, Listener, Parser, Piece, Plain
-from diastole.text.tools.telling import Telling, telling_of
+from diastole.chat.tools.grammar import AUTO, REQUIRED, call_grammar
+from diastole.chat.tools.parser import CallEnd, CallPiece, CallStart, Listener, Parser, Piece, Plain
+from diastole.chat.tools.telling import Telling, telling_of
+from diastole.text.formats import HERMES, LLAMA, MISTRAL, Format
 
 __all__ = [
     "AUTO",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diastole.text.tools import (
+from diastole.chat.tools import (
     AUTO,
     HERMES,
     LLAMA,
@@ -273,8 +273,8 @@ def test_a_template_without_tools_is_told_in_text_that_our_parser_reads() -> Non
 
 @pytest.mark.model
 def test_a_conversation_with_a_result_goes_through_the_embedded_models_template() -> None:
+    from diastole.chat import ChatTemplate
     from diastole.frontend.voice import Voice
-    from diastole.text import ChatTemplate
 
     voice = Voice(tokenizer(), ChatTemplate.of(tokenizer()))
     try:

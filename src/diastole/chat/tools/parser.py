@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from diastole.text.tools.formats import Format
-from diastole.text.tools.reader import CallReader
+from diastole.chat.tools.reader import CallReader
+from diastole.text.formats import Format
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diastole.text import StopStrings
+from diastole.chat import StopStrings
 
 ab = st.text("ab", min_size=1, max_size=6)
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from diastole.text.tools.formats import HERMES, LLAMA, MISTRAL, Format
+from diastole.text.formats import HERMES, LLAMA, MISTRAL, Format
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diastole.text.tools.formats import Format
+from diastole.text.formats import Format
 
 REQUIRED = "required"  # at least one call, and nothing else
 AUTO = "auto"  # text, and calls where the model likes

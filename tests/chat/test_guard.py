@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text.test_template import CHATML, LLAMA, MISTRAL
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from diastole.chat import ChatTemplate
+from diastole.chat.guard import MARK, Guard
 from diastole.frontend.voice import Voice
-from diastole.text import ChatTemplate, Tokenizer, TokenizerError
+from diastole.text import Tokenizer, TokenizerError
 from diastole.text.bytelevel import byte_alphabet
-from diastole.text.guard import MARK, Guard
 from models.common import tokenizer as smollm
-from text.test_template import CHATML, LLAMA, MISTRAL
 from text.test_tokenizer import sentence_piece
 
 # What a thinking model's template does with contents: it looks for a tag that is text, cuts there and trims.

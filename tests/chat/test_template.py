@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from diastole.text import ChatTemplate, TemplateError
+from diastole.chat import ChatTemplate, TemplateError
 from models.common import tokenizer
 
 CHATML = (

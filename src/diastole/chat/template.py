@@ -112,7 +112,7 @@ class ChatTemplate:
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._worker is None or self._worker.poll() is not None:
-            command = [sys.executable, "-m", "diastole.text.template_worker"]
+            command = [sys.executable, "-m", "diastole.chat.template_worker"]
             self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             assert self._worker.stdout is not None
             # Starting takes its own time, which is not the template's.
