@@ -25,6 +25,7 @@ class Signal(NamedTuple):
     window: int = 0  # samples that the answer to one unit looks at; 0: as far back as the state reaches
     quantity: str = ""  # what the samples measure: "sound pressure", "ground motion"
     kinds: tuple[str, ...] = ()  # of readings
+    unit: str = ""  # what a sample of one is: "uV"; "": the model looks at no absolute sizes
 
     @property
     def period(self) -> float:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text.test_template import CHATML, LLAMA, MISTRAL
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from chat.test_template import CHATML, LLAMA, MISTRAL
 from diastole.chat import ChatTemplate
 from diastole.chat.guard import MARK, Guard
 from diastole.frontend.voice import Voice

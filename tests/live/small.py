@@ -68,7 +68,7 @@ def classifier_config(channels: int = 5, window: int = 101) -> dict[str, Any]:
     names = [f"ch{i}" for i in range(channels)]
     return {
         "model_type": "dbconformer", "rate": 100.0, "channels": names, "labels": ["a", "b", "c"], "window": window,
-        "stride": 25, "patch": 20,
+        "stride": 25, "patch": 20, "unit": "uV",
     }  # fmt: skip
 
 

@@ -160,6 +160,8 @@ def test_other_numbers_and_orders_of_channels(model: Path, dtype: str) -> None:
         ({"patience": -1}, "patience", "0 to 60"),
         ({"deadline_ms": -5}, "deadline", "0 to 3600"),
         ({"scale": 0}, "scale", "other than 0"),
+        ({"units": "T"}, "units", "takes uV"),
+        ({"units": "kg"}, "units", "takes uV"),
         ({"resume": "nobody's"}, "resume", "no stream waits"),
         ({"resample": True, "rate": 50, "indexed": True}, "indexed", "cannot be indexed"),
     ],
@@ -173,6 +175,21 @@ def test_wrong_hellos_are_refused_by_name(model: Path, wrong: Any, param: str, s
             assert said in event["message"]
             assert await rest(socket) == []
             assert await at.used() == 0
+
+    go(work)
+
+
+@pytest.mark.parametrize(("units", "of"), [("uV", 1.0), ("µV", 1.0), ("mV", 1e3), ("V", 1e6), ("", 1.0)])
+def test_what_comes_in_other_units_is_put_into_the_models(model: Path, units: str, of: float) -> None:
+    async def work() -> None:
+        async with served(model) as at, at.open() as socket:
+            await hello(socket, units=units)
+            await socket.send((X / np.float32(of)).tobytes())
+            await socket.send('{"type": "end"}')
+            found = labels(await rest(socket))
+        want = expected(model, (X / np.float32(of)) * np.float32(of))
+        assert [at for at, _ in found] == [at for at, _ in want]
+        np.testing.assert_allclose(*([list(p.values()) for _, p in each] for each in (found, want)), atol=1e-5)
 
     go(work)
 
@@ -260,6 +277,23 @@ def test_a_lost_connection_is_taken_up_again(model: Path) -> None:
             async with at.open() as socket:
                 assert (await hello(socket, resume=token))["code"] == "stream_not_found"
             assert await at.used() == 0
+
+    go(work)
+
+
+def test_what_a_resampler_still_holds_has_been_received(model: Path) -> None:
+    """A client that resumes sends from where the server is: what its resampler holds back counts, so does a piece that
+    was refused."""
+
+    async def work() -> None:
+        async with served(model) as at:
+            async with at.open() as socket:
+                token = (await hello(socket, rate=333.0, resample=True))["resume"]
+                await socket.send(X[:7].tobytes())
+                await socket.send(np.full((3, 5), np.nan, np.float32).tobytes())
+                assert json.loads(await socket.recv())["code"] == "invalid_chunk"
+            async with at.open() as socket:
+                assert (await hello(socket, rate=333.0, resample=True, resume=token))["received"] == 10
 
     go(work)
 

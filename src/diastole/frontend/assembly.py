@@ -183,6 +183,7 @@ def _build_live(
         signal.quantity,
         list(signal.kinds),
         offered,
+        signal.unit,
     )
     return service, card
 

@@ -142,6 +142,7 @@ class LiveCard(msgspec.Struct, tag="live"):
     quantity: str
     kinds: list[str]
     options: dict[str, Any]  # of the model, with their defaults
+    unit: str = ""
 
 
 def of_texts(card: Card | LiveCard) -> Card:

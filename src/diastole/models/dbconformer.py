@@ -146,6 +146,7 @@ def live(ops: Ops, checkpoint: Checkpoint) -> DBConformer:
         int(config["window"]),
         str(config.get("quantity", "")),
         ("label", "gap"),
+        str(config.get("unit", "")),
     )
     return DBConformer(Net(ops, weights, int(config["patch"])), signal, tuple(config["labels"]), weights["covariance"])
 

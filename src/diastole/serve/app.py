@@ -18,7 +18,9 @@ from diastole.serve.errors import ApiError
 from diastole.serve.face import Face
 from diastole.serve.hosts import Hosts, allowance
 from diastole.serve.interface import Backend
+from diastole.serve.realtime import Realtime
 from diastole.serve.routes import ROUTES
+from diastole.serve.sockets import Door
 from diastole.serve.streams import Streams
 from diastole.serve.tracing import NoTraces, Traces
 
@@ -36,11 +38,13 @@ def create_app(backend: Backend, config: ServerConfig, traces: Traces | None = N
     """
     traffic = metrics.Traffic(route.label for route in ROUTES)
     face = Face(backend, config, traffic, traces or NoTraces())
-    streams = Streams(face, config.cors_origins)
+    door = Door(face, config.cors_origins)
+    streams, realtime = Streams(door), Realtime(door)
     app = Starlette(
         routes=[
             *(routing.Route(r.path, r.endpoint(face, r.label, r.handler), methods=[r.method]) for r in ROUTES),
             routing.WebSocketRoute("/v1/streams/{model:path}", streams.__call__),
+            routing.WebSocketRoute("/v1/realtime", realtime.__call__),
         ],
         middleware=[
             Middleware(Hosts, allows=allowance(config, face.keyring.empty)),

@@ -13,6 +13,7 @@ from diastole.types import Array, UserError
 INDEX_BYTES = 8  # before the samples of an indexed piece: the number of the first, little endian
 SOUND = "sound pressure"
 FULL_SCALE = {"int16": 2.0**15, "int32": 2.0**31}
+PREFIXES = {"k": 1e3, "m": 1e-3, "u": 1e-6, "n": 1e-9, "p": 1e-12, "f": 1e-15}
 LARGEST = 1e30  # of a number: float32 holds it, and so does its square's root
 
 
@@ -24,6 +25,7 @@ class Card(Protocol):
     channels: list[str]
     hop: int
     quantity: str
+    unit: str
 
 
 class Hello(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="hello"):
@@ -39,7 +41,7 @@ class Hello(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="h
     channels: int | list[str] | None = None
     dtype: Literal["int16", "int32", "float32", "float64"] = "float32"
     scale: float | None = None
-    units: str = ""  # what the numbers are in; for people
+    units: str = ""  # what the numbers are in, once scaled: "V", "mV"; "": what the model takes
     resample: bool = False
     indexed: bool = False
     chunks: bool = False
@@ -84,9 +86,10 @@ class Converter:
             scale = 1 / full if full and card.quantity == SOUND else 1.0
         if not np.isfinite(scale) or scale == 0:
             raise UserError("scale must be a finite number other than 0", param="scale")
-        self._scale = np.float32(scale)
+        self._scale = np.float32(scale * factor(hello.units, card))
         self._sound = card.quantity == SOUND
         self.clipped = 0  # samples at full scale so far
+        self.taken = 0  # samples that came so far, those of pieces that were refused too
         rate = hello.rate or card.rate
         self._resampler: Any = None
         self.ratio = card.rate / rate
@@ -113,6 +116,7 @@ class Converter:
             first = int.from_bytes(data[:INDEX_BYTES], "little", signed=True)
             data = data[INDEX_BYTES:]
         size = self._dtype.itemsize * self._sent
+        self.taken += len(data) // size
         if len(data) % size:
             message = f"a piece must be whole samples of {size} bytes ({self._sent} x {self._dtype.name}), not "
             raise UserError(f"{message}{len(data)} bytes", param="feed", code="invalid_chunk")
@@ -153,6 +157,26 @@ def resampler(rate: float, to: float, channels: int) -> Any:
     except ImportError:
         raise UserError("resample needs soxr: pip install 'diastole[signals]'", param="resample") from None
     return soxr.ResampleStream(rate, to, channels, dtype="float32")
+
+
+def factor(units: str, card: Card) -> float:
+    """What a number in these units is multiplied with, to be in the model's.
+
+    Raises:
+        UserError: they measure something else.
+    """
+    if not units or not card.unit:
+        return 1.0
+    (scale, base), (own, wanted) = _taken_apart(units), _taken_apart(card.unit)
+    if base != wanted:
+        raise UserError(f"{card.name} takes {card.unit}, not {units!r:.20}", param="units", code="invalid_value")
+    return scale / own
+
+
+def _taken_apart(unit: str) -> tuple[float, str]:
+    """A unit's prefix as a factor, and what is left."""
+    unit = unit.replace("\N{MICRO SIGN}", "u").replace("\N{GREEK SMALL LETTER MU}", "u")
+    return (PREFIXES[unit[0]], unit[1:]) if len(unit) > 1 and unit[0] in PREFIXES and unit[1] != "/" else (1.0, unit)
 
 
 def _count(channels: int | list[str] | None) -> int:

@@ -18,6 +18,7 @@ from diastole.frontend import wire
 from diastole.frontend.types import EngineLost, RequestEnded
 from diastole.live import LiveParams
 from diastole.serve.hello import Converter
+from diastole.serve.pulse import Pulse
 from diastole.types import Array, UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class LiveSession:
         self.id, self.token = f"live-{secrets.token_hex(8)}", secrets.token_urlsafe(24)
         self.service, self.converter, self.chunks = service, converter, chunks
         self.over = False  # no event will follow
-        self.received = 0  # samples, at the client's rate
         self.touched = time.monotonic()  # when something came
         self._wall = wall
         self._events: deque[tuple[int, bytes]] = deque(maxlen=KEPT)
@@ -55,6 +55,7 @@ class LiveSession:
         self._news = asyncio.Event()
         self._fed = self._answered = 0.0  # seconds of the stream
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
+        self._pulse = Pulse(service.card.rate / converter.ratio)
         self._found = self._late = self._clipped = 0  # chunks, those that were late, samples told of
         self._ended = False
         self._open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -71,6 +72,11 @@ class LiveSession:
 
     # ---- input
 
+    @property
+    def received(self) -> int:
+        """Samples, at the client's rate."""
+        return self.converter.taken
+
     def feed(self, data: bytes) -> None:
         """A piece as the client sends it. One that is refused is told of, and lost.
 
@@ -85,7 +91,7 @@ class LiveSession:
         except UserError as e:
             self.tell_error(e)
             return
-        self.received += round(len(x) / self.converter.ratio)
+        self._pulse.beat(self.touched, self.converter.taken)
         self._send(x, first, last=False)
         if self.converter.clipped > self._clipped:
             self._tell("warning", code="clipped", samples=self.converter.clipped)
@@ -185,6 +191,7 @@ class LiveSession:
                 late_samples=beat.late,
                 overrun_samples=beat.overrun,
                 clipped_samples=self.converter.clipped,
+                **self._pulse.told(),
             )
         self._news.set()
 

@@ -65,6 +65,7 @@ class LiveModelCard(msgspec.Struct, tag_field="object", tag="live_model"):
     channels: list[str]
     unit_ms: float  # of what it takes in at a time
     quantity: str
+    unit: str  # of a sample of one, where that matters
     events: list[str]
     options: dict[str, Any]  # with their defaults
     architecture: Architecture
@@ -83,6 +84,7 @@ class LiveModelCard(msgspec.Struct, tag_field="object", tag="live_model"):
             card.channels,
             round(1000 * card.hop / card.rate, 3),
             card.quantity,
+            card.unit,
             card.kinds,
             card.options,
             Architecture([modality], ["events"]),

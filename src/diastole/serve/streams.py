@@ -9,70 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from diastole.frontend.types import EngineLost, RequestEnded
-from diastole.serve.errors import ApiError
-from diastole.serve.face import Face
 from diastole.serve.hello import Converter, Hello
 from diastole.serve.keys import NOBODY, Key
 from diastole.serve.livesession import LiveSession
+from diastole.serve.sockets import GONE, POLICY, Door
 from diastole.types import UserError
-
-log = logging.getLogger("diastole.serve")
 
 HELLO_SECONDS = 15.0  # until it has come
 LARGEST_TEXT = 65_536  # bytes of a message in JSON
-POLICY, GONE, TOO_LARGE, FAULT = 1008, 1001, 1009, 1011  # codes of a close
 
 
 class Streams:
-    """The endpoint, and the sessions that outlive their connections.
+    """The endpoint, and the sessions that outlive their connections."""
 
-    Args:
-        origins: of web pages that may connect, beside the server's own.
-    """
-
-    def __init__(self, face: Face, origins: Sequence[str]) -> None:
-        self.face, self._origins = face, frozenset(origins)
+    def __init__(self, door: Door) -> None:
+        self.door, self.face = door, door.face
         self._waiting: dict[str, tuple[LiveSession, Key, asyncio.Task[None]]] = {}  # by token, connection lost
 
     async def __call__(self, socket: WebSocket) -> None:
-        if not self._welcome(socket):
-            await socket.close(POLICY)  # before it is accepted: 403
-            return
-        await socket.accept()
-        try:
-            await self._serve(socket)
-        except UserError as e:
-            await _refuse(socket, e.message, e.param, e.code or "invalid_request")
-        except ApiError as e:
-            await _refuse(socket, e.message, e.param, e.code or "refused")
-        except (EngineLost, RequestEnded) as e:
-            await _refuse(socket, str(e), None, "engine_lost")
-        except WebSocketDisconnect:
-            pass
-        except Exception:
-            log.exception("a live stream failed")
-            with contextlib.suppress(Exception):
-                await socket.close(FAULT)
-
-    def _welcome(self, socket: WebSocket) -> bool:
-        """Browsers let any page connect to anything, and say where the page is from."""
-        origin = socket.headers.get("origin")
-        return origin is None or origin in self._origins or urlsplit(origin).netloc == socket.headers.get("host")
+        await self.door.pass_on(socket, self._serve, _refuse)
 
     async def _serve(self, socket: WebSocket) -> None:
-        async with asyncio.timeout(HELLO_SECONDS):
-            hello = await _hello(socket)
-        key = self._key(socket, hello)
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                hello = await _hello(socket)
+        except TimeoutError:
+            raise UserError(f"no hello came within {HELLO_SECONDS:g} s", param="type", code="idle") from None
+        key = self.door.key(socket, hello.api_key)
         address = socket.client.host if socket.client else ""
         with self.face.gate.enter(), self.face.quotas.account(key, address).enter():
             session = self._resumed(hello, key) if hello.resume else self._opened(socket, hello)
@@ -87,11 +56,6 @@ class Streams:
                 await session.close()
             else:
                 self._wait(session, key)
-
-    def _key(self, socket: WebSocket, hello: Hello) -> Key:
-        scheme, _, given = socket.headers.get("authorization", "").partition(" ")
-        shown = given.strip() if scheme.lower() == "bearer" else hello.api_key
-        return self.face.keyring.find(shown)
 
     def _opened(self, socket: WebSocket, hello: Hello) -> LiveSession:
         self.face.check_ready()
@@ -234,8 +198,9 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-async def _refuse(socket: WebSocket, message: str, param: str | None, code: str) -> None:
-    told = {"type": "error", "code": code, "message": message, "param": param, "fatal": True, "emitted": time.time()}
+async def _refuse(socket: WebSocket, error: UserError) -> None:
+    code = error.code or "invalid_request"
+    told = {"type": "error", "code": code, "message": error.message, "param": error.param, "fatal": True}
     with contextlib.suppress(Exception):
-        await socket.send_text(msgspec.json.encode(told).decode())
+        await socket.send_text(msgspec.json.encode({**told, "emitted": time.time()}).decode())
         await socket.close(POLICY, code)

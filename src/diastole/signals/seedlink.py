@@ -12,6 +12,7 @@ import numpy as np
 from diastole.signals.source import About, Piece, component, library
 from diastole.types import Array, UserError
 
+CONNECT = 10.0  # seconds until the server must have answered
 FIRST = 60.0  # seconds for the first packets of all channels
 ORDER = ("E", "N", "Z")
 
@@ -125,6 +126,9 @@ def _client(server: str, put: Any) -> Any:
             put(trace)
 
     try:
-        return Client(server)
+        client = Client(server, autoconnect=False)
+        client.conn.timeout = CONNECT  # ObsPy 1.5 compares it with numbers, and has none by itself
+        client.connect()
+        return client
     except Exception as e:  # whatever the network does
         raise UserError(f"{server} cannot be reached: {' '.join(str(e).split())[:200]}", param="source") from None
