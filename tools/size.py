@@ -14,6 +14,7 @@ FLOORS = {
         "slots.py",
         "slots_absorb.py",
         "slots_drafts.py",
+        "slots_steps.py",
         "live.py",
         "registry.py",
         "papers.py",

@@ -15,6 +15,7 @@ MAX_STOP_CHARS = 1_000
 MAX_CHOICES = 64
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1_024
+MAX_STEPS = 1 << 20
 MAX_GRAMMAR = 256 * 1024  # characters
 
 GrammarKind = Literal["json_schema", "regex", "lark"]
@@ -40,6 +41,54 @@ class Grammar:
         if not 1 <= len(self.text) <= MAX_GRAMMAR:
             message = f"a grammar must have 1 to {MAX_GRAMMAR} characters, not {len(self.text)}"
             raise UserError(message, param="grammar", code="invalid_grammar")
+
+
+Remasking = Literal["low_confidence", "entropy", "random"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unmasking:
+    """How a masked language model settles the places of a text: in so many steps, block by block.
+
+    ``remasking``: which places a step settles: those whose likeliest token is likeliest, those whose distribution is
+    narrowest, or some at random. ``min_steps``: how few steps will do where the time that the request promises
+    (``slo.total``) would not last for all.
+
+    Raises:
+        UserError: a value is out of range; ``param`` names the field.
+    """
+
+    steps: int | None = None  # None: one for each token
+    block_length: int | None = None  # tokens; None: all of the answer is one block
+    remasking: Remasking = "low_confidence"
+    min_steps: int | None = None  # None: never fewer than ``steps``
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "block_length", "min_steps"):
+            if getattr(self, name) is not None:
+                _in_range(name, getattr(self, name), 1, MAX_STEPS)
+        if self.remasking not in get_args(Remasking):
+            known = ", ".join(get_args(Remasking))
+            message = f"remasking must be one of {known}, not {self.remasking!r:.40}"
+            raise UserError(message, param="remasking", code="invalid_value")
+
+    def blocks(self, length: int) -> tuple[int, int]:
+        """Blocks of an answer of so many tokens, and steps of each.
+
+        Raises:
+            UserError: it is no whole number of blocks, or the steps do not go into them.
+        """
+        size, steps = self.block_length or length, self.steps or length
+        if length % size:
+            message = f"max_tokens ({length}) must be a multiple of block_length ({size})"
+            raise UserError(message, param="block_length", code="invalid_value")
+        if steps % (length // size) or steps > length:
+            message = f"steps ({steps}) must be a multiple of the {length // size} blocks, and at most {length}"
+            raise UserError(message, param="steps", code="invalid_value")
+        if self.min_steps is not None and not length // size <= self.min_steps <= steps:
+            message = f"min_steps must be between the {length // size} blocks and steps ({steps})"
+            raise UserError(message, param="min_steps", code="invalid_value")
+        return length // size, steps // (length // size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +121,7 @@ class SamplingParams:
     logprobs: int | None = None  # None: none; k: the chosen token's and the k likeliest
     grammar: Grammar | None = None
     prediction: str | tuple[int, ...] = ""  # what the answer may repeat, for drafters that look there; text or its ids
+    unmasking: Unmasking | None = None  # for masked language models alone
     allow_approximate_prefill: bool = False  # the prompt may be read in a cheaper, inexact way, where there is one
 
     def __post_init__(self) -> None:
@@ -130,7 +180,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("n", 1, MAX_CHOICES),
     ("logprobs", 0, MAX_TOP_LOGPROBS),
 )
-_INTEGERS = frozenset({"max_tokens", "top_k", "seed", "n", "logprobs"})
+_INTEGERS = frozenset({"max_tokens", "top_k", "seed", "n", "logprobs", "steps", "block_length", "min_steps"})
 
 
 def _in_range(name: str, value: object, low: float, high: float) -> None:

@@ -2,7 +2,7 @@
 
 A technique's module has a frozen dataclass ``Params``, the capabilities it ``NEEDS`` of a model, and
 ``TECHNIQUE(params, facts) -> {slot: policy}``. A model's module has ``build(load, config, context)``, or
-``live(ops, checkpoint)`` where it takes live input.
+``live(ops, checkpoint)`` where it takes live input, ``masked(load, config, context)`` where it fills masks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, get_type_hints
 from diastole.slots import SLOTS, Facts
 from diastole.types import UserError
 
+MAKERS = ("build", "live", "masked")
 # Names of the field for which a file has another.
-_MODEL_TYPES = {"gemma3_text": "gemma3", "smollm2": "llama", "step3_text": "step3"}
+_MODEL_TYPES = {"Dream": "dream", "gemma3_text": "gemma3", "smollm2": "llama", "step3_text": "step3"}
 
 
 class Spec(NamedTuple):
@@ -166,7 +167,7 @@ def model(model_type: str) -> ModuleType:
         UserError: it is not supported.
     """
     module = architecture(_MODEL_TYPES.get(model_type, model_type))
-    if not (hasattr(module, "build") or hasattr(module, "live")):
+    if not any(hasattr(module, maker) for maker in MAKERS):
         raise UserError(f"a model of type {model_type!r} is not made from a checkpoint", param="model")
     return module
 

@@ -77,7 +77,7 @@ def assemble(
     kv = store(stack, config.kv)
     _check_absorber(stack, kv)
     spec: PagedSpec = model.state_specs()["kv"]
-    pages = _pages(ops, kv, spec, model.context, config.max_streams, memory)
+    pages = pages_for(ops, kv, spec, model.context, config.max_streams, memory)
     kv.alloc(spec, pages, ops)
     block = math.lcm(*(policy.block for policy in stack.ingest))
     pool = PagePool(pages, kv, PrefixCache(PAGE, block) if config.prefix_cache else None, kv.rooms)
@@ -207,7 +207,7 @@ def store(stack: registry.Stack, kv: str) -> KVStore:
     return keeper
 
 
-def _pages(ops: Ops, kv: Any, spec: PagedSpec, context: int, streams: int, memory: int) -> int:
+def pages_for(ops: Ops, kv: Any, spec: PagedSpec, context: int, streams: int, memory: int) -> int:
     """As many pages as the memory holds, but no more than all streams could ever fill."""
     kv.alloc(spec, 1, ops)  # tells bytes_per_token, which the store's layout decides
     page = int(kv.bytes_per_token * PAGE)

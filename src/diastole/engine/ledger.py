@@ -75,8 +75,8 @@ class Ledger:
             hold: once it has said something it is held, with its state, until it is ``released``.
         """
         self._take_in(stream)
-        self.meter.arrived(stream.req.id, now, stream.known, stream.req.slo)
-        self.meter.count("prompt_tokens", stream.known)
+        self.meter.arrived(stream.req.id, now, stream.given, stream.req.slo)
+        self.meter.count("prompt_tokens", stream.given)
         if hold:
             self._leaving.add(stream.req.id)
 

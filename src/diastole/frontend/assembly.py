@@ -21,6 +21,7 @@ from diastole.engine.assemble import assemble
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
 from diastole.engine.live import assemble_live, rehearse
+from diastole.engine.masked import assemble_masked, rehearse_masked
 from diastole.engine.profile import CASES, SLICES, most_rows, profile
 from diastole.engine.service import Service
 from diastole.frontend.costs import CostFile, Learner
@@ -31,6 +32,7 @@ from diastole.kernels.cgroup import memory_left
 from diastole.kernels.table import Ops, load, physical_cores, processor
 from diastole.live import LiveModel
 from diastole.loops.ar import AutoRegressive
+from diastole.loops.masked import Masked
 from diastole.nn.linear import Loader, WeightFormat, packed_size
 from diastole.nn.packs import NoPacks, PackFile, Packs
 from diastole.nn.tokens import tokenizer_of
@@ -130,15 +132,22 @@ def _build(
     architecture = registry.model(str(checkpoint.config.get("model_type")))
     if hasattr(architecture, "live"):
         return _build_live(name, wanted, ops, architecture.live(ops, checkpoint), config)
+    fills = hasattr(architecture, "masked")
     eos = tokenizer_of(path).eos_ids
     weights = cast(WeightFormat, wanted.weights)
     with _packs(checkpoint, weights, ops) as packs, LoadingBar(name) as bar:
         load_from = Loader(ops, checkpoint, weights, packs, bar.tell)
         tokenizer, policy = partial(tokenizer_of, path), admission(config)
         peak, swap = config.engine.admission_room == "peak", int(config.engine.swap)
-        service = assemble(name, load_from, wanted, eos, memory, swap, tokenizer, policy, peak)
+        if fills:
+            service = assemble_masked(name, load_from, wanted, eos, memory, policy)
+        else:
+            service = assemble(name, load_from, wanted, eos, memory, swap, tokenizer, policy, peak)
     checkpoint.close()
     loop = service.loop
+    if isinstance(loop, Masked):
+        rehearse_masked(service, loop, RealClock())
+        return service, Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE, 0, priorities(config), True)
     assert isinstance(loop, AutoRegressive)
     cost = service.cost
     if costs is not None and isinstance(cost, Learner):

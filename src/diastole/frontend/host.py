@@ -335,6 +335,9 @@ def spoken_of(event: Event, guesses: Mapping[tuple[str, int], Guesses]) -> wire.
     if data.chosen and data.chosen[0].logprob is not None:
         logprobs = [(c.logprob or 0.0, list(c.top)) for c in data.chosen]
     ids = [c.id for c in data.chosen]
+    if data.steps:
+        settled = (0, 0, list(data.settled), data.steps, data.rows)
+        return wire.Spoken(event.id, event.choice, ids, logprobs, data.finish, data.prompt, data.cached, *settled)
     if not guesses:
         return wire.Spoken(event.id, event.choice, ids, logprobs, data.finish, data.prompt, data.cached)
     drafted, kept = guesses.get((event.id, event.choice), NONE)

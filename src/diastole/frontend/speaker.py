@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diastole.chat import StopStrings
 from diastole.frontend.repetition import Repetition
-from diastole.frontend.types import Delta, Likely, TokenLogprob, Usage
+from diastole.frontend.types import Delta, Likely, Settled, Settling, TokenLogprob, Usage
 from diastole.frontend.wire import Spoken
 from diastole.params import SamplingParams
 from diastole.text import Detokenizer, Tokenizer
@@ -24,7 +24,7 @@ class Speaker:
         self.finished = False
         self.stopped = False  # by a stop string or a loop: the engine does not know yet
         self._silent = tokenizer.eos_ids | frozenset(params.stop_token_ids)
-        self._detokenizer = Detokenizer(tokenizer)
+        self._tokenizer, self._detokenizer = tokenizer, Detokenizer(tokenizer)
         self._stops = StopStrings(params.stop, include=params.include_stop)
         self._repetition = repetition
         self._drafted = self._kept = 0
@@ -61,7 +61,14 @@ class Speaker:
         self.finished = finish is not None
         self.stopped = self.finished and spoken.finish is None
         usage = self._spent(spoken, heard, usage)
-        return Delta(self.index, text, tuple(spoken.ids[:heard]), _logprobs(spoken, heard), finish, usage, hit)
+        settling = self._settling(spoken) if spoken.steps else None
+        return Delta(
+            self.index, text, tuple(spoken.ids[:heard]), _logprobs(spoken, heard), finish, usage, hit, settling
+        )
+
+    def _settling(self, spoken: Spoken) -> Settling:
+        places = [Settled(i, id, self._tokenizer.decode([id])) for i, id in spoken.settled]
+        return Settling(tuple(places), spoken.steps, spoken.rows)
 
     def _spent(self, spoken: Spoken, heard: int, before: Usage) -> Usage:
         prompt, cached, generated, drafted, kept = before

@@ -92,8 +92,12 @@ class TextService:
         Raises:
             UserError: the prompt is empty or too long, or an id is outside the vocabulary.
         """
+        from diastole.loops.masked import check_texts
         from diastole.loops.prompt import check_prompt
 
+        if self.card.fills:
+            check_texts(prompt, params, self.vocab, self.context, self.card.room)
+            return
         check_prompt(prompt, params, self.vocab, self.context, self.card.room)
 
     def room_after(self, prompt: int) -> int:

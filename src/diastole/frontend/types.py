@@ -48,6 +48,22 @@ class Usage(NamedTuple):
     kept: int = 0
 
 
+class Settled(NamedTuple):
+    """A place of an answer that was settled."""
+
+    place: int  # of the answer
+    token: int
+    text: str
+
+
+class Settling(NamedTuple):
+    """Of a text that is settled in any order: what this step settled, and what it took so far."""
+
+    places: tuple[Settled, ...]
+    steps: int
+    rows: int  # that the steps computed; all of them, if nothing were kept, are steps times places
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """One piece of one choice. ``finish`` is None until the choice's last piece.
@@ -63,3 +79,4 @@ class Delta:
     finish: str | None
     usage: Usage
     stop: str | None = None  # the stop string that ended it
+    settling: Settling | None = None  # of a text that is settled in any order

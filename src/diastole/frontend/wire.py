@@ -129,6 +129,7 @@ class Card(msgspec.Struct, tag="text"):
     room: int  # tokens that the page pool holds
     width: int = 0  # numbers in a vector of ``Embed``
     priorities: bool = False  # whether they count
+    fills: bool = False  # it settles the places of a text in any order
 
 
 class LiveCard(msgspec.Struct, tag="live"):
@@ -196,6 +197,9 @@ class Spoken(msgspec.Struct, tag="spoken", array_like=True):
     cached: int
     drafted: int = 0  # tokens of the choice that were guessed so far; 0 also where this step guessed none
     kept: int = 0  # of them were right
+    settled: list[tuple[int, int]] = []  # places and tokens of a text that is settled in any order
+    steps: int = 0  # of such a text so far
+    rows: int = 0  # that these computed
 
 
 class Heard(msgspec.Struct, tag="heard"):

@@ -40,6 +40,9 @@ def check_prompt(
         )
     if isinstance(params, PoolParams):
         return
+    if params.unmasking is not None:
+        message = "this model writes one token after the other: steps, block_length and remasking mean nothing to it"
+        raise UserError(message, param="steps", code="unsupported_parameter")
     told = () if isinstance(params.prediction, str) else params.prediction  # its text is read on its way to the engine
     for name, tokens in (
         ("logit_bias", params.logit_bias),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ class Tokens(NamedTuple):
     finish: str | None  # on the last event: "stop", "length", or "error" where a grammar led nowhere
     prompt: int  # tokens of the prompt
     cached: int  # of them found in the prefix cache
+    settled: Sequence[tuple[int, int]] = ()  # of a text that is settled in any order: places and tokens of this step
+    steps: int = 0  # of such a text so far
+    rows: int = 0  # that these computed
 
 
 @dataclass(eq=False, slots=True)

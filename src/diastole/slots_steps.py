@@ -1,0 +1,44 @@
+"""What policies of models that decode in steps see and show: texts that are settled place by place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from diastole.params import SamplingParams
+from diastole.types import Array
+
+
+@dataclass(eq=False, slots=True)
+class Canvas:
+    """A text of which all places are known at once: the prompt's, and masks until each is settled."""
+
+    ids: Array  # (L,) int32
+    masked: Array  # (L,) bool
+    prompt: int  # places of the prompt
+    block: tuple[int, int]  # places that are being settled, from and to
+    shift: int = 0  # what stands at p is read from the row of p - shift
+    step: int = 0  # forward passes so far
+    fresh: bool = True  # of these, none since the block began
+    latest: Array | None = None  # (k,) places that the last one settled
+    chosen: Array | None = None  # (k,) those that the next one will, where that is known before
+    notes: dict[str, Any] = field(default_factory=dict)  # policies' own
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+
+class Renewer(Protocol):
+    """Slot ``refresh`` of masked language models: which places are computed again in the next step. What the others are
+    attended to by is what was computed of them last."""
+
+    def check(self, params: SamplingParams) -> None:
+        """Raises:
+        UserError: it cannot serve such a request.
+        """
+        ...
+
+    def rows(self, canvas: Canvas) -> Array:
+        """(k,) places, ascending; those that the loop has to read are added by itself."""
+        ...
