@@ -33,6 +33,11 @@ class Renewer(Protocol):
     """Slot ``refresh`` of masked language models: which places are computed again in the next step. What the others are
     attended to by is what was computed of them last."""
 
+    @property
+    def approximate(self) -> bool:
+        """Whether texts may become others by it."""
+        ...
+
     def check(self, params: SamplingParams) -> None:
         """Raises:
         UserError: it cannot serve such a request.

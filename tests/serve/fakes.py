@@ -71,7 +71,7 @@ class FakeService:
         self.reset()
 
     def reset(self) -> None:
-        self.priorities = False
+        self.priorities = self.approximate = False
         self.pace = 0.0  # seconds before each token
         self.endless = False
         self.stalls = False  # says nothing more once it has begun, for as long as this is true

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from diastole.params import SamplingParams
+from diastole.params import SamplingParams, Unmasking
 
 
 class Flag(NamedTuple):
@@ -21,6 +21,7 @@ class Flag(NamedTuple):
     short: tuple[str, ...] = ()
 
 
+UNMASKING = ("steps", "block_length", "remasking")
 _FLAGS = {
     "max_tokens": Flag(int, 128, "most tokens of an answer", ("-n",)),
     "temperature": Flag(float, 0.7, "0 is greedy; higher is freer"),
@@ -30,6 +31,9 @@ _FLAGS = {
     "repetition_penalty": Flag(float, 1.0, "above 1: repeat less"),
     "seed": Flag(int | None, None, "the same seed gives the same text"),
     "stop": Flag(list[str] | None, None, "end the text before this string (repeatable)"),
+    "steps": Flag(int | None, None, "masked models: steps that settle the answer; none: one for each token"),
+    "block_length": Flag(int | None, None, "masked models: tokens of a block, settled one after the other"),
+    "remasking": Flag(str | None, None, "masked models: what a step settles: low_confidence, entropy or random"),
 }
 
 
@@ -43,7 +47,8 @@ def sampled(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
         def run(**given: Any) -> None:
             values = {name: given.pop(name) for name in _FLAGS}
             values["stop"] = tuple(values["stop"] or ())
-            command(**given, wish=SamplingParams(**values))
+            unmasking = {name: v for name in UNMASKING if (v := values.pop(name)) is not None}
+            command(**given, wish=SamplingParams(**values, unmasking=Unmasking(**unmasking) if unmasking else None))
 
         flags = [_parameter(name, flag, defaults.get(name, flag.default)) for name, flag in _FLAGS.items()]
         kept = [p for p in own.values() if p.name != "wish"]

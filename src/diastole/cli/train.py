@@ -87,5 +87,5 @@ def own_text(
 
 
 OTHERS = (longspec, specdec_pp, hidden_transfer, exits, layerskip, lexical_units, kv_prediction)
-for recipe in (*OTHERS, phasenet, dbconformer, cache_aware_conformer):
+for recipe in (*OTHERS, phasenet, dbconformer, cache_aware_conformer, masked_lm):
     app.command()(recipe)

@@ -147,7 +147,8 @@ def _build(
     loop = service.loop
     if isinstance(loop, Masked):
         rehearse_masked(service, loop, RealClock())
-        return service, Card(name, loop.context, loop.vocab, loop.pool.pages * PAGE, 0, priorities(config), True)
+        room, order = loop.pool.pages * PAGE, priorities(config)
+        return service, Card(name, loop.context, loop.vocab, room, 0, order, True, loop.refresh.approximate)
     assert isinstance(loop, AutoRegressive)
     cost = service.cost
     if costs is not None and isinstance(cost, Learner):

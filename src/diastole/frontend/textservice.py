@@ -66,6 +66,10 @@ class TextService:
         return self.card.priorities
 
     @property
+    def approximate(self) -> bool:
+        return self.card.approximate
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self.voice.tokenizer
 

@@ -130,6 +130,7 @@ class Card(msgspec.Struct, tag="text"):
     width: int = 0  # numbers in a vector of ``Embed``
     priorities: bool = False  # whether they count
     fills: bool = False  # it settles the places of a text in any order
+    approximate: bool = False  # and keeps rows that it should compute again
 
 
 class LiveCard(msgspec.Struct, tag="live"):

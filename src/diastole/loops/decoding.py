@@ -90,6 +90,6 @@ def commit(
         if finish is not None:
             stream.finished = True
             close(stream)
-        data = _new(Tokens, ((_new(Chosen, (token, None, ())),), finish, text.prompt, text.cached))
+        data = _new(Tokens, ((_new(Chosen, (token, None, ())),), finish, text.prompt, text.cached, (), 0, 0))
         events.append(_new(Event, (stream.req.id, stream.index, data, finish is not None, now, True, 1)))
     return events

@@ -30,6 +30,8 @@ SLACK = 0.95  # of the time that is left is planned with
 class Everything:
     """The default ``refresh`` policy: all places, in every step."""
 
+    approximate = False
+
     def check(self, params: SamplingParams) -> None:
         """Whatever is asked for."""
 
@@ -242,7 +244,7 @@ class Masked:
         logits = logits.copy()
         logits[:, self.mask] = -np.inf
         u = uniforms(params.seed or 0, 1 + canvas.step, places)
-        tokens, sure = candidates(logits, params.temperature, own.unmasking.remasking, u)
+        tokens, sure = candidates(logits, params, own.unmasking.remasking, u)
         best = surest(sure, n)
         canvas.latest = places[best]
         canvas.ids[canvas.latest] = tokens[best]

@@ -17,9 +17,6 @@ from diastole.types import Array, UserError
 
 # Fields that a masked model does not follow, with the values that change nothing.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "top_p": (1.0,),
-    "top_k": (0,),
-    "min_p": (0.0,),
     "repetition_penalty": (1.0,),
     "presence_penalty": (0.0,),
     "frequency_penalty": (0.0,),
@@ -29,6 +26,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "allow_approximate_prefill": (False,),
 }
+LIKELIEST = 512  # tokens that are looked at first
 USUAL = 128  # tokens of an answer whose length nobody says
 
 
@@ -59,11 +57,16 @@ def uniforms(seed: int, step: int, places: Array) -> Array:
     return found
 
 
-def candidates(logits: Array, temperature: float, rule: Remasking, u: Array) -> tuple[Array, Array]:
+def candidates(logits: Array, params: SamplingParams, rule: Remasking, u: Array) -> tuple[Array, Array]:
     """logits (k, V) float32, which are used up; u (k,) -> tokens (k,) int64, and how sure each is (k,) float64."""
     logits -= logits.max(1, keepdims=True)
-    if temperature > 0:
-        weights = np.exp(logits.astype(np.float64) / temperature)
+    if params.temperature > 0:
+        weights = np.exp(logits.astype(np.float64) / params.temperature)
+        weights[weights < params.min_p] = 0  # the likeliest has 1
+        if 0 < params.top_k < weights.shape[1]:
+            weights[weights < np.partition(weights, -params.top_k, 1)[:, -params.top_k, None]] = 0
+        if params.top_p < 1:
+            weights[weights < _nucleus(weights, params.top_p)] = 0
         sums = weights.cumsum(1)
         tokens = (sums <= (u * sums[:, -1])[:, None]).sum(1).clip(max=logits.shape[1] - 1)
     else:
@@ -76,6 +79,19 @@ def candidates(logits: Array, temperature: float, rule: Remasking, u: Array) -> 
         return tokens, chances[np.arange(len(tokens)), tokens].astype(np.float64) / total
     # sum p log p, of p = chances / total and log p = logits - log total
     return tokens, (chances * np.maximum(logits, -1e4)).sum(1).astype(np.float64) / total - np.log(total)
+
+
+def _nucleus(weights: Array, share: float) -> Array:
+    """(k, 1) the least weight of those that are likeliest and together have this share of each row."""
+    n = min(LIKELIEST, weights.shape[1])
+    top = -np.sort(-np.partition(weights, -n, 1)[:, -n:], 1)
+    enough = share * weights.sum(1)
+    if n < weights.shape[1] and (top.sum(1) < enough).any():
+        top = -np.sort(-weights, 1)
+    before = top.cumsum(1) - top
+    count = (before < enough[:, None]).sum(1)
+    found: Array = top[np.arange(len(top)), count - 1][:, None]
+    return found
 
 
 def surest(sure: Array, n: int) -> Array:

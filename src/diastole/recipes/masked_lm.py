@@ -1,4 +1,4 @@
-"""masked-lm: a small masked diffusion language model of bytes: it counts, sorts, reverses and adds, and knows some text.
+"""masked-lm: a small masked diffusion language model of bytes, which counts, sorts, reverses, adds, and knows a text.
 
 Data: tasks with one right answer (``masked_tasks``, made up) and the documentation of Python's library (PSF-2.0). Loss
 as LLaDA's: of each answer a share t of the bytes is masked, t drawn evenly, and what is masked is to be told; the

@@ -5,11 +5,11 @@ What holds a request to them, in words that name the field, stands elsewhere; te
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 from msgspec import Meta
 
-from diastole.params import MAX_LOGIT_BIAS, MAX_STOP_CHARS, MAX_STOPS, RANGES
+from diastole.params import MAX_LOGIT_BIAS, MAX_STEPS, MAX_STOP_CHARS, MAX_STOPS, RANGES, Remasking
 
 MAX_TOOLS = 128
 MOST_PRIORITY = 1000
@@ -38,6 +38,8 @@ RepetitionPenalty: TypeAlias = Annotated[float, sampled("repetition_penalty")]
 Penalty: TypeAlias = Annotated[float, sampled("presence_penalty")]
 Seed: TypeAlias = Annotated[int, sampled("seed")]
 Choices: TypeAlias = Annotated[int, sampled("n")]
+Steps: TypeAlias = Annotated[int, documented(minimum=1, maximum=MAX_STEPS)]
+UnmaskingRule: TypeAlias = Annotated[str, documented(enum=get_args(Remasking))]
 Logprobs: TypeAlias = Annotated[int, sampled("logprobs")]
 Stop: TypeAlias = Annotated[str, documented(minLength=1, maxLength=MAX_STOP_CHARS)]
 Stops: TypeAlias = Annotated[list[Stop], documented(maxItems=MAX_STOPS)]

@@ -41,6 +41,7 @@ from diastole.serve.replies import (
     ContentLogprob,
     UsageReply,
     chat_logprobs,
+    settled_of,
 )
 from diastole.serve.slo import priority_of, slo_of
 from diastole.serve.sse import Events
@@ -259,9 +260,10 @@ async def _stream(
                 if delta.finish is not None:
                     pieces += listener.flush()
                 shown = [d for d in map(_shown, pieces) if d is not None]
-                for said in shown or ([ChatDelta(content="")] if logprobs else []):
-                    await events.put(chunk([ChunkChoice(delta.index, said, logprobs)]))
-                    logprobs = None
+                settled = settled_of(delta)
+                for said in shown or ([ChatDelta(content="")] if logprobs or settled else []):
+                    await events.put(chunk([ChunkChoice(delta.index, said, logprobs, settled=settled)]))
+                    logprobs, settled = None, UNSET
                 if delta.finish is not None:
                     finish = _finish(delta.finish, listener)
                     await events.put(chunk([ChunkChoice(delta.index, ChatDelta(), None, finish)]))

@@ -21,6 +21,7 @@ from diastole.serve.replies import (
     CompletionReply,
     UsageReply,
     completion_logprobs,
+    settled_of,
     started,
 )
 from diastole.serve.slo import priority_of, slo_of
@@ -158,8 +159,9 @@ async def _stream(
                     unsaid.remove(delta.index)
                     text = heads[delta.index] + text
                 logprobs = told.logprobs(delta)
-                if text or (logprobs is not None and logprobs.tokens):
-                    await events.put(chunk([CompletionChoice(delta.index, text, logprobs)]))
+                settled = settled_of(delta)
+                if text or settled or (logprobs is not None and logprobs.tokens):
+                    await events.put(chunk([CompletionChoice(delta.index, text, logprobs, settled=settled)]))
                 if delta.finish is not None:
                     await events.put(chunk([CompletionChoice(delta.index, "", None, delta.finish)]))
         if request.include_usage:

@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from diastole.frontend.types import Delta, RequestEnded, Usage
+from diastole.frontend.types import Delta, RequestEnded, Settling, Usage
 from diastole.params import SamplingParams
 from diastole.serve.ceilings import Watch
 from diastole.serve.errors import ApiError, Gone, ended_early, of_user_error, too_late
 from diastole.serve.interface import TextService
 from diastole.serve.notes import Pace
-from diastole.serve.replies import Cached, Predicted, UsageReply
+from diastole.serve.replies import Cached, Predicted, UnmaskingReply, UsageReply
 from diastole.serve.terms import Terms
 from diastole.types import SLO, UserError
 
@@ -59,6 +59,7 @@ class Generation:
         self._watch = Watch()
         self._usage = [Usage(len(p), 0, 0) for p in prompts]
         self._finishes: list[str | None] = [None] * self.choices
+        self._settling: list[Settling | None] = [None] * self.choices
         self._pace = Pace(terms.notes.began, self.choices)
 
     @property
@@ -73,7 +74,13 @@ class Generation:
         """Tokens so far."""
         prompt, cached, generated, drafted, kept = (sum(u) for u in zip(*self._usage, strict=True))
         guessed = Predicted(kept, drafted - kept) if drafted else UNSET
-        return UsageReply(prompt, generated, prompt + generated, Cached(cached), guessed)
+        return UsageReply(prompt, generated, prompt + generated, Cached(cached), guessed, self._unmasking())
+
+    def _unmasking(self) -> UnmaskingReply | UnsetType:
+        known = [s for s in self._settling if s is not None]
+        if not known:
+            return UNSET
+        return UnmaskingReply(sum(s.steps for s in known), sum(s.rows for s in known), self.service.approximate)
 
     @asynccontextmanager
     async def deltas(self) -> AsyncIterator[AsyncIterator[Delta]]:
@@ -152,6 +159,7 @@ class Generation:
                         forecast.served(place)
                     at = which * n + delta.index
                     self._pace.heard(at, len(delta.ids))
+                    self._settling[at] = delta.settling or self._settling[at]
                     if delta.finish is not None:
                         open_.discard(delta.index)
                         self._finishes[at] = delta.finish

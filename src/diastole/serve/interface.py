@@ -65,6 +65,12 @@ class TextService(Protocol):
         ...
 
     @property
+    def approximate(self) -> bool:
+        """Whether texts may be others than the model would write by itself, since it keeps what it should compute
+        again."""
+        ...
+
+    @property
     def tokenizer(self) -> Tokenizer: ...
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from diastole.params import MAX_LOGIT_BIAS, SamplingParams
+from diastole.params import MAX_LOGIT_BIAS, SamplingParams, Unmasking
 from diastole.serve import bounds
 from diastole.serve.bounds import documented
 from diastole.serve.errors import ApiError, of_user_error
@@ -67,6 +67,11 @@ class Common(msgspec.Struct, kw_only=True):
     grammar: str | None = None
     repetition_detection: bool | None = None
     allow_approximate_prefill: bool | None = None
+    # Of masked language models.
+    steps: bounds.Steps | None = None
+    block_length: bounds.Steps | None = None
+    remasking: bounds.UnmaskingRule | None = None
+    min_steps: bounds.Steps | None = None
     priority: bounds.Priority | None = None
 
     @property
@@ -274,7 +279,17 @@ def sampling(request: Common, max_tokens: int | None, logprobs: int | None, name
         "max_tokens": max_tokens,
         "logprobs": logprobs,
     }
-    return checked_params(given, names)
+    return checked_params({**given, "unmasking": _unmasking(request, names)}, names)
+
+
+def _unmasking(request: Common, names: Mapping[str, str]) -> Unmasking | None:
+    """None: nothing is said of it."""
+    given = {n: getattr(request, n) for n in ("steps", "block_length", "remasking", "min_steps")}
+    said = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Unmasking(**said) if said else None
+    except UserError as e:
+        raise of_user_error(e, names) from None
 
 
 def checked_params(given: Mapping[str, Any], names: Mapping[str, str]) -> SamplingParams:

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from diastole import __version__
-from diastole.frontend.types import TokenLogprob
+from diastole.frontend.types import Delta, TokenLogprob
 from diastole.serve.interface import Tokenizer
 from diastole.serve.tools import ToolCallReply
 
@@ -25,12 +25,29 @@ class Predicted(msgspec.Struct):
     rejected_prediction_tokens: int
 
 
+class UnmaskingReply(msgspec.Struct):
+    """What it took to settle the places of the answers."""
+
+    steps: int
+    rows: int  # of the model, over all steps
+    approximate: bool  # some rows were seen as they had been computed before
+
+
+class SettledReply(msgspec.Struct):
+    """A place of an answer that was settled just now."""
+
+    index: int  # of the place among the answer's tokens
+    token: int
+    text: str
+
+
 class UsageReply(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: Cached
     completion_tokens_details: Predicted | UnsetType = UNSET  # where something was guessed
+    unmasking: UnmaskingReply | UnsetType = UNSET  # of masked language models
 
 
 class TopLogprob(msgspec.Struct):
@@ -84,6 +101,7 @@ class ChunkChoice(msgspec.Struct):
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
+    settled: list[SettledReply] | UnsetType = UNSET  # of masked language models
 
 
 class ChatChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk"):
@@ -107,6 +125,7 @@ class CompletionChoice(msgspec.Struct):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
+    settled: list[SettledReply] | UnsetType = UNSET  # of masked language models, in a stream
 
 
 class CompletionReply(msgspec.Struct, tag_field="object", tag="text_completion"):
@@ -118,6 +137,11 @@ class CompletionReply(msgspec.Struct, tag_field="object", tag="text_completion")
     choices: list[CompletionChoice]
     usage: UsageReply | UnsetType | None = UNSET
     system_fingerprint: str = FINGERPRINT
+
+
+def settled_of(delta: Delta) -> list[SettledReply] | UnsetType:
+    """What a piece says of places that were settled in any order."""
+    return UNSET if delta.settling is None else [SettledReply(*place) for place in delta.settling.places]
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: tuple[TokenLogprob, ...]) -> list[ContentLogprob]:

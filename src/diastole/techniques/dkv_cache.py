@@ -68,7 +68,7 @@ class DKVCache:
     """See above."""
 
     def __init__(self, params: Params) -> None:
-        self.params = params
+        self.params, self.approximate = params, params.refresh != 1
 
     def check(self, params: SamplingParams) -> None:
         rule = "low_confidence" if params.unmasking is None else params.unmasking.remasking
