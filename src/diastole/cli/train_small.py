@@ -103,3 +103,17 @@ def masked_lm(
         f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes; of the last masked bytes "
         f"{figures['right']:.1%} were right"
     )
+
+
+def unet(
+    steps: Steps = 4_000,
+    out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path("unet"),
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """The UNet that makes pictures of clothes. About 20 minutes on two cores."""
+    from diastole.recipes import unet as recipe
+
+    with _bar(steps, threads) as tell:
+        _, figures = recipe.train(recipe.Plan(steps, seed=seed), out, lambda p: tell(p.step, f"loss {p.loss:.4f}"))
+    print(f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes, loss {figures['loss']}")
