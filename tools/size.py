@@ -28,7 +28,7 @@ FLOORS = {
     "3": ("loops",),
     "4": ("engine",),
     "models": ("models",),
-    "techniques": ("techniques", "heads"),
+    "techniques": ("techniques", "heads", "stores"),
     "6": (
         "chat",
         "frontend",

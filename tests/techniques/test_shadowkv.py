@@ -14,7 +14,7 @@ from diastole.engine.service import Service
 from diastole.kernels.table import compiled, load
 from diastole.nn.linear import Loader
 from diastole.state.pages import GONE
-from diastole.state.shadow import RECORD, SEALED, ShadowKV
+from diastole.stores.shadow import RECORD, SEALED, ShadowKV
 from diastole.types import Stream, UserError
 from techniques import owed
 
@@ -167,7 +167,7 @@ import numpy as np
 from diastole.kernels.table import load
 from diastole.nn.rope import rope_table
 from diastole.state.pages import PAGE
-from diastole.state.shadow import ShadowKV, Shape
+from diastole.stores.shadow import ShadowKV, Shape
 from diastole.types import PagedSpec
 
 def resident():

@@ -9,7 +9,7 @@ from diastole.types import Array
 
 @dataclass(frozen=True, slots=True)
 class Shadows:
-    """One layer's state of ``state.shadow``: chunks of 8 tokens with keys of low rank. E is the rank, C the chunks that
+    """One layer of ``stores.shadow``: chunks of 8 tokens with keys of low rank. E is the rank, C the chunks that
     a buffer holds for each head."""
 
     marks: Array  # uint8 (sealed pages, Hkv, 8·D·2): bfloat16, the landmarks of a page's chunks

@@ -21,7 +21,7 @@ from diastole.reproduce.must import at_least, at_most, less_than, more_than
 from diastole.reproduce.study import Study
 from diastole.slots import View
 from diastole.state.pages import PAGE
-from diastole.state.shadow import CHUNK
+from diastole.stores.shadow import CHUNK
 from diastole.types import Array, Stream
 from diastole.weights import open_checkpoint
 

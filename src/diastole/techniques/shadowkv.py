@@ -27,7 +27,7 @@ from diastole.kernels.shadows import Shadowed
 from diastole.slots import Facts, View
 from diastole.state.cold import TIERS
 from diastole.state.pages import PAGE
-from diastole.state.shadow import CHUNK, RECORD, SEALED, ShadowKV, Shape
+from diastole.stores.shadow import CHUNK, RECORD, SEALED, ShadowKV, Shape
 from diastole.types import Array, Batch, KVFormat, UserError
 
 NEEDS = frozenset({"paged_kv"})

@@ -27,7 +27,7 @@ import numpy as np
 
 from diastole.slots import NO_END, Facts, View
 from diastole.state.pages import PAGE
-from diastole.state.zip import ZipKV
+from diastole.stores.zip import ZipKV
 from diastole.types import Array, Batch, Stream, UserError
 
 NEEDS = frozenset({"paged_kv"})

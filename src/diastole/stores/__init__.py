@@ -1,0 +1,1 @@
+"""Stores: ways to keep keys and values that one technique brings along."""
