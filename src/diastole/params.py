@@ -16,6 +16,7 @@ MAX_CHOICES = 64
 MAX_TOP_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1_024
 MAX_STEPS = 1 << 20
+MAX_PICTURE_STEPS = 1_000
 MAX_GRAMMAR = 256 * 1024  # characters
 
 GrammarKind = Literal["json_schema", "regex", "lark"]
@@ -166,6 +167,33 @@ class PoolParams:
             raise UserError(message, param="kind", code="invalid_value")
 
 
+@dataclass(frozen=True, slots=True)
+class PictureParams:
+    """How a picture is made out of noise.
+
+    Raises:
+        UserError: a value is out of range; ``param`` names the field.
+    """
+
+    steps: int = 50
+    label: int | None = None  # None: nothing is said of what it shall show
+    guidance: float = 2.0  # how much more it shall show that than if nothing were said; 1: no more
+    seed: int = 0
+    previews: int = 0  # a preview is told every so many steps; 0: none
+    min_steps: int | None = None  # how few will do where the promised time (``slo.total``) would not last; None: all
+
+    grammar: ClassVar[None] = None  # nothing is written
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("steps", 1, MAX_PICTURE_STEPS), ("guidance", 0, 100), ("seed", -(2**63), 2**63 - 1)):
+            _in_range(name, getattr(self, name), low, high)
+        _in_range("previews", self.previews, 0, MAX_PICTURE_STEPS)
+        if self.min_steps is not None:
+            _in_range("min_steps", self.min_steps, 1, self.steps)
+        if self.label is not None:
+            _in_range("label", self.label, 0, 2**31)
+
+
 # Python's JSON integers have no limit of their own, so every integer field needs one.
 RANGES: tuple[tuple[str, float, float], ...] = (
     ("max_tokens", 1, 2**31 - 1),
@@ -180,7 +208,9 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("n", 1, MAX_CHOICES),
     ("logprobs", 0, MAX_TOP_LOGPROBS),
 )
-_INTEGERS = frozenset({"max_tokens", "top_k", "seed", "n", "logprobs", "steps", "block_length", "min_steps"})
+_INTEGERS = frozenset(
+    {"max_tokens", "top_k", "seed", "n", "logprobs", "steps", "block_length", "min_steps", "previews", "label"}
+)
 
 
 def _in_range(name: str, value: object, low: float, high: float) -> None:

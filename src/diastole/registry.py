@@ -2,7 +2,8 @@
 
 A technique's module has a frozen dataclass ``Params``, the capabilities it ``NEEDS`` of a model, and
 ``TECHNIQUE(params, facts) -> {slot: policy}``. A model's module has ``build(load, config, context)``, or
-``live(ops, checkpoint)`` where it takes live input, ``masked(load, config, context)`` where it fills masks.
+``live(ops, checkpoint)`` where it takes live input, ``masked(load, config, context)`` where it fills masks, ``denoiser(ops,
+checkpoint)`` where it takes noise off pictures.
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ from typing import Any, NamedTuple, get_type_hints
 from diastole.slots import SLOTS, Facts
 from diastole.types import UserError
 
-MAKERS = ("build", "live", "masked")
+MAKERS = ("build", "live", "masked", "denoiser")
 # Names of the field for which a file has another.
-_MODEL_TYPES = {"Dream": "dream", "gemma3_text": "gemma3", "smollm2": "llama", "step3_text": "step3"}
+_MODEL_TYPES = {
+    "Dream": "dream",
+    "UNet2DModel": "unet",
+    "gemma3_text": "gemma3",
+    "smollm2": "llama",
+    "step3_text": "step3",
+}
 
 
 class Spec(NamedTuple):

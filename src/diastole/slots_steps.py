@@ -1,7 +1,8 @@
-"""What policies of models that decode in steps see and show: texts that are settled place by place."""
+"""What policies of models that decode in steps see and show: texts that are settled place by place, and pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,4 +47,31 @@ class Renewer(Protocol):
 
     def rows(self, canvas: Canvas) -> Array:
         """(k,) places, ascending; those that the loop has to read are added by itself."""
+        ...
+
+
+class Propagator(Protocol):
+    """Slot ``refresh`` of UNets: in which steps the encoder runs on the picture. In the others the decoder is given
+    what the encoder saw in the last of these, so steps up to the next of these may run together."""
+
+    @property
+    def approximate(self) -> bool:
+        """Whether pictures become others by it."""
+        ...
+
+    @property
+    def together(self) -> int:
+        """Steps that may run at once, at most."""
+        ...
+
+    def keys(self, steps: int) -> Sequence[int]:
+        """Numbers of steps, ascending; 0 is the first of all.
+
+        Raises:
+            UserError: it has none for so many steps.
+        """
+        ...
+
+    def stir(self, x: Array, begun: Array, left: float) -> Array:
+        """A picture before a step, given the noise that it was made from, and how much of the time is left, of 1."""
         ...

@@ -38,6 +38,8 @@ class HFCheckpoint:
         self._part = isinstance(text, dict) and "hidden_size" not in whole
         beside = {k: v for k, v in whole.items() if k.endswith("_token_id") or k == "tie_word_embeddings"}
         self.config: dict[str, Any] = {**beside, **text} if self._part and isinstance(text, dict) else whole
+        if isinstance(self.config.get("_class_name"), str):  # as diffusers calls a model's type
+            self.config.setdefault("model_type", self.config["_class_name"])
         if not isinstance(self.config.get("model_type"), str):
             raise WeightsError(path / "config.json", "names no model_type")
         self._tensors: dict[str, Raw] = {}

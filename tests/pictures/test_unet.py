@@ -1,0 +1,152 @@
+"""The engine's UNet is torch's, picture by picture, alone or in a crowd; hostile settings are refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from diastole.kernels.table import load
+from diastole.nn.conv2d import Conv2d, GroupNorm, doubled
+from diastole.nn.noise import Schedule
+from diastole.recipes import unet
+from diastole.types import UserError
+from pictures import small
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.written(tmp_path_factory.mktemp("pictures") / "unet")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("h", "w", "c", "n"), [(8, 8, 3, 5), (2, 6, 16, 32), (4, 2, 1, 7)])
+def test_convolutions_are_torchs(stride: int, h: int, w: int, c: int, n: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, h, w, c)).astype(np.float32)
+    weight, bias = rng.normal(size=(n, c, 3, 3)).astype(np.float32), rng.normal(size=n).astype(np.float32)
+    conv = Conv2d(load(1), weight, bias, stride)
+    want = F.conv2d(
+        torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(weight), torch.from_numpy(bias), stride, 1
+    )
+    np.testing.assert_allclose(conv(x), want.permute(0, 2, 3, 1), atol=1e-4)
+    for i in range(3):
+        np.testing.assert_array_equal(conv(x[i : i + 1])[0], conv(x)[i])
+
+
+def test_norms_are_torchs() -> None:
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(3, 4, 6, 12)) * 3 + 5).astype(np.float32)
+    weight, bias = rng.normal(size=12).astype(np.float32), rng.normal(size=12).astype(np.float32)
+    norm = GroupNorm(weight, bias, 4, 1e-5)
+    want = F.group_norm(torch.from_numpy(x).permute(0, 3, 1, 2), 4, torch.from_numpy(weight), torch.from_numpy(bias))
+    np.testing.assert_allclose(norm(x), want.permute(0, 2, 3, 1), atol=1e-5)
+    for i in range(3):
+        np.testing.assert_array_equal(norm(x[i : i + 1])[0], norm(x)[i])
+    np.testing.assert_array_equal(doubled(x)[:, ::2, 1::2], x)
+
+
+def test_the_network_is_torchs(place: Path) -> None:
+    model, net = small.model(place), small.net()
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(4, 8, 8, 2)).astype(np.float32)
+    t, labels = np.array([980, 500, 20, 0]), np.array([0, 1, 2, 3])
+    emb = model.net.embedded(t, labels)
+    features = model.net.encode(x, emb)
+    found = model.net.decode(features, emb)
+    with torch.no_grad():
+        want = net(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t), torch.from_numpy(labels))
+    np.testing.assert_allclose(found, want.permute(0, 2, 3, 1), atol=2e-4)
+    assert found.std() > 0.1
+    before = [f.copy() for f in features]
+    model.net.decode(features, emb)
+    for a, b in zip(before, features, strict=True):
+        np.testing.assert_array_equal(a, b)  # they are used again
+    for i in range(4):
+        e = emb[i : i + 1]
+        np.testing.assert_array_equal(model.net.decode(model.net.encode(x[i : i + 1], e), e)[0], found[i])
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_noise_that_is_known_is_taken_off(kind: str) -> None:
+    """If the model knew the noise, any number of steps would give the picture back."""
+    rng = np.random.default_rng(0)
+    picture, noise = rng.normal(size=(2, 5)), rng.normal(size=(2, 5))
+    for prediction in ("epsilon", "v_prediction"):
+        schedule = Schedule({"beta_schedule": kind, "prediction_type": prediction})
+        for steps in (1, 7, 50):
+            times = schedule.chosen(steps)
+            a = schedule.share(times[0])
+            x = np.sqrt(a) * picture + np.sqrt(1 - a) * noise
+            for t, before in zip(times, [*times[1:], -1], strict=True):
+                a = schedule.share(t)
+                found = noise if prediction == "epsilon" else np.sqrt(a) * noise - np.sqrt(1 - a) * picture
+                np.testing.assert_allclose(schedule.clean(x, found, t), picture, atol=1e-3)
+                x = schedule.earlier(x, found, t, before)
+            np.testing.assert_allclose(x, picture, atol=1e-3)
+
+
+def test_schedules_are_the_recipes() -> None:
+    schedule = Schedule({"beta_schedule": "squaredcos_cap_v2"})
+    np.testing.assert_allclose(schedule.kept, unet.kept_shares(), rtol=1e-9)
+    assert schedule.chosen(4) == [750, 500, 250, 0]
+    assert schedule.chosen(1) == [0]
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"sample_size": 7}, "sample_size"),
+        ({"sample_size": None}, "sample_size"),
+        ({"sample_size": 1 << 40}, "sample_size"),
+        ({"block_out_channels": [16]}, "block_out_channels"),
+        ({"block_out_channels": [15, 24]}, "block_out_channels"),
+        ({"block_out_channels": [16, "24"]}, "block_out_channels"),
+        ({"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}, "down_block_types"),
+        ({"norm_num_groups": 0}, "norm_num_groups"),
+        ({"layers_per_block": 1 << 30}, "layers_per_block"),
+        ({"num_class_embeds": 9, "labels": []}, "num_class_embeds"),
+        ({"act_fn": "gelu"}, "act_fn"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"labels": ["one"]}, "labels"),
+        ({"scheduler": None}, "model"),
+        ({"scheduler": {"beta_schedule": "cubic"}}, "scheduler"),
+        ({"scheduler": {"prediction_type": "sample"}}, "scheduler"),
+        ({"scheduler": {"beta_start": 2.0}}, "scheduler"),
+        ({"scheduler": {"num_train_timesteps": 10**9}}, "num_train_timesteps"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused_by_name(tmp_path: Path, more: dict[str, Any], param: str) -> None:
+    with pytest.raises(UserError) as e:
+        small.model(small.written(tmp_path / "unet", **more))
+    assert e.value.param == param
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    place = small.written(tmp_path / "unet")
+    weights = (place / "model.safetensors").read_bytes()
+    for damage in (weights[:100], weights[: len(weights) // 2], b"\xff" * 8 + weights[8:]):
+        (place / "model.safetensors").write_bytes(damage)
+        with pytest.raises(UserError):
+            small.model(place)
+    fewer = small.written(tmp_path / "fewer", layers_per_block=2)  # tensors that are not there
+    with pytest.raises(UserError, match="has no tensor"):
+        small.model(fewer)
+
+
+def test_a_pipelines_directory(tmp_path: Path) -> None:
+    """As diffusers saves one: the model in one directory, its scheduler beside it."""
+    place = small.written(tmp_path / "unet")
+    config = json.loads((place / "config.json").read_text())
+    scheduler = config.pop("scheduler")
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "model.safetensors").rename(place / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    assert small.model(place).schedule.times == 1000
