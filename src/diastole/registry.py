@@ -2,8 +2,8 @@
 
 A technique's module has a frozen dataclass ``Params``, the capabilities it ``NEEDS`` of a model, and
 ``TECHNIQUE(params, facts) -> {slot: policy}``. A model's module has ``build(load, config, context)``, or
-``live(ops, checkpoint)`` where it takes live input, ``masked(load, config, context)`` where it fills masks, ``denoiser(ops,
-checkpoint)`` where it takes noise off pictures.
+``live(ops, checkpoint)`` where it takes live input, ``masked(load, config, context)`` where it fills masks,
+``denoiser(ops, checkpoint)`` where it takes noise off pictures.
 """
 
 from __future__ import annotations

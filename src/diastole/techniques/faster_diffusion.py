@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def chosen(params: Params, steps: int) -> Sequence[int]:
         numbers = []
     if len(numbers) == 1 and numbers[0] > 0:
         return range(0, steps, numbers[0])
-    if not numbers or numbers[0] != 0 or any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
+    if not numbers or numbers[0] != 0 or any(b <= a for a, b in pairwise(numbers)):
         message = f"faster-diffusion: keys must be 50ls, pro, a number of steps, or numbers from 0 up, not {text!r:.60}"
         raise UserError(message, param="use")
     return [k for k in numbers if k < steps]
