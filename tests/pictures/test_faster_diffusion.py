@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diastole.params import PictureParams
-from diastole.types import UserError
+from diastole.types import Grant, Request, UserError
 from pictures import small
 from pictures.test_loop import WISHES
 
@@ -96,7 +96,7 @@ def test_steps_are_cut_to_the_time_that_others_leave(place: Path) -> None:
     """A step that runs many at once gives way: fewer of them run, and the picture is the same."""
     of = small.service(place, "faster-diffusion")
     want = small.alone(of, PictureParams(50, 1, seed=2))
-    stream = of.loop.open(small.Request("a", "small", None, PictureParams(50, 1, seed=2)))
+    stream = of.loop.open(Request("a", "small", None, PictureParams(50, 1, seed=2)))
     assert of.loop.admit(stream)
     sizes = []
     rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def test_steps_are_cut_to_the_time_that_others_leave(place: Path) -> None:
         assert ask is not None
         n = int(rng.integers(ask.lo, ask.hi + 1))
         sizes.append(n)
-        batch = of.loop.prepare([small.Grant(stream, n)])
+        batch = of.loop.prepare([Grant(stream, n)])
         events = of.loop.commit(batch, of.model.forward(batch, of.state), 0.0).events
     assert max(sizes) > 3
     np.testing.assert_array_equal(events[-1].data.picture, want)
