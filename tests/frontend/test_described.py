@@ -17,6 +17,7 @@ SERVED = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "toke
 THERE = {"id": MODEL, "name": "main.js"}
 NEVER_200 = {
     "POST /v1/audio/transcriptions",  # nothing is served that hears
+    "POST /v1/images/generations",  # or paints
     "DELETE /v1/requests/{id}",
     "POST /v1/requests/{id}/cancel",
     "POST /admin/services/{name}/reload",

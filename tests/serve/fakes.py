@@ -227,6 +227,7 @@ class FakeBackend:
         self.all = services or (FakeService(),)
         self.services: dict[str, FakeService] = {}
         self.live: dict[str, Any] = {}
+        self.pictures: dict[str, Any] = {}
         self.meter = Meter()
         self.steps = Trace()  # tests let it have run
         self.now = 0.0

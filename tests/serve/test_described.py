@@ -14,6 +14,7 @@ SERVED = {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "tok
 THERE = {"id": "echo", "name": "main.js"}
 NEVER_200 = {
     "POST /v1/audio/transcriptions",  # the fake hears nothing
+    "POST /v1/images/generations",  # and paints nothing
     "DELETE /v1/requests/{id}",
     "POST /v1/requests/{id}/cancel",
     "POST /admin/services/{name}/reload",

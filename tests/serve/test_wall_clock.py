@@ -30,6 +30,7 @@ STAMPS = {
     "frontend/voice.py": "today's date in a chat template",
     "reproduce/harness.py": "when a result was measured",
     "serve/embeddings.py": "when an answer was made",
+    "serve/images.py": "when an answer was made",
     "serve/generate.py": "when an answer was made",
     "serve/livesession.py": "when an event was told",
     "serve/streams.py": "when an error was told",

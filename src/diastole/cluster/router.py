@@ -310,7 +310,7 @@ class _Asked:
         self.answers: dict[str, Any] = {}
 
 
-def _least(ready: Sequence[wire.Ready]) -> list[wire.Card | wire.LiveCard]:
+def _least(ready: Sequence[wire.Ready]) -> list[wire.AnyCard]:
     """Cards of services that all members have, with the room of the one that has least."""
     cards = {c.name: wire.of_texts(c) for c in ready[0].cards}
     for other in ready[1:]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from diastole import registry
 from diastole.assets import cache, resolve
@@ -18,6 +18,7 @@ from diastole.clock import RealClock
 from diastole.config import Config, ServiceConfig, from_toml
 from diastole.engine.admission import Admission, ByPriority, InOrder
 from diastole.engine.assemble import assemble
+from diastole.engine.denoise import assemble_denoise, rehearse_denoise
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
 from diastole.engine.live import assemble_live, rehearse
@@ -27,15 +28,17 @@ from diastole.engine.service import Service
 from diastole.frontend.costs import CostFile, Learner
 from diastole.frontend.host import Loaded
 from diastole.frontend.loading import LoadingBar
-from diastole.frontend.wire import Card, LiveCard, Reload
+from diastole.frontend.wire import AnyCard, Card, LiveCard, PictureCard, Reload
 from diastole.kernels.cgroup import memory_left
 from diastole.kernels.table import Ops, load, physical_cores, processor
 from diastole.live import LiveModel
 from diastole.loops.ar import AutoRegressive
+from diastole.loops.denoise import Denoise
 from diastole.loops.masked import Masked
 from diastole.nn.linear import Loader, WeightFormat, packed_size
 from diastole.nn.packs import NoPacks, PackFile, Packs
 from diastole.nn.tokens import tokenizer_of
+from diastole.params import MAX_PICTURE_STEPS
 from diastole.slots import Budgeted
 from diastole.state.pages import PAGE
 from diastole.types import SLO, UserError
@@ -50,7 +53,7 @@ def service_name(key: str, config: ServiceConfig) -> str:
     return config.name or key or (path.stem if path.suffix == ".gguf" else path.name)
 
 
-def build_engine(config: Config, costs: Path | None = None) -> tuple[Engine, list[Card | LiveCard], str]:
+def build_engine(config: Config, costs: Path | None = None) -> tuple[Engine, list[AnyCard], str]:
     """Load every configured service.
 
     Args:
@@ -64,7 +67,7 @@ def build_engine(config: Config, costs: Path | None = None) -> tuple[Engine, lis
     """
     memory = _page_memory(config)  # before weights take any
     services: list[Service] = []
-    cards: list[Card | LiveCard] = []
+    cards: list[AnyCard] = []
     kernels = "none"
     for key, wanted in config.service.items():
         ops: Ops = load(config.engine.threads or None, wanted.kernels)
@@ -94,7 +97,7 @@ def load_service(reload: Reload) -> Loaded:
     _check_room(reload.service, wanted, ops, pages)
     service, card = _build(reload.service, wanted, ops, pages, config, cost_folder(config))
     if not isinstance(card, Card):
-        raise UserError(f"{reload.service} answers live input: restart the server to load it anew", param="service")
+        raise UserError(f"{reload.service} writes no texts: restart the server to load it anew", param="service")
     if card.vocab != reload.vocab:
         message = f"{wanted.model} has {card.vocab} tokens now and had {reload.vocab}: restart the server for that"
         raise UserError(message, param="model", code="model_changed")
@@ -126,12 +129,14 @@ def _check_room(name: str, wanted: ServiceConfig, ops: Ops, pages: int) -> None:
 
 def _build(
     name: str, wanted: ServiceConfig, ops: Ops, memory: int, config: Config, costs: Path | None
-) -> tuple[Service, Card | LiveCard]:
+) -> tuple[Service, AnyCard]:
     path = resolve(wanted.model)
     checkpoint = open_checkpoint(path)
     architecture = registry.model(str(checkpoint.config.get("model_type")))
     if hasattr(architecture, "live"):
         return _build_live(name, wanted, ops, architecture.live(ops, checkpoint), config)
+    if hasattr(architecture, "denoiser"):
+        return _build_pictures(name, wanted, architecture.denoiser(ops, checkpoint), config)
     fills = hasattr(architecture, "masked")
     eos = tokenizer_of(path).eos_ids
     weights = cast(WeightFormat, wanted.weights)
@@ -162,19 +167,29 @@ def _build(
     return service, Card(name, loop.context, loop.vocab, room, loop.width, priorities(config))
 
 
-def answers_live(path: Path) -> bool:
-    """Whether the model that lies there takes live input.
+def writes(path: Path) -> bool:
+    """Whether the model that lies there writes texts.
 
     Raises:
         UserError: there is none that is known.
     """
     if not path.is_dir():
-        return False
+        return True
     checkpoint = open_checkpoint(path)
     try:
-        return hasattr(registry.model(str(checkpoint.config.get("model_type"))), "live")
+        module = registry.model(str(checkpoint.config.get("model_type")))
+        return hasattr(module, "build") or hasattr(module, "masked")
     finally:
         checkpoint.close()
+
+
+def _build_pictures(name: str, wanted: ServiceConfig, model: Any, config: Config) -> tuple[Service, PictureCard]:
+    service = assemble_denoise(name, model, wanted, admission(config))
+    loop = service.loop
+    assert isinstance(loop, Denoise)
+    rehearse_denoise(service, loop, RealClock(), wanted.max_streams)
+    most = min(model.schedule.times, MAX_PICTURE_STEPS)
+    return service, PictureCard(name, model.size, model.classes, model.names, most, loop.refresh.approximate)
 
 
 def _build_live(

@@ -12,9 +12,10 @@ from diastole.assets import resolve
 from diastole.config import Config, changed, to_toml
 from diastole.engine.trace import View
 from diastole.frontend import wire
-from diastole.frontend.assembly import answers_live, service_name
+from diastole.frontend.assembly import service_name, writes
 from diastole.frontend.link import Link, Process
 from diastole.frontend.liveservice import LiveService
+from diastole.frontend.pictureservice import PictureService
 from diastole.frontend.supervisor import Supervisor
 from diastole.frontend.textservice import TextService
 from diastole.frontend.voice import Voice, voice_of
@@ -35,9 +36,10 @@ class Backend:
         self.config = config  # a reload changes it
         self.services: dict[str, TextService] = {}
         self.live: dict[str, LiveService] = {}
+        self.pictures: dict[str, PictureService] = {}
         self.kernels = ""
         self._voices: list[Voice] = []
-        self._cards: dict[str, wire.Card | wire.LiveCard] = {}
+        self._cards: dict[str, wire.AnyCard] = {}
         timeout = config.server.engine_timeout_seconds
         self._engine = Supervisor(lambda: connect(self.config), timeout, self._learn)
         self._reloading: set[str] = set()
@@ -49,7 +51,7 @@ class Backend:
             UserError: a setting or a model file is wrong.
         """
         paths = {k: resolve(s.model) for k, s in self.config.service.items()}
-        texts = {k: p for k, p in paths.items() if not answers_live(p)}
+        texts = {k: p for k, p in paths.items() if writes(p)}
         voices = asyncio.gather(*(asyncio.to_thread(_warm_voice, p) for p in texts.values()))
         try:
             await self._engine.start()
@@ -58,16 +60,20 @@ class Backend:
         speakers = dict(zip(texts, loaded, strict=True))
         for key, config in self.config.service.items():
             card = self._cards[service_name(key, config)]
-            service: TextService | LiveService
+            service: TextService | LiveService | PictureService
             if isinstance(card, wire.LiveCard):
                 service = LiveService(card, self._engine, config, int(time.time()))
+            elif isinstance(card, wire.PictureCard):
+                service = PictureService(card, self._engine, config, int(time.time()))
             else:
                 service = TextService(card, speakers[key], self._engine, config, int(time.time()), Path(paths[key]))
             for name in (service.name, *config.aliases):
-                if name in self.services or name in self.live:
+                if any(name in known for known in (self.services, self.live, self.pictures)):
                     raise UserError(f"two services are called {name!r}: names and aliases must differ", param="name")
                 if isinstance(service, LiveService):
                     self.live[name] = service
+                elif isinstance(service, PictureService):
+                    self.pictures[name] = service
                 else:
                     self.services[name] = service
 
@@ -79,6 +85,8 @@ class Backend:
             text.card = wire.of_texts(self._cards[text.name])
         for live in self.live.values():
             live.card = cast(wire.LiveCard, self._cards[live.name])
+        for pictures in self.pictures.values():
+            pictures.card = cast(wire.PictureCard, self._cards[pictures.name])
 
     async def reload(self, name: str, changes: Mapping[str, Any]) -> None:
         """Load a service anew, with other settings if some are given. It serves until the new one takes over; then it
@@ -119,11 +127,11 @@ class Backend:
 
     def alive(self) -> bool:
         """Whether there is an engine, or will be: false before the first and once restarts were given up."""
-        return bool(self.services or self.live) and not self._engine.given_up
+        return bool(self.services or self.live or self.pictures) and not self._engine.given_up
 
     def ready(self) -> bool:
         """Whether an engine serves now."""
-        return bool(self.services or self.live) and self._engine.client.alive
+        return bool(self.services or self.live or self.pictures) and self._engine.client.alive
 
     @property
     def processes(self) -> Sequence[int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from diastole.engine.trace import View
@@ -14,6 +15,7 @@ from diastole.frontend.types import EngineLost, RequestEnded
 from diastole.types import UserError
 
 Line = wire.Opened | wire.Beat | wire.Unfed  # what comes of a live stream
+Step = wire.Painted  # what comes of a picture
 
 
 class EngineClient:
@@ -22,7 +24,7 @@ class EngineClient:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._streams: dict[str, asyncio.Queue[wire.Spoken | Exception]] = {}
-        self._live: dict[str, asyncio.Queue[Line | Exception]] = {}
+        self._live: dict[str, asyncio.Queue[Line | Step | Exception]] = {}  # and pictures
         self._vectors: dict[str, asyncio.Future[bytes]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
         self._reloads: dict[str, asyncio.Future[wire.Card]] = {}
@@ -102,9 +104,27 @@ class EngineClient:
             RequestEnded: the engine ended it.
             EngineLost: the engine died.
         """
+        async with aclosing(self._follow(wish, lambda found: isinstance(found, wire.Beat) and found.final)) as all_:
+            async for found in all_:
+                yield found
+
+    async def painted(self, wish: wire.Paint) -> AsyncIterator[Step]:
+        """Have a picture made: each step, until it is done. Leaving the iterator early aborts it.
+
+        Raises:
+            UserError: the engine refuses it.
+            RequestEnded: the engine ended it.
+            EngineLost: the engine died.
+        """
+        async with aclosing(self._follow(wish, lambda found: found.finish is not None)) as steps:
+            async for step in steps:
+                yield step
+
+    async def _follow(self, wish: wire.Open | wire.Paint, last: Callable[[Any], bool]) -> AsyncGenerator[Any, None]:
+        """What comes of a wish, until the last of it."""
         if self.lost:
             raise EngineLost("the engine process has ended")
-        inbox: asyncio.Queue[Line | Exception] = asyncio.Queue()
+        inbox: asyncio.Queue[Line | Step | Exception] = asyncio.Queue()
         self._live[wish.id] = inbox
         over = False
         try:
@@ -114,7 +134,7 @@ class EngineClient:
                 if isinstance(found, Exception):
                     over = True
                     raise found
-                over = isinstance(found, wire.Beat) and found.final
+                over = last(found)
                 yield found
         finally:
             del self._live[wish.id]
@@ -198,7 +218,7 @@ class EngineClient:
                 for spoken in reply.spoken:
                     if spoken.id in self._streams:
                         self._streams[spoken.id].put_nowait(spoken)
-            case wire.Opened() | wire.Beat() | wire.Unfed():
+            case wire.Opened() | wire.Beat() | wire.Painted() | wire.Unfed():
                 if reply.id in self._live:
                     self._live[reply.id].put_nowait(reply)
             case wire.Vector():

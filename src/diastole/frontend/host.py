@@ -18,6 +18,7 @@ from diastole.engine.service import Service
 from diastole.engine.trace import shown_id
 from diastole.frontend import wire
 from diastole.live import Chunk
+from diastole.loops.denoise import Shown
 from diastole.loops.frames import Read
 from diastole.loops.pooling import Pooled
 from diastole.loops.texts import Tokens
@@ -144,6 +145,8 @@ class EngineHost:
                 over[event.id] = event.data
             elif isinstance(event.data, Read):
                 self.send(beat_of(event))
+            elif isinstance(event.data, Shown):
+                self.send(painted_of(event.id, event.data))
             elif isinstance(event.data, Pooled):
                 self.send(wire.Vector(event.id, event.data.vector.tobytes()))
             else:
@@ -180,6 +183,9 @@ class EngineHost:
             case wire.Open():
                 if self._open(Request(command.id, command.service, None, command.params), History()):
                     self.send(wire.Opened(command.id))
+            case wire.Paint():
+                slo = command.slo or self.slo.get(command.service, SLO())
+                self._open(Request(command.id, command.service, None, command.params, slo), History())
             case wire.Add():
                 history = History(command.said, command.elapsed, command.hold)
                 self._take_in(command, history, command.salt, command.priority)
@@ -325,6 +331,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def painted_of(id: str, data: Shown) -> wire.Painted:
+    """How far a picture has come, in the form that travels."""
+    picture = b"" if data.picture is None else ((data.picture + 1) * 127.5).round().astype(np.uint8).tobytes()
+    return wire.Painted(id, data.done, data.steps, data.encoded, picture, data.finish)
 
 
 def spoken_of(event: Event, guesses: Mapping[tuple[str, int], Guesses]) -> wire.Spoken:

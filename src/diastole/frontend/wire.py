@@ -8,7 +8,7 @@ import msgspec
 
 from diastole.engine.trace import View
 from diastole.live import LiveParams
-from diastole.params import PoolParams, SamplingParams
+from diastole.params import PictureParams, PoolParams, SamplingParams
 from diastole.types import SLO, UserError
 
 FRAME_BYTES = 4  # each frame begins with its length, little endian
@@ -69,6 +69,15 @@ class Open(msgspec.Struct, tag="open"):
     params: LiveParams
 
 
+class Paint(msgspec.Struct, tag="paint"):
+    """Make a picture."""
+
+    id: str
+    service: str
+    params: PictureParams
+    slo: SLO | None = None
+
+
 class Feed(msgspec.Struct, tag="feed"):
     """Live input of a stream: samples of all channels, one after the other, as float32."""
 
@@ -117,7 +126,7 @@ class Reload(msgspec.Struct, tag="reload"):
     vocab: int
 
 
-Command = Add | Fetch | Release | Embed | Open | Feed | Abort | Measure | Trace | Quit | Ping | Reload
+Command = Add | Fetch | Release | Embed | Open | Paint | Feed | Abort | Measure | Trace | Quit | Ping | Reload
 
 
 class Card(msgspec.Struct, tag="text"):
@@ -147,10 +156,26 @@ class LiveCard(msgspec.Struct, tag="live"):
     unit: str = ""
 
 
-def of_texts(card: Card | LiveCard) -> Card:
+class PictureCard(msgspec.Struct, tag="picture"):
+    """What a front end has to know of a service of pictures."""
+
+    name: str
+    size: tuple[int, int, int]  # height, width, channels
+    classes: int  # that can be asked for
+    labels: list[str]  # their names, if they have any
+    steps: int  # that a request may have at most
+    approximate: bool = False  # pictures are not those that the model would make by itself
+
+
+AnyCard = Card | LiveCard | PictureCard
+
+
+def of_texts(card: AnyCard) -> Card:
     """Raises:
-    UserError: it is that of a service of live streams.
+    UserError: it is that of a service of live streams, or of pictures.
     """
+    if isinstance(card, PictureCard):
+        raise UserError(f"{card.name} makes pictures, not texts", param="model", code="picture_model")
     if isinstance(card, LiveCard):
         raise UserError(f"{card.name} answers live input: open a stream", param="model", code="live_model")
     return card
@@ -159,7 +184,7 @@ def of_texts(card: Card | LiveCard) -> Card:
 class Ready(msgspec.Struct, tag="ready"):
     """The engine serves."""
 
-    cards: list[Card | LiveCard]
+    cards: list[AnyCard]
     kernels: str
 
 
@@ -230,6 +255,18 @@ class Beat(msgspec.Struct, tag="beat"):
     late: int = 0
     overrun: int = 0
     final: bool = False
+
+
+class Painted(msgspec.Struct, tag="painted"):
+    """A picture is so many steps on; ``picture``: what it is thought to become, or is with the last: bytes, line by
+    line, all channels of a pixel together; empty: this step shows nothing."""
+
+    id: str
+    done: int
+    steps: int
+    encoded: int  # steps in which a UNet's encoder ran
+    picture: bytes
+    finish: str | None
 
 
 class Unfed(msgspec.Struct, tag="unfed"):
@@ -307,6 +344,7 @@ Reply = (
     | Heard
     | Opened
     | Beat
+    | Painted
     | Unfed
     | Held
     | Took

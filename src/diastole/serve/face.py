@@ -15,7 +15,7 @@ from diastole.serve.errors import ApiError
 from diastole.serve.exchange import Exchange
 from diastole.serve.forecast import Forecast
 from diastole.serve.gate import Gate
-from diastole.serve.interface import Backend, LiveService, TextService
+from diastole.serve.interface import Backend, LiveService, PictureService, TextService
 from diastole.serve.keys import Keyring, Limits
 from diastole.serve.memory import MemoryWatch, own_memory, usual_limit
 from diastole.serve.metrics import Traffic
@@ -84,7 +84,7 @@ class Face:
         """
         if self.backend.ready():
             return
-        if self.backend.services or self.backend.live:
+        if self.backend.services or self.backend.live or self.backend.pictures:
             raise self.engine_gone("The engine")
         raise ApiError(503, "The model is still being loaded.", code="model_loading", retry_after=2)
 
@@ -97,7 +97,8 @@ class Face:
     @property
     def lost(self) -> bool:
         """The engine was started, is gone, and none follows."""
-        return bool(self.backend.services or self.backend.live) and not self.backend.alive()
+        served = self.backend.services or self.backend.live or self.backend.pictures
+        return bool(served) and not self.backend.alive()
 
     def service(self, model: str) -> TextService:
         """The service of this name or alias.
@@ -110,6 +111,9 @@ class Face:
             if model in self.backend.live:
                 message = f"{model} answers live input: open a stream at /v1/streams/{model}"
                 raise ApiError(400, message, param="model", code="live_model")
+            if model in self.backend.pictures:
+                message = f"{model} makes pictures: ask for them at /v1/images/generations"
+                raise ApiError(400, message, param="model", code="picture_model")
             names = ", ".join(sorted(self.backend.services))
             message = f"There is no model {model[:100]!r} here. Models: {names}."
             raise ApiError(404, message, param="model", code="model_not_found")
@@ -129,6 +133,26 @@ class Face:
             message = f"There is no model {model[:100]!r} of live input here. There are: {names}."
             raise ApiError(404, message, param="model", code="model_not_found")
         return service
+
+    def pictures(self, model: str | None) -> PictureService:
+        """The service of pictures of this name or alias; without a name, the one there is.
+
+        Raises:
+            ApiError: no such model, or no name although there are none or several.
+        """
+        known = self.backend.pictures
+        if model is None and len(names := {s.name for s in known.values()}) == 1:
+            return known[names.pop()]
+        if model is None:
+            message = f"model is required; of pictures there is {', '.join(sorted(known)) or 'none'}."
+            raise ApiError(400, message, param="model", code="missing_required_parameter")
+        if model not in known:
+            if model in self.backend.services or model in self.backend.live:
+                raise ApiError(400, f"{model} makes no pictures.", param="model", code="wrong_model")
+            there = ", ".join(sorted(known)) or "none"
+            message = f"There is no model {model[:100]!r} of pictures here. There is {there}."
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return known[model]
 
     def only_service(self, model: str | None) -> TextService:
         """As ``service``; without a name, the one there is.

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from diastole.chat.tools import Format
 from diastole.engine.trace import View
 from diastole.frontend import wire
-from diastole.frontend.client import Line
+from diastole.frontend.client import Line, Step
 from diastole.frontend.types import Delta
 from diastole.live import LiveParams
-from diastole.params import PoolParams, SamplingParams
+from diastole.params import PictureParams, PoolParams, SamplingParams
 from diastole.types import SLO, Array
 
 
@@ -165,6 +165,31 @@ class LiveService(Protocol):
         ...
 
 
+class PictureService(Protocol):
+    """One model of pictures."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def card(self) -> wire.PictureCard: ...
+
+    @property
+    def created(self) -> int:
+        """Seconds since the epoch."""
+        ...
+
+    def painted(self, id: str, params: PictureParams, slo: SLO | None = None) -> AsyncIterator[Step]:
+        """Have a picture made: each step of it, until it is done. Closing or cancelling the iterator aborts it.
+
+        Raises:
+            UserError: the engine refuses it.
+            RequestEnded: the engine failed on it.
+            EngineLost: the engine ended.
+        """
+        ...
+
+
 class Backend(Protocol):
     """An engine with its services."""
 
@@ -176,6 +201,11 @@ class Backend(Protocol):
     @property
     def live(self) -> Mapping[str, LiveService]:
         """Of live input, likewise."""
+        ...
+
+    @property
+    def pictures(self) -> Mapping[str, PictureService]:
+        """Of pictures, likewise."""
         ...
 
     async def start(self) -> None:

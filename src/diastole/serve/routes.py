@@ -18,6 +18,7 @@ from diastole.serve.embeddings import EmbeddingReply, EmbeddingRequest, embeddin
 from diastole.serve.endpoint import WorkEndpoint
 from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
+from diastole.serve.images import ImageEvent, ImagesReply, ImagesRequest, images
 from diastole.serve.messages import CountReply, count_tokens, messages
 from diastole.serve.openai import ChatRequest, CompletionRequest
 from diastole.serve.openapi import document
@@ -27,8 +28,7 @@ from diastole.serve.responses import ResponsesRequest, responses
 from diastole.serve.route import EVENTS, JSON, PROMISES, WISHES, Parameter, Route
 from diastole.serve.static import CONSOLE
 from diastole.serve.status import (
-    LiveModelCard,
-    ModelCard,
+    AnyModelCard,
     ModelList,
     StatusReply,
     VersionReply,
@@ -92,8 +92,12 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1/audio/transcriptions", transcriptions,
         {JSON: Transcription, EVENTS: TranscriptEvent, "text/plain": str}, None, UploadEndpoint,
     ),
+    Route(
+        "POST", "/v1/images/generations", images, {JSON: ImagesReply, EVENTS: ImageEvent}, ImagesRequest,
+        WorkEndpoint, _REFUSED, PROMISES,
+    ),
     Route("GET", "/v1/models", models, {JSON: ModelList}, statuses=(503,)),
-    Route("GET", "/v1/models/{id:path}", model, {JSON: ModelCard | LiveModelCard}, statuses=(404, 503)),
+    Route("GET", "/v1/models/{id:path}", model, {JSON: AnyModelCard}, statuses=(404, 503)),
     Route("GET", "/v1/requests", running_requests, {JSON: RunningList}),
     Route("DELETE", "/v1/requests/{id}", cancel, {JSON: CancelReply}, statuses=(404,)),
     Route("POST", "/v1/requests/{id}/cancel", cancel, {JSON: CancelReply}, statuses=(404,)),

@@ -151,7 +151,7 @@ class Server:
     def _banner(self) -> str:
         host = self.config.host if self.config.host not in ("0.0.0.0", "::") else "localhost"
         url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-        texts, live = self.backend.services, self.backend.live
+        texts, live, pictures = self.backend.services, self.backend.live, self.backend.pictures
         tries = []
         for model in list(texts)[:1]:
             tries.append(
@@ -159,9 +159,15 @@ class Server:
                 f'        -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}\''
             )
         tries += [f"diastole stream {model} FILE --url {url}" for model in list(live)[:1]]
+        for model, service in list(pictures.items())[:1]:
+            shown = service.card.labels[0] if service.card.labels else ""
+            tries.append(
+                f"curl {url}/v1/images/generations -H 'Content-Type: application/json' \\\n"
+                f'        -d \'{{"model": "{model}", "prompt": "{shown}"}}\''
+            )
         return "\n".join(
             [
-                f"Diastole {__version__} is ready at {url}/v1 with {', '.join(sorted({*texts, *live}))}.",
+                f"Diastole {__version__} is ready at {url}/v1 with {', '.join(sorted({*texts, *live, *pictures}))}.",
                 f"Open  {url}/ in a browser for the console.",
                 *(f"Try:  {line}" for line in tries),
                 "Stop it with Ctrl-C.",

@@ -12,7 +12,7 @@ from diastole.serve.exchange import Exchange
 from diastole.serve.face import Face
 from diastole.serve.gate import shutting_down
 from diastole.serve.hello import SOUND
-from diastole.serve.interface import LiveService, TextService
+from diastole.serve.interface import LiveService, PictureService, TextService
 
 VECTORS = "mean of the language model's final hidden states, of length 1; not trained to compare sentences"
 
@@ -91,8 +91,33 @@ class LiveModelCard(msgspec.Struct, tag_field="object", tag="live_model"):
         )
 
 
+class PictureModelCard(msgspec.Struct, tag_field="object", tag="picture_model"):
+    """One name that pictures may be asked of; ``root`` is the service behind it."""
+
+    id: str
+    created: int
+    root: str
+    size: str  # width x height
+    labels: list[str]  # that a prompt may name
+    most_steps: int
+    approximate: bool
+    architecture: Architecture
+    owned_by: str = "diastole"
+
+    @classmethod
+    def of(cls, name: str, service: PictureService) -> PictureModelCard:
+        """The card of a service under one of its names."""
+        card = service.card
+        size = f"{card.size[1]}x{card.size[0]}"
+        made = Architecture(["text"], ["image"])
+        return cls(name, service.created, service.name, size, card.labels, card.steps, card.approximate, made)
+
+
+AnyModelCard = ModelCard | LiveModelCard | PictureModelCard
+
+
 class ModelList(msgspec.Struct, tag_field="object", tag="list"):
-    data: list[ModelCard | LiveModelCard]
+    data: list[AnyModelCard]
 
 
 async def health(face: Face, exchange: Exchange) -> None:
@@ -118,8 +143,9 @@ async def version(face: Face, exchange: Exchange) -> None:
 async def models(face: Face, exchange: Exchange) -> None:
     """Every name that requests may use."""
     face.check_ready()
-    cards: list[ModelCard | LiveModelCard] = [ModelCard.of(*item) for item in face.backend.services.items()]
+    cards: list[AnyModelCard] = [ModelCard.of(*item) for item in face.backend.services.items()]
     cards += [LiveModelCard.of(*item) for item in face.backend.live.items()]
+    cards += [PictureModelCard.of(*item) for item in face.backend.pictures.items()]
     await exchange.reply_json(200, ModelList(cards))
 
 
@@ -133,6 +159,9 @@ async def model(face: Face, exchange: Exchange) -> None:
     name = exchange.scope["path_params"]["id"]
     if name in face.backend.live:
         await exchange.reply_json(200, LiveModelCard.of(name, face.live(name)))
+        return
+    if name in face.backend.pictures:
+        await exchange.reply_json(200, PictureModelCard.of(name, face.pictures(name)))
         return
     await exchange.reply_json(200, ModelCard.of(name, face.service(name)))
 
