@@ -8,7 +8,7 @@ UNet2DModel, whose directories are read, with its DDIM scheduler.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -228,12 +228,21 @@ class Net:
 
     def decode(self, features: Features, emb: Array) -> Array:
         """-> (B, H, W, C): what it finds, noise as a rule. The features stay as they are."""
+        *_, x = self.levels(features, emb)
+        return self.last(x)
+
+    def levels(self, features: Features, emb: Array) -> Iterator[Array]:
+        """What each level of the decoder gives."""
         x, *skips = features
         for level, of in enumerate(self.up):
             for i in range(self.shape.layers + 1):
                 x = of.run(i, np.concatenate([x, skips.pop()], 3), emb)
             if level < len(self.double):
                 x = self.double[level](doubled(x))
+            yield x
+
+    def last(self, x: Array) -> Array:
+        """What is found, from what the last of them gives."""
         return self.conv_out(silu(self.norm_out(x)))
 
 
