@@ -18,7 +18,8 @@ TYPES = {
 }
 HEADERS = {
     "cache-control": "no-cache",  # a browser asks each time, and is told by the tag that nothing changed
-    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; "  # pictures come within answers
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }

@@ -60,12 +60,26 @@ export async function liveModels() {
   return (await getJson("v1/models")).data.filter((card) => card.object === "live_model");
 }
 
+/** The cards of all models of pictures. */
+export async function pictureModels() {
+  return (await getJson("v1/models")).data.filter((card) => card.object === "picture_model");
+}
+
+/** The previews of a picture, and then the picture. Aborting the signal ends it with an AbortError. */
+export async function* pictures(body, signal) {
+  yield* parsed("v1/images/generations", { ...body, stream: true }, signal);
+}
+
 /** The events of a chat completion, as parsed chunks. Aborting the signal ends it with an AbortError. */
 export async function* chat(body, signal) {
-  const response = await call("v1/chat/completions", {
+  yield* parsed("v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+}
+
+async function* parsed(path, body, signal) {
+  const response = await call(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify(body),
     signal,
   });
   for await (const data of events(response.body)) {

@@ -1,14 +1,21 @@
 // Puts the page together: views, model picker, key field.
-import { models, setKey } from "./api.js";
+import { models, pictureModels, setKey } from "./api.js";
 import { Chat } from "./chat.js";
 import { $, announce, h } from "./dom.js";
 import { EngineView } from "./engine.js";
 import { LiveView } from "./live.js";
+import { PicturesView } from "./pictures.js";
 import * as snippets from "./snippets.js";
 import { keep, load } from "./store.js";
 
-const VIEWS = ["chat", "live", "engine", "try"];
-const TITLES = { chat: "Diastole", live: "Live · Diastole", engine: "Engine · Diastole", try: "Try it · Diastole" };
+const VIEWS = ["chat", "pictures", "live", "engine", "try"];
+const TITLES = {
+  chat: "Diastole",
+  pictures: "Pictures · Diastole",
+  live: "Live · Diastole",
+  engine: "Engine · Diastole",
+  try: "Try it · Diastole",
+};
 const AGAIN_MS = 2000; // until the models are asked for once more
 
 const picker = $("model");
@@ -16,6 +23,7 @@ const model = () => (picker.disabled ? null : picker.value);
 const chat = new Chat(model);
 const engine = new EngineView(model);
 const live = new LiveView();
+const pictures = new PicturesView();
 
 function view() {
   const name = location.hash.slice(1);
@@ -34,6 +42,7 @@ function show() {
   document.title = TITLES[name];
   engine.show(name === "engine");
   live.show(name === "live");
+  pictures.show(name === "pictures");
   if (name === "chat") chat.follow(true);
 }
 
@@ -48,6 +57,7 @@ async function askModels() {
   clearTimeout(asking);
   try {
     const names = await models();
+    if (!names.length && !location.hash && (await pictureModels()).length) location.hash = "#pictures"; // of these alone
     if (!names.length) throw Object.assign(new Error("no model of texts"), { status: 200 });
     const kept = load("model", null);
     picker.replaceChildren(...names.map((name) => h("option", { value: name }, name)));

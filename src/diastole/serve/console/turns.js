@@ -42,6 +42,7 @@ export class TurnView {
   /** Show more of an answer that is growing. */
   grow() {
     render(this.text, this.turn.content);
+    if (this.turn.ahead) this.text.append(h("p", { class: "ahead" }, this.turn.ahead));
   }
 }
 
