@@ -65,8 +65,9 @@ class Shape(NamedTuple):
         groups = _number(config.get("norm_num_groups", 32), "norm_num_groups", 1, 1024)
         head = config.get("attention_head_dim", 8)
         head = 0 if head is None else _number(head, "attention_head_dim", 1, 8192)
-        for width in widths:
-            if width % groups or (head and width % head) or width % 2:
+        for i, width in enumerate(widths):
+            attends = down[i] or up[len(widths) - 1 - i] or i == len(widths) - 1  # so does the middle, after the last
+            if width % groups or width % 2 or (head and attends and width % head):
                 message = f"block_out_channels: {width} must be even and whole groups of {groups} and heads of {head}"
                 raise UserError(message, param="block_out_channels")
         return cls(
