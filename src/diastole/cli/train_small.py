@@ -65,14 +65,14 @@ def dbconformer(
 
 
 def cache_aware_conformer(
-    steps: Steps = 2_000,
+    steps: Steps = 5_000,
     out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path(
         "cache-aware-conformer"
     ),
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
-    """The streaming recogniser of numbers, letters and commands. About 18 minutes on two cores."""
+    """The streaming recogniser of numbers, letters and commands. About an hour and a half on two cores."""
     from diastole.recipes import cache_aware_conformer as recipe
     from diastole.recipes import spoken
 
