@@ -1,8 +1,9 @@
 """masked-lm: a small masked diffusion language model of bytes, which counts, sorts, reverses, adds, and knows a text.
 
 Data: tasks with one right answer (``masked_tasks``, made up) and the documentation of Python's library (PSF-2.0). Loss
-as LLaDA's: of each answer a share t of the bytes is masked, t drawn evenly, and what is masked is to be told; the
-likelihood's bound is the mean of that over t. Seed 0; about 40 minutes on two cores.
+as LLaDA's, but for its weights: of each answer a share t of the bytes is masked, t drawn evenly, and what is masked is
+to be told. Each masked byte counts the same; with weights of 1 / t, which make it a bound of the likelihood, twice the
+rate and longer tasks it had learned none of these in 4,000 steps. Seed 0; about 40 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from diastole.types import Array
 
 MASK, END = "<|mask|>", "<|endoftext|>"
 APART = 0.02  # of the text is not trained with
-LENGTHS = (96, 192, 320)  # bytes of examples
-SHARES = (0.6, 0.2, 0.2)  # of steps
+LENGTHS = (48, 96, 320)  # bytes of examples
+SHARES = (0.75, 0.1, 0.15)  # of steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class Plan:
 
     steps: int = 4_000
     tokens: int = 4_096  # of a step
-    rate: float = 2e-3
+    rate: float = 1e-3
     seed: int = 0
     sizes: Sizes = field(default_factory=Sizes)
 
@@ -161,7 +162,7 @@ def batch(plan: Plan, step: int, known: bytes) -> tuple[Array, Array]:
     length = rng.choices(LENGTHS, SHARES)[0]
     rows, begins = [], []
     for _ in range(plan.tokens // length):
-        if rng.random() < 0.2:
+        if rng.random() < 0.1:
             at, begin = rng.randrange(len(known) - length), rng.randint(8, 40)
             row = list(known[at : at + length])
         else:
@@ -225,10 +226,8 @@ def _step(net: Net, optimizer: torch.optim.Optimizer, plan: Plan, step: int, kno
     ids, where = torch.from_numpy(ids_), torch.from_numpy(hidden)
     logits = net(ids.masked_fill(where, plan.mask))[where]
     loss = F.cross_entropy(logits, ids[where], reduction="none")
-    weight = torch.from_numpy(np.broadcast_to((1 / (share * (length - begins)))[:, None], hidden.shape)[hidden])
-    whole_ = (loss * weight).sum().float() / b
     optimizer.zero_grad(set_to_none=True)
-    whole_.backward()
+    loss.mean().backward()
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach().mean()), float((logits.argmax(1) == ids[where]).float().mean())

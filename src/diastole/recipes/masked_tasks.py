@@ -26,19 +26,19 @@ def count(rng: Random, room: int) -> Item:
 
 def order(rng: Random, room: int) -> Item:
     """Sort numbers of two digits."""
-    numbers = [rng.randrange(10, 100) for _ in range(rng.randint(3, min(10, room // 3)))]
+    numbers = [rng.randrange(10, 100) for _ in range(rng.randint(3, min(5, room // 3)))]
     return Item(f"sort {' '.join(map(str, numbers))}:\n", " ".join(map(str, sorted(numbers))))
 
 
 def reverse(rng: Random, room: int) -> Item:
     """Turn letters round."""
-    letters = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(4, min(24, room))))
+    letters = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(4, min(10, room))))
     return Item(f"reverse {letters}:\n", letters[::-1])
 
 
 def total(rng: Random, room: int) -> Item:
     """Add numbers up, step by step."""
-    numbers = [rng.randrange(10, 100) for _ in range(rng.randint(2, 4))]
+    numbers = [rng.randrange(10, 100) for _ in range(rng.randint(2, 3))]
     at, steps = numbers[0], []
     for n in numbers[1:]:
         steps.append(f"{at}+{n}={at + n}")
@@ -47,7 +47,7 @@ def total(rng: Random, room: int) -> Item:
 
 
 TASKS: dict[str, Callable[[Random, int], Item]] = {"count": count, "sort": order, "reverse": reverse, "add": total}
-SHORT = 62  # characters that answers of the other tasks have at most
+SHORT = 30  # characters that answers of the other tasks have at most
 
 
 def items(task: str, seed: int, number: int, room: int) -> list[Item]:

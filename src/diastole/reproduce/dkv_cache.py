@@ -20,7 +20,7 @@ PAPER = "dKV-Cache: settled places keep their keys and values, one step after th
 MODEL = "masked-lm"
 END = 256  # the byte model's token behind its 256 bytes
 TOGETHER = 8
-STEPS = 32  # of 64 places
+STEPS = 16  # of 32 places
 LONG = 256  # places of the long answers
 DECODE = (2, 4, 8, 16, 0)  # refresh; 0: never
 Wish = tuple[Sequence[int], SamplingParams]
@@ -59,7 +59,7 @@ def agreement(one: Sequence[Written], other: Sequence[Written]) -> float:
 def run(study: Study) -> None:
     """Accuracy by variant, then time and rows."""
     number = 12 if study.quick else 128
-    sets = [Set(task, items(task, 1000 + study.seed, number, SHORT), 64, STEPS) for task in ("sort", "reverse", "add")]
+    sets = [Set(task, items(task, 1000 + study.seed, number, SHORT), 32, STEPS) for task in ("sort", "reverse", "add")]
     sets.append(Set("count", items("count", 1000 + study.seed, number, LONG - 2), LONG, LONG // 2))
     if study.quick:
         sets = [sets[0], sets[1]]
