@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from diastole.recipes.masked_tasks import SHORT, Item, items, right
 from diastole.reproduce.must import at_least, at_most, between, equal_to
 from diastole.reproduce.study import Study
 from diastole.reproduce.timing import Spread
+from diastole.types import UserError
 
 PAPER = "dKV-Cache: settled places keep their keys and values, one step after they were settled"
 
@@ -58,6 +60,7 @@ def agreement(one: Sequence[Written], other: Sequence[Written]) -> float:
 
 def run(study: Study) -> None:
     """Accuracy by variant, then time and rows."""
+    _there()
     number = 12 if study.quick else 128
     sets = [Set(task, items(task, 1000 + study.seed, number, SHORT), 32, STEPS) for task in ("sort", "reverse", "add")]
     sets.append(Set("count", items("count", 1000 + study.seed, number, LONG - 2), LONG, LONG // 2))
@@ -72,6 +75,14 @@ def run(study: Study) -> None:
         "the model has 2 million weights and writes bytes: what is right of its answers says nothing about LLaDA's; "
         "'lossless' in the paper means on benchmarks"
     )
+
+
+def _there() -> None:
+    """Raises:
+    UserError: the model is not: none comes along.
+    """
+    if not Path(MODEL).is_dir():
+        raise UserError(f"this needs a model in ./{MODEL}: diastole train masked-lm", param="model")
 
 
 def _of(study: Study, use: Sequence[str], sets: Sequence[Set], **more: object) -> list[list[Written]]:
@@ -109,6 +120,7 @@ def _quality(study: Study, sets: Sequence[Set]) -> None:
     mean = {name: float(np.mean(s)) for name, s in scores.items()}
     pairs = zip(found["decode, refresh 1"], plain, strict=True)
     exact = [a.ids == b.ids for t, p in pairs for a, b in zip(t, p, strict=True)]
+    study.check("right answers without a cache: the model knows its tasks", mean["no cache"], at_least(0.5))
     study.check("refresh 1 writes what no cache writes, to the token", all(exact), equal_to(True))
     lost = 100 * (mean["no cache"] - mean["decode, refresh 8"])
     base = f"{100 * mean['no cache']:.1f}% without"
