@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from diastole.client import stream
 from diastole.config import Config, ServerConfig, ServiceConfig
 from diastole.frontend.backend import Backend
-from diastole.frontend.link import Thread
 from diastole.serve.run import Server
 from diastole.types import Array, UserError
 from live import small
+from live.served import go, running
 
 CHANNELS, RATE, STRIDE, WINDOW = 5, 100.0, 25, 101
 
@@ -54,25 +54,8 @@ async def served(model: Path, **settings: Any) -> AsyncIterator[Served]:
     config = Config(
         service={"brain": ServiceConfig(model=str(model), max_streams=4)}, server=ServerConfig(port=0, **settings)
     )
-    backend = Backend(config, Thread)
-    server = Server(backend, config.server, lambda text: None)
-    running = asyncio.create_task(server.run())
-    while not backend.ready():
-        await asyncio.sleep(0.01)
-    try:
+    async with running(config) as (server, backend):
         yield Served(server, backend)
-    finally:
-        server.stop()
-        server.stop()
-        await running
-
-
-def go(work: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(60):
-            await work()
-
-    asyncio.run(main())
 
 
 async def hello(socket: ClientConnection, **more: Any) -> dict[str, Any]:

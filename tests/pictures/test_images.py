@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from PIL import Image
 
 from diastole.config import Config, ServerConfig, ServiceConfig
 from diastole.frontend.backend import Backend
-from diastole.frontend.link import Thread
 from diastole.params import PictureParams
 from diastole.serve.run import Server
 from diastole.types import Array
+from live.served import go, running
 from masked import small as texts
 from pictures import small
 
@@ -63,25 +63,8 @@ class Served:
 async def served(*models: Path, use: tuple[str, ...] = ()) -> AsyncIterator[Served]:
     services = {m.name: ServiceConfig(model=str(m), max_streams=4, use=use) for m in models}
     config = Config(service=services, server=ServerConfig(port=0))
-    backend = Backend(config, Thread)
-    server = Server(backend, config.server, lambda text: None)
-    running = asyncio.create_task(server.run())
-    while not backend.ready():
-        await asyncio.sleep(0.01)
-    try:
+    async with running(config) as (server, backend):
         yield Served(server, backend)
-    finally:
-        server.stop()
-        server.stop()
-        await running
-
-
-def go(work: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(60):
-            await work()
-
-    asyncio.run(main())
 
 
 def pixels(b64: str) -> Array:

@@ -108,7 +108,8 @@ def test_fewer_steps_where_time_runs_out(place: Path) -> None:
         life.ask("a", PictureParams(40, 1, min_steps=8), SLO(10.0, 1.0, 20 * each))
         last = life.finish().shown["a"][-1]
         assert last.finish == "stop"
-        assert 8 <= last.done == last.steps < 40 or use
+        assert 8 <= last.done == last.steps <= 40
+        assert use or last.done < 40  # where steps run together there may be time for all
         assert life.clock.now() <= 20 * each
         life.check()
 

@@ -72,7 +72,7 @@ def cache_aware_conformer(
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
-    """The streaming recogniser of numbers, letters and commands. About an hour and a half on two cores."""
+    """The streaming recogniser of numbers, letters and commands. It took two hours on one busy core."""
     from diastole.recipes import cache_aware_conformer as recipe
     from diastole.recipes import spoken
 
@@ -92,7 +92,7 @@ def masked_lm(
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
-    """The masked language model of bytes. About 40 minutes on two cores."""
+    """The masked language model of bytes. Steps like these took an hour and a half on one busy core."""
     from diastole.recipes import masked_lm as recipe
 
     with _bar(steps, threads) as tell:
@@ -111,7 +111,7 @@ def unet(
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
-    """The UNet that makes pictures of clothes. About 20 minutes on two cores."""
+    """The UNet that makes pictures of clothes. It took an hour on one busy core."""
     from diastole.recipes import unet as recipe
 
     with _bar(steps, threads) as tell:
