@@ -152,8 +152,8 @@ TABLE = (
         "templates of strangers, and those that do not end or grow",
         (
             "serve/test_bad_input::test_templates_from_strangers",
-            "text/test_template::test_a_template_that_does_not_end_is_killed_and_the_next_one_works",
-            "text/test_template::test_a_template_that_grows_is_stopped",
+            "chat/test_template::test_a_template_that_does_not_end_is_killed_and_the_next_one_works",
+            "chat/test_template::test_a_template_that_grows_is_stopped",
         ),
     ),
     Row(
