@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from diastole.assets.models import open_model
 from diastole.bench.task import Prompt
 from diastole.types import UserError
-from diastole.weights import open_checkpoint
 
 _SAME = (
     "hidden_size",
@@ -69,7 +69,7 @@ class Transformers:
 
 
 def _load(path: Path, torch: Any, transformers: Any) -> Any:
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(path)
     c = checkpoint.config
     if c["model_type"] != "llama":
         raise UserError(f"only llama models are compared with transformers, not {c['model_type']}", param="model")

@@ -12,17 +12,16 @@ import numpy as np
 
 from diastole import registry
 from diastole.assets import resolve
+from diastole.assets.models import open_model, tokenizer_of
 from diastole.kernels.table import Ops, load
 from diastole.loops.ar import AutoRegressive
 from diastole.nn.decoder import Decoder
 from diastole.nn.inside import NOBODY, Inside
 from diastole.nn.linear import Loader, WeightFormat
-from diastole.nn.tokens import tokenizer_of
 from diastole.params import SamplingParams
 from diastole.state.kv import PagedKV
 from diastole.state.pages import PAGE, PagePool
 from diastole.types import Array, Grant, KVFormat, Request, UserError
-from diastole.weights import open_checkpoint
 
 SPAN = 512  # tokens that are read on their own
 # Modules of the standard library with long documentation: English that is on every machine.
@@ -108,7 +107,7 @@ def judge(
 
 
 def _build(path: Path, weights: WeightFormat, ops: Ops) -> Decoder:
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(path)
     try:
         architecture = registry.model(str(checkpoint.config.get("model_type")))
         built: Decoder = architecture.build(Loader(ops, checkpoint, weights), checkpoint.config, 2 * SPAN)

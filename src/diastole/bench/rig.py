@@ -16,6 +16,7 @@ from types import TracebackType
 import numpy as np
 
 from diastole.assets import resolve
+from diastole.assets.models import tokenizer_of
 from diastole.config import Bytes, Config, EngineConfig, ServiceConfig
 from diastole.engine.engine import Engine
 from diastole.engine.executor import Inline
@@ -23,7 +24,6 @@ from diastole.frontend.assembly import build_engine
 from diastole.loops.ar import AutoRegressive
 from diastole.nn.decoder import Decoder
 from diastole.nn.inside import Inside
-from diastole.nn.tokens import tokenizer_of
 from diastole.params import SamplingParams
 from diastole.slots import Probe
 from diastole.state.lease import Blob

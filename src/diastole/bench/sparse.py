@@ -17,6 +17,7 @@ import numpy as np
 
 from diastole import registry
 from diastole.assets import resolve
+from diastole.assets.models import open_model
 from diastole.bench.geometry import SMOLLM2, Synthetic
 from diastole.engine.assemble import store
 from diastole.kernels.table import Ops
@@ -27,7 +28,6 @@ from diastole.params import SamplingParams
 from diastole.slots import Facts, View
 from diastole.state.pages import PAGE
 from diastole.types import Batch, Grant, Request, Stream
-from diastole.weights import open_checkpoint
 
 MOST_BYTES = 8 * 2**30  # of one stack's state
 
@@ -94,7 +94,7 @@ class Attending:
 def facts(ops: Ops, context: int) -> Facts:
     """Of a model in the synthetic geometry: the embedded one's, whose calibrations techniques find."""
     path, g = resolve("smollm2-135m"), SMOLLM2
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(path)
     try:
         fingerprint = checkpoint.fingerprint
     finally:

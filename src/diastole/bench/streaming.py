@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from diastole import registry
 from diastole.assets import resolve
+from diastole.assets.models import open_model
 from diastole.clock import FakeClock
 from diastole.config import ServiceConfig
 from diastole.engine.dispatch import LeastSlack
@@ -16,7 +17,6 @@ from diastole.engine.service import Service
 from diastole.kernels.table import Ops
 from diastole.live import Chunk, LiveModel, LiveParams, Reading
 from diastole.types import Array, Request
-from diastole.weights import open_checkpoint
 
 NAME = "live"
 
@@ -34,7 +34,7 @@ def opened(model: str, ops: Ops) -> LiveModel:
     Raises:
         UserError: there is none.
     """
-    checkpoint = open_checkpoint(resolve(model))
+    checkpoint = open_model(resolve(model))
     found: LiveModel = registry.model(str(checkpoint.config.get("model_type"))).live(ops, checkpoint)
     return found
 

@@ -32,15 +32,15 @@ def calibrate(
     from rich.progress import Progress
 
     from diastole.assets import resolve
+    from diastole.assets.models import open_model, tokenizer_of
     from diastole.bench.rig import Rig
     from diastole.calibrate import job
-    from diastole.nn.tokens import tokenizer_of
-    from diastole.weights import calibration, open_checkpoint
+    from diastole.weights import calibration
 
     module = job.of(name)
     technique = name.replace("_", "-")
     path = resolve(model)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(path)
     if getattr(module, "OWN", False):
         ids, where = _own(own, texts or [], tokenizer_of(path), checkpoint.fingerprint, tokens or module.TOKENS)
     else:

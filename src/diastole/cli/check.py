@@ -73,11 +73,10 @@ def _verify(model: str) -> None:
     from diastole import registry
     from diastole.assets import pull, resolve
     from diastole.assets.catalog import ASSETS
-    from diastole.nn.tokens import tokenizer_of
-    from diastole.weights import open_checkpoint
+    from diastole.assets.models import open_model, tokenizer_of
 
     path = pull(model, thorough=True) if model in ASSETS else resolve(model)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(path)
     registry.model(str(checkpoint.config["model_type"]))
     tokenizer = tokenizer_of(path)
     names = checkpoint.names()

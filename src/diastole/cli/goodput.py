@@ -139,12 +139,12 @@ def goodput(
     from rich.console import Console
 
     from diastole.assets import resolve
+    from diastole.assets.models import tokenizer_of
     from diastole.bench.load import report
     from diastole.bench.load.arrivals import Closed, Open, Plan, named
     from diastole.bench.load.judge import capacities
     from diastole.bench.load.match import Match, unloaded
     from diastole.bench.longtext import Corpus
-    from diastole.nn.tokens import tokenizer_of
     from diastole.types import SLO
 
     _check(trace, mixed, use, compose, url, rate, clients)

@@ -30,10 +30,10 @@ def longcontext(
     from rich.progress import Progress
 
     from diastole.assets import resolve
+    from diastole.assets.models import tokenizer_of
     from diastole.bench.longcontext import study as suite
     from diastole.bench.longtext import Corpus
     from diastole.bench.rig import Rig
-    from diastole.nn.tokens import tokenizer_of
 
     corpus = Corpus.of(tokenizer_of(resolve(model)), domain)
     planned = list(suite.cases(suite.chosen(tasks), suite.lengths(lengths), corpus, cases, seed))

@@ -71,11 +71,11 @@ def own_text(
     from rich.progress import Progress
 
     from diastole.assets import resolve
+    from diastole.assets.models import open_model
     from diastole.llm import LLM
     from diastole.recipes import own_text as recipe
-    from diastole.weights import open_checkpoint
 
-    checkpoint = open_checkpoint(resolve(model))
+    checkpoint = open_model(resolve(model))
     fingerprint = checkpoint.fingerprint
     checkpoint.close()
     settings = {"max_streams": recipe.TOGETHER}

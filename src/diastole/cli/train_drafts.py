@@ -49,13 +49,13 @@ def bench(model: str, own: Path, threads: int, total: int, every: int) -> Iterat
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from diastole.assets import resolve
+    from diastole.assets.models import open_model
     from diastole.bench.rig import Rig
     from diastole.kernels.table import physical_cores
     from diastole.recipes.own_text import Texts
-    from diastole.weights import open_checkpoint
 
     torch.set_num_threads(threads or physical_cores())
-    checkpoint, texts = open_checkpoint(resolve(model)), Texts.read(own)
+    checkpoint, texts = open_model(resolve(model)), Texts.read(own)
     texts.expect(checkpoint.fingerprint, own)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Rig(model, threads=threads) as rig, Progress(*columns, console=Console(stderr=True)) as bar:

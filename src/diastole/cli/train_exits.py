@@ -25,19 +25,20 @@ def exits(
     from rich.progress import Progress as Bar
 
     from diastole.assets import resolve
+    from diastole.assets.models import open_model
     from diastole.bench.rig import Rig
     from diastole.kernels.table import physical_cores
     from diastole.recipes import del_exits as recipe
     from diastole.recipes.own_text import Texts
     from diastole.types import UserError
-    from diastole.weights import calibration, open_checkpoint
+    from diastole.weights import calibration
 
     try:
         named = tuple(sorted({int(n) for n in layers.split("+")})) if layers else ()
     except ValueError:
         raise UserError(f"--layers must be numbers with + between, not {layers!r:.40}", param="layers") from None
     torch.set_num_threads(threads or physical_cores())
-    checkpoint, texts = open_checkpoint(resolve(model)), Texts.read(own)
+    checkpoint, texts = open_model(resolve(model)), Texts.read(own)
     texts.expect(checkpoint.fingerprint, own)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Rig(model, threads=threads) as rig, Bar(*columns, console=Console(stderr=True)) as bar:

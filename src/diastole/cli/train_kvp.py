@@ -31,14 +31,15 @@ def kv_prediction(
     from rich.progress import Progress as Bar
 
     from diastole.assets import resolve
+    from diastole.assets.models import open_model
     from diastole.bench.rig import Rig
     from diastole.recipes import kv_prediction as recipe
     from diastole.recipes.own_text import Texts
-    from diastole.weights import calibration, open_checkpoint
+    from diastole.weights import calibration
 
     name = "kv-prediction"
     chosen = numbers(layers) if layers else None
-    checkpoint, texts = open_checkpoint(resolve(model)), None if own is None else Texts.read(own)
+    checkpoint, texts = open_model(resolve(model)), None if own is None else Texts.read(own)
     if texts is not None and own is not None:
         texts.expect(checkpoint.fingerprint, own)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -31,16 +31,17 @@ def hidden_transfer(
     from rich.progress import Progress as Bar
 
     from diastole.assets import resolve
+    from diastole.assets.models import open_model
     from diastole.bench.rig import Rig
     from diastole.kernels.table import physical_cores
     from diastole.recipes import hidden_transfer as recipe
     from diastole.recipes.own_text import Texts
-    from diastole.weights import calibration, open_checkpoint
+    from diastole.weights import calibration
 
     name = "hidden-transfer"
     chosen = numbers(layers) if layers else None
     torch.set_num_threads(threads or physical_cores())
-    checkpoint, texts = open_checkpoint(resolve(model)), Texts.read(own)
+    checkpoint, texts = open_model(resolve(model)), Texts.read(own)
     texts.expect(checkpoint.fingerprint, own)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Rig(model, threads=threads) as rig, Bar(*columns, console=Console(stderr=True)) as bar:

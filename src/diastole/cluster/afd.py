@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 
 from diastole import registry
+from diastole.assets.models import open_model
 from diastole.cluster.rings import STOP, Gone, Ring, Shape, Transfer
 from diastole.kernels.table import load
 from diastole.nn.arena import Arena
@@ -35,7 +36,6 @@ from diastole.nn.decoder import Decoder
 from diastole.nn.inside import NOBODY
 from diastole.nn.linear import Loader, WeightFormat
 from diastole.types import Array, Batch, UserError
-from diastole.weights import open_checkpoint
 
 
 class Start(msgspec.Struct):
@@ -245,7 +245,7 @@ def main(memory: int, hear: int, tell: int) -> None:
 
 
 def _loaded(start: Start) -> Decoder:
-    checkpoint = open_checkpoint(Path(start.model))
+    checkpoint = open_model(Path(start.model))
     ops = load(start.threads, start.kernels)
     loader = Loader(ops, checkpoint, start.weights)  # type: ignore[arg-type]
     architecture = registry.model(str(checkpoint.config.get("model_type")))

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from diastole import registry
 from diastole.assets import cache, resolve
+from diastole.assets.models import open_model, tokenizer_of
 from diastole.clock import RealClock
 from diastole.config import Config, ServiceConfig, from_toml
 from diastole.engine.admission import Admission, ByPriority, InOrder
@@ -37,12 +38,11 @@ from diastole.loops.denoise import Denoise
 from diastole.loops.masked import Masked
 from diastole.nn.linear import Loader, WeightFormat, packed_size
 from diastole.nn.packs import NoPacks, PackFile, Packs
-from diastole.nn.tokens import tokenizer_of
 from diastole.params import MAX_PICTURE_STEPS
 from diastole.slots import Budgeted
 from diastole.state.pages import PAGE
 from diastole.types import SLO, UserError
-from diastole.weights import Checkpoint, open_checkpoint
+from diastole.weights import Checkpoint
 
 SHARE = 0.25  # of the available memory goes to key/value pages, unless told
 
@@ -115,7 +115,7 @@ def _check_room(name: str, wanted: ServiceConfig, ops: Ops, pages: int) -> None:
     Raises:
         UserError: it would not.
     """
-    checkpoint = open_checkpoint(resolve(wanted.model))
+    checkpoint = open_model(resolve(wanted.model))
     weights = packed_size(ops, checkpoint, cast(WeightFormat, wanted.weights))
     checkpoint.close()
     available = available_memory()
@@ -131,7 +131,7 @@ def _build(
     name: str, wanted: ServiceConfig, ops: Ops, memory: int, config: Config, costs: Path | None
 ) -> tuple[Service, AnyCard]:
     path = resolve(wanted.model)
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(path)
     architecture = registry.model(str(checkpoint.config.get("model_type")))
     if hasattr(architecture, "live"):
         return _build_live(name, wanted, ops, architecture.live(ops, checkpoint), config)
@@ -175,7 +175,7 @@ def writes(path: Path) -> bool:
     """
     if not path.is_dir():
         return True
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_model(path)
     try:
         module = registry.model(str(checkpoint.config.get("model_type")))
         return hasattr(module, "build") or hasattr(module, "masked")

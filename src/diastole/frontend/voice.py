@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diastole.assets.models import tokenizer_of
 from diastole.chat import ChatTemplate
 from diastole.chat.guard import Guard
 from diastole.chat.tools import telling_of
-from diastole.nn.tokens import tokenizer_of
 from diastole.params import SamplingParams
 from diastole.text import Tokenizer
 from diastole.types import UserError

@@ -17,11 +17,11 @@ from random import Random
 import numpy as np
 
 from diastole.assets import resolve
+from diastole.assets.models import tokenizer_of
 from diastole.bench.load.arrivals import Poisson
 from diastole.bench.load.judge import Verdict, judge, tpot, ttft
 from diastole.bench.load.work import Wish
 from diastole.bench.longtext import Corpus
-from diastole.nn.tokens import tokenizer_of
 from diastole.reproduce import distserve_twin
 from diastole.reproduce.distserve_system import MODEL, Served, Shape, System
 from diastole.reproduce.must import at_least, at_most, equal_to, less_than, more_than
