@@ -131,12 +131,17 @@ def _argument(p: Any) -> str:
 def _option(p: Any) -> str:
     names = ", ".join(f"`{o}`" for o in [*p.opts, *p.secondary_opts])
     default = "" if p.default is None or p.default is False or p.default == "" else f"`{p.default}`"
-    return f"| {names} | {default} | {_cell(p.help or '')} |"
+    return f"| {names} | {default} | {_cell(_plain(p.help or ''))} |"
 
 
 def _paragraphs(text: str | None) -> str:
-    blocks = inspect.cleandoc(text or "").split("\n\n")
+    blocks = inspect.cleandoc(_plain(text or "")).split("\n\n")
     return "\n\n".join(" ".join(block.split()) for block in blocks)
+
+
+def _plain(text: str) -> str:
+    """Help as Markdown: what the terminal shows in bold as code, brackets that it would take for a style as they are."""
+    return re.sub(r"\[bold\](.*?)\[/\]", r"`\1`", text).replace("\\[", "[")
 
 
 def _cell(text: str) -> str:

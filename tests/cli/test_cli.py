@@ -15,6 +15,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from diastole.assets.pull import shipped
 from diastole.cli.check import check
 from diastole.cli.flow import Flow
 from diastole.cli.talk import Talk
@@ -131,6 +132,7 @@ def test_check_and_list() -> None:
     listed = run("list").stdout
     assert "smollm2-135m" in listed
     assert "int8-kv" in listed
+    assert all(name in listed for name in shipped())
 
 
 def test_pairs_are_tried_and_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -298,7 +298,7 @@ def compare(
 ) -> None:
     """Diastole, llama.cpp in each of its formats, and transformers, taking turns in one run: how many times as fast.
 
-    The peers come with `pip install 'diastole[peers]'`; build llama-cpp-python from source for this processor.
+    The peers come with `pip install 'diastole\\[peers]'`; build llama-cpp-python from source for this processor.
     """
     from rich.console import Console
 

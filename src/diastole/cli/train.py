@@ -11,7 +11,7 @@ import typer
 from diastole.cli.train_drafts import longspec, specdec_pp
 from diastole.cli.train_exits import exits, layerskip
 from diastole.cli.train_kvp import kv_prediction
-from diastole.cli.train_small import cache_aware_conformer, dbconformer, masked_lm, phasenet, unet
+from diastole.cli.train_small import cache_aware_conformer, dbconformer, masked_lm, masked_smollm2, phasenet, unet
 from diastole.cli.train_transfer import hidden_transfer
 from diastole.cli.train_units import lexical_units
 
@@ -63,6 +63,7 @@ def own_text(
     model: Annotated[str, typer.Option(help="asset, GGUF file or directory")] = "smollm2-135m",
     out: Annotated[Path, typer.Option(help="file to write")] = Path("own-text.safetensors"),
     tokens: Annotated[int, typer.Option(min=1, help="of answers")] = 1_000_000,
+    answer: Annotated[int, typer.Option(min=1, help="most tokens of one answer")] = 320,
     seed: Annotated[int, typer.Option(min=0, help="of requests and answers")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
 ) -> None:
@@ -81,11 +82,11 @@ def own_text(
     settings = {"max_streams": recipe.TOGETHER}
     with LLM(model, threads=threads, **settings) as llm, Progress(console=Console(stderr=True)) as bar:
         work = bar.add_task(f"answers of {model}", total=tokens)
-        texts = recipe.generate(llm, fingerprint, tokens, seed, lambda n: bar.advance(work, n))
+        texts = recipe.generate(llm, fingerprint, tokens, seed, lambda n: bar.advance(work, n), answer)
     texts.write(out)
     print(f"{out}: {len(texts.prompts):,} answers, {len(texts.ids):,} tokens with their requests")
 
 
 OTHERS = (longspec, specdec_pp, hidden_transfer, exits, layerskip, lexical_units, kv_prediction)
-for recipe in (*OTHERS, phasenet, dbconformer, cache_aware_conformer, masked_lm, unet):
+for recipe in (*OTHERS, phasenet, dbconformer, cache_aware_conformer, masked_lm, masked_smollm2, unet):
     app.command()(recipe)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True)
 class LlamaShape:
-    """Sizes of a model whose embedding is its head."""
+    """Sizes of a model whose embedding is its head. causal: rows see what stands before them; else all."""
 
     vocab: int
     layers: int
@@ -24,6 +24,7 @@ class LlamaShape:
     context: int
     rope_base: float = 10_000.0
     eps: float = 1e-5
+    causal: bool = True
 
     @property
     def head_dim(self) -> int:
@@ -46,7 +47,7 @@ class _Attention(nn.Module):
         )
         share = self.shape.heads // self.shape.kv_heads
         k, v = _rotated(k, cos, sin).repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-        out = F.scaled_dot_product_attention(_rotated(q, cos, sin), k, v, is_causal=True)
+        out = F.scaled_dot_product_attention(_rotated(q, cos, sin), k, v, is_causal=self.shape.causal)
         mixed: Tensor = self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
         return mixed
 

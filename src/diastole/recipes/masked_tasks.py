@@ -6,6 +6,11 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
+_WORDS = (
+    "apple bird chair cloud desk door earth field fish glass green horse house iron juice king lamp moon night ocean "
+    "paper queen river snow stone table tree voice water yellow"
+).split()
+
 
 class Item(NamedTuple):
     """What is asked, and what is right."""
@@ -26,14 +31,30 @@ def count(rng: Random, room: int) -> Item:
 
 def order(rng: Random, room: int) -> Item:
     """Sort numbers of two digits."""
-    numbers = [rng.randrange(10, 100) for _ in range(rng.randint(3, min(5, room // 3)))]
+    numbers = [rng.randrange(10, 100) for _ in range(rng.randint(3, min(4, room // 3)))]
     return Item(f"sort {' '.join(map(str, numbers))}:\n", " ".join(map(str, sorted(numbers))))
+
+
+def say(rng: Random, room: int) -> Item:
+    """Letters as they are: the easiest, by which a model learns to look into the prompt at all."""
+    letters = _letters(rng, room)
+    return Item(f"say {letters}:\n", letters)
 
 
 def reverse(rng: Random, room: int) -> Item:
     """Turn letters round."""
-    letters = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(4, min(10, room))))
+    letters = _letters(rng, room)
     return Item(f"reverse {letters}:\n", letters[::-1])
+
+
+def _letters(rng: Random, room: int) -> str:
+    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(4, min(8, room))))
+
+
+def words(rng: Random, room: int) -> Item:
+    """Turn words round, for tokenizers that do not have letters by themselves."""
+    said = rng.sample(_WORDS, rng.randint(3, max(3, min(6, room // 7))))
+    return Item(f"reverse {' '.join(said)}:\n", " ".join(reversed(said)))
 
 
 def total(rng: Random, room: int) -> Item:
@@ -46,7 +67,14 @@ def total(rng: Random, room: int) -> Item:
     return Item(f"add {' '.join(map(str, numbers))}:\n", " ".join(steps))
 
 
-TASKS: dict[str, Callable[[Random, int], Item]] = {"count": count, "sort": order, "reverse": reverse, "add": total}
+TASKS: dict[str, Callable[[Random, int], Item]] = {
+    "count": count,
+    "sort": order,
+    "say": say,
+    "reverse": reverse,
+    "add": total,
+}
+IN_WORDS = {"count": count, "sort": order, "words": words, "add": total}
 SHORT = 30  # characters that answers of the other tasks have at most
 
 

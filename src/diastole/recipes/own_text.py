@@ -134,9 +134,15 @@ def requests(seed: int) -> Iterator[str]:
 
 
 def generate(
-    llm: LLM, fingerprint: str, tokens: int = TOKENS, seed: int = 0, tell: Callable[[int], None] = lambda n: None
+    llm: LLM,
+    fingerprint: str,
+    tokens: int = TOKENS,
+    seed: int = 0,
+    tell: Callable[[int], None] = lambda n: None,
+    longest: int = ANSWER,
 ) -> Texts:
-    """Let a model answer until it has said so many tokens. tell: hears of each n tokens."""
+    """Let a model answer until it has said so many tokens, in answers of at most ``longest``. tell: hears of each n
+    tokens."""
     wishes = requests(seed)
     rng = Random(seed + 1)
     said: list[Array] = []
@@ -145,7 +151,7 @@ def generate(
     while done < tokens:
         batch = [[{"role": "user", "content": next(wishes)}] for _ in range(TOGETHER)]
         params = [
-            SamplingParams(max_tokens=ANSWER, temperature=(0.0, 0.8)[i % 2], top_p=0.95, seed=rng.getrandbits(32))
+            SamplingParams(max_tokens=longest, temperature=(0.0, 0.8)[i % 2], top_p=0.95, seed=rng.getrandbits(32))
             for i in range(TOGETHER)
         ]
         ids = [llm.voice.chat(messages, None, {}) for messages in batch]
