@@ -15,7 +15,7 @@ run: install  ## serve the embedded model on port $(PORT)
 	@$(BIN)/diastole serve --port $(PORT)
 
 test: install check  ## everything that CI runs
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n logical --dist loadfile
 
 soak: install  ## ten minutes of overload, and whether anything was lost or leaked (SOAK_SECONDS=60 for less)
 	@SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python tools/soak.py

@@ -1,5 +1,6 @@
 """Shared fixtures. Test helpers are imported by their path below ``tests``."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,25 @@ from typing import Any
 
 import pytest
 
+from diastole.kernels.table import compiled
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run side by side, each process has a core of its own: engines take as many threads as cores."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def instruction_set() -> None:
+    """The best one to begin with: it is one for the whole process, and tests of others leave the slowest behind."""
+    native = compiled()
+    if native is not None:
+        native.set_isa(native.isas()[0])
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ def test_all_routes() -> None:
     for name, operation in operations(server.url).items():
         names = {} if name.endswith("/reload") else THERE
         statuses = attempt(operation, EXAMPLES, SERVED, names)
+        if 200 not in statuses and name not in NEVER_200:  # so few may all be wrong ones
+            statuses += attempt(operation, 8 * EXAMPLES, SERVED, names)
         assert 200 in statuses or name in NEVER_200, (name, statuses)
     assert server.stop() == 0
 
