@@ -10,6 +10,7 @@ import pytest
 from diastole.config import Config, ServiceConfig
 from diastole.frontend import assembly, loading
 from diastole.nn import linear
+from diastole.types import UserError
 
 
 class Terminal(io.StringIO):
@@ -51,3 +52,10 @@ def test_the_second_start_converts_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert [p.suffix for p in (tmp_path / "packed").iterdir()] == [".pack"]
     monkeypatch.setattr(linear, "pack", lambda *_: pytest.fail("a matrix was converted again"))
     assert layers() == first
+
+
+def test_services_share_an_instruction_set() -> None:
+    services = {name: ServiceConfig(model="m.gguf", kernels=k) for name, k in (("a", "auto"), ("b", "avx2"))}
+    with pytest.raises(UserError, match="one instruction set: give all the same kernels .a: auto, b: avx2") as e:
+        assembly.build_engine(Config(service=services))
+    assert e.value.param == "kernels"

@@ -65,6 +65,7 @@ def build_engine(config: Config, costs: Path | None = None) -> tuple[Engine, lis
     Raises:
         UserError: a setting or a model file is wrong.
     """
+    _one_instruction_set(config)
     memory = _page_memory(config)  # before weights take any
     services: list[Service] = []
     cards: list[AnyCard] = []
@@ -91,6 +92,7 @@ def load_service(reload: Reload) -> Loaded:
         UserError: a setting or a model file is wrong, or there is no room for it beside the others.
     """
     config = from_toml(reload.toml)
+    _one_instruction_set(config)
     wanted = next(s for key, s in config.service.items() if service_name(key, s) == reload.service)
     ops = load(config.engine.threads or None, wanted.kernels)
     pages = _page_memory(config)
@@ -102,6 +104,19 @@ def load_service(reload: Reload) -> Loaded:
         message = f"{wanted.model} has {card.vocab} tokens now and had {reload.vocab}: restart the server for that"
         raise UserError(message, param="model", code="model_changed")
     return Loaded(service, card, slos(config)[reload.service])
+
+
+def _one_instruction_set(config: Config) -> None:
+    """Raises:
+    UserError: services ask for several instruction sets, of which a process runs one.
+    """
+    asked = {service_name(key, s): s.kernels for key, s in config.service.items() if s.kernels != "torch"}
+    sets = {name: "auto" if kernels == "native" else kernels for name, kernels in asked.items()}
+    if len(set(sets.values())) > 1:
+        said = ", ".join(f"{name}: {kernels}" for name, kernels in asked.items())
+        raise UserError(
+            f"services of one server run on one instruction set: give all the same kernels ({said})", param="kernels"
+        )
 
 
 def _page_memory(config: Config) -> int:
