@@ -56,6 +56,6 @@ def test_the_second_start_converts_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_services_share_an_instruction_set() -> None:
     services = {name: ServiceConfig(model="m.gguf", kernels=k) for name, k in (("a", "auto"), ("b", "avx2"))}
-    with pytest.raises(UserError, match="one instruction set: give all the same kernels .a: auto, b: avx2") as e:
+    with pytest.raises(UserError, match=r"one instruction set.*a: auto, b: avx2") as e:
         assembly.build_engine(Config(service=services))
     assert e.value.param == "kernels"
