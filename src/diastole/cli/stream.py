@@ -7,6 +7,7 @@ import asyncio
 import json as jsonlib
 import sys
 from collections.abc import AsyncIterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from diastole.types import UserError
 
 if TYPE_CHECKING:
     from diastole.cli.monitor import Monitor
+    from diastole.signals.findings import Findings
     from diastole.signals.source import Source
     from diastole.types import Array
 
@@ -34,6 +36,9 @@ def stream(
     channels: Annotated[str, typer.Option(help="names of the source's channels, with commas between")] = "",
     realtime: Annotated[bool, typer.Option("--realtime", help="play a file at its own pace")] = False,
     json: Annotated[bool, typer.Option("--json", help="print events as JSON lines")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="keep what is found too: .jsonl, .csv, or .xml (picks as QuakeML)")
+    ] = None,
 ) -> None:
     """Stream a signal through a model and watch what it finds.
 
@@ -41,17 +46,22 @@ def stream(
     view shows the signal, the latest events and whether deadlines are kept; otherwise events are printed line by line.
     """
     from diastole.cli.monitor import Monitor
+    from diastole.signals.findings import findings
 
     options = model_options(context.args)
     opened = _source(source, rate, channels)
-    monitor = Monitor(model, source, opened.about, plain=json or not sys.stdout.isatty(), as_json=json)
     try:
-        asyncio.run(_run(model, opened, options, url, api_key, realtime, monitor))
-    except KeyboardInterrupt:
-        pass
+        kept = nullcontext() if out is None else findings(out, opened.about)
+        monitor = Monitor(model, source, opened.about, plain=json or not sys.stdout.isatty(), as_json=json)
+        try:
+            with kept as file:
+                asyncio.run(_run(model, opened, options, url, api_key, realtime, monitor, file))
+        except KeyboardInterrupt:
+            pass
+        finally:
+            monitor.close()
     finally:
         opened.close()
-        monitor.close()
 
 
 def model_options(args: list[str]) -> dict[str, Any]:
@@ -77,7 +87,7 @@ def model_options(args: list[str]) -> dict[str, Any]:
 
 
 def _source(name: str, rate: float, channels: str) -> Source:
-    from diastole.signals.source import About, Recorded, numbers, source
+    from diastole.signals.source import Recorded, numbers, source
 
     names = tuple(c.strip() for c in channels.split(",") if c.strip())
     path = Path(name).expanduser()
@@ -87,12 +97,19 @@ def _source(name: str, rate: float, channels: str) -> Source:
     if names and isinstance(found, Recorded):
         if len(names) != found.x.shape[1]:
             raise UserError(f"{name} has {found.x.shape[1]} channels, and {len(names)} are named", param="channels")
-        return Recorded(found.x, About(found.about.rate, names, found.about.start))
+        return Recorded(found.x, found.about._replace(channels=names))
     return found
 
 
 async def _run(
-    model: str, source: Source, options: Mapping[str, Any], url: str, api_key: str, realtime: bool, monitor: Monitor
+    model: str,
+    source: Source,
+    options: Mapping[str, Any],
+    url: str,
+    api_key: str,
+    realtime: bool,
+    monitor: Monitor,
+    kept: Findings | None,
 ) -> None:
     about = source.about
     pieces = _paced(source, realtime and not about.live, monitor)
@@ -108,6 +125,8 @@ async def _run(
         events = _here(model, pieces, about.rate, names, options)
     async for event in events:
         monitor.show(event)
+        if kept is not None:
+            kept.take(event)
 
 
 async def _paced(source: Source, realtime: bool, monitor: Monitor) -> AsyncIterator[Array]:

@@ -29,6 +29,7 @@ class About(NamedTuple):
     channels: tuple[str, ...]
     start: float | None = None  # seconds since the epoch at the first sample, where that is known
     live: bool = False  # it comes at its own pace
+    station: str = ""  # network and station, as "BW.RJOB", where there is one
 
 
 class Piece(NamedTuple):
@@ -162,7 +163,8 @@ def ground(path: Path) -> Recorded:
     n = min(len(t) for t in traces.values())
     x = np.stack([t.data[:n].astype(np.float32) for t in traces.values()], 1)
     first = next(iter(traces.values())).stats
-    return Recorded(x, About(float(first.sampling_rate), tuple(traces), float(first.starttime.timestamp)))
+    start = float(first.starttime.timestamp)
+    return Recorded(x, About(float(first.sampling_rate), tuple(traces), start, station=stations[0]))
 
 
 def component(channel: str) -> str:
