@@ -140,7 +140,7 @@ def _paragraphs(text: str | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Help as Markdown: what the terminal shows in bold as code, brackets that would be taken for a style as they are."""
+    """Help as Markdown: bold as code, and brackets that would be taken for a style as they are."""
     return re.sub(r"\[bold\](.*?)\[/\]", r"`\1`", text).replace("\\[", "[")
 
 
