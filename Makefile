@@ -15,7 +15,8 @@ run: install  ## serve the embedded model on port $(PORT)
 	@$(BIN)/diastole serve --port $(PORT)
 
 test: install check  ## everything that CI runs
-	@$(BIN)/python -m pytest -n logical --dist loadfile
+	@$(BIN)/python -m pytest --dist loadfile -n \
+	  $$($(BIN)/python -c "from diastole.kernels.table import physical_cores; print(min(physical_cores(), 4))")
 
 soak: install  ## ten minutes of overload, and whether anything was lost or leaked (SOAK_SECONDS=60 for less)
 	@SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python tools/soak.py
