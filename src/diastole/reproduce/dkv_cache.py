@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ from diastole.recipes.masked_tasks import SHORT, Item, items, right
 from diastole.reproduce.must import at_least, at_most, between, equal_to
 from diastole.reproduce.study import Study
 from diastole.reproduce.timing import Spread
-from diastole.types import UserError
 
 PAPER = "dKV-Cache: settled places keep their keys and values, one step after they were settled"
 
@@ -60,7 +58,6 @@ def agreement(one: Sequence[Written], other: Sequence[Written]) -> float:
 
 def run(study: Study) -> None:
     """Accuracy by variant, then time and rows."""
-    _there()
     number = 12 if study.quick else 128
     sets = [Set(task, items(task, 1000 + study.seed, number, SHORT), 32, STEPS) for task in ("sort", "reverse", "add")]
     sets.append(Set("count", items("count", 1000 + study.seed, number, LONG - 2), LONG, LONG // 2))
@@ -75,14 +72,6 @@ def run(study: Study) -> None:
         "the model has 2 million weights and writes bytes: what is right of its answers says nothing about LLaDA's; "
         "'lossless' in the paper means on benchmarks"
     )
-
-
-def _there() -> None:
-    """Raises:
-    UserError: the model is not: none comes along.
-    """
-    if not Path(MODEL).is_dir():
-        raise UserError(f"this needs a model in ./{MODEL}: diastole train masked-lm", param="model")
 
 
 def _of(study: Study, use: Sequence[str], sets: Sequence[Set], **more: object) -> list[list[Written]]:
