@@ -69,7 +69,8 @@ def assemble_masked(
 def rehearse_masked(service: Service, loop: Masked, clock: Clock) -> None:
     """Teach a service's cost model what steps take, before anybody waits for one."""
     for length in (n for n in LENGTHS if n < loop.context):
-        params = SamplingParams(max_tokens=length, temperature=0.0, seed=0, unmasking=Unmasking(steps=4))
+        unmasking = Unmasking(steps=4, remasking="random")  # the order that every technique can follow
+        params = SamplingParams(max_tokens=length, temperature=0.0, seed=0, unmasking=unmasking)
         prompt = [0 if loop.mask else 1]
         stream = loop.open(Request("rehearsal", service.name, prompt, params))
         if not loop.admit(stream):
