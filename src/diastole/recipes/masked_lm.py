@@ -2,9 +2,9 @@
 
 Data: tasks with one right answer (``masked_tasks``, made up) and the documentation of Python's library (PSF-2.0). Loss
 as LLaDA's, but for its weights: of each answer a share t of the bytes is masked, t drawn evenly, and what is masked is
-to be told. Each masked byte counts the same, padding behind an answer's end a tenth. Seed 0; the model that comes along took
-an hour of one busy core. Of a hundred answers of each kind in 16 steps it gets right: say 100, reverse 100, sort 71, add
-51, count 37.
+to be told. Each masked byte counts the same, padding behind an answer's end a tenth. Seed 0; the model that comes along
+took an hour of one busy core. Of a hundred answers of each kind in 16 steps it gets right: say 100, reverse 100, sort
+71, add 51, count 37.
 
 What went wrong on the way: with weights of 1 / t, which make the loss a bound of the likelihood, with longer tasks and
 long examples from the beginning, 4,000 steps learned none of them: the model never learned to look into the prompt.
