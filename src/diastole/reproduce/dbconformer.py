@@ -19,7 +19,7 @@ PAPER = "DBConformer: time and channels in two small branches, for EEG"
 
 SETS = ("SelfRegulationSCP1", "HandMovementDirection", "Blink")
 MODELS = ("DBConformer", "temporal alone", "spatial alone", "EEGNet")
-EPOCHS = {"SelfRegulationSCP1": 50, "HandMovementDirection": 80, "Blink": 40}
+EPOCHS = {"SelfRegulationSCP1": 110, "HandMovementDirection": 200, "Blink": 64}  # about a thousand steps each
 STREAMS = 200  # on one core
 BINS = 5  # samples that the ridge's features are means of
 
@@ -36,7 +36,7 @@ def run(study: Study) -> None:
             data = brainwaves.load(name)
             for model in MODELS:
                 for seed in range(seeds):
-                    found[model, name][seed] = _accuracy(model, data, study.seed + seed, 4 if study.quick else 1)
+                    found[model, name][seed] = _accuracy(model, data, study.seed + seed, 9 if study.quick else 1)
                     step()
             line = ridge(data)
             majority = float(np.bincount(data.test[1]).max() / len(data.test[1]))
