@@ -53,7 +53,7 @@ def dbconformer(
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
-    """The classifier of EEG windows. About two minutes on two cores."""
+    """The classifier of EEG windows. About three minutes of one core."""
     from diastole.recipes import dbconformer as recipe
 
     with _bar(epochs, threads) as tell:
