@@ -112,8 +112,8 @@ class EEGNet(nn.Module):
 
 
 def covariance(x: Array) -> Array:
-    """(C, C) mean of X Xᵀ / T over windows (N, C, T), so that aligned samples have a mean square of 1, as by the public
-    code: the branch over channels has no norm before it, and learns nothing from much smaller numbers."""
+    """(C, C) mean of X Xᵀ / T over windows (N, C, T), so that aligned samples have a mean square of 1: the branch over
+    channels has no norm before it, and learns little from much smaller numbers."""
     wide = x.astype(np.float64)
     found: Array = np.einsum("nct,ndt->cd", wide, wide) / (len(x) * x.shape[2])
     return found

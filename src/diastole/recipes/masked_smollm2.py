@@ -105,7 +105,7 @@ class Data:
 
     def __init__(self, plan: Plan, tokenizer: Tokenizer, own: Texts) -> None:
         self.plan, self._tokenizer = plan, tokenizer
-        (self.end,) = sorted(tokenizer.eos_ids)[-1:]
+        self.end = max(tokenizer.eos_ids)
         fits = [(ids, n) for ids, n in own.each() if n <= plan.prompt]
         self._own = [Example(ids[:n].tolist(), ids[n : n + plan.answer].tolist()) for ids, n in fits]
 
