@@ -1,6 +1,6 @@
 """dbconformer: a classifier of EEG windows, trained on a set that comes in a package.
 
-Data: ``brainwaves``. Alignment is by the training windows alone. About three minutes of one core for SelfRegulationSCP1.
+Data: ``brainwaves``. Alignment is by the training windows alone. SelfRegulationSCP1 takes three minutes of one core.
 """
 
 from __future__ import annotations
