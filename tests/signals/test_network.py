@@ -16,7 +16,7 @@ import pytest
 
 from diastole.signals import lsl
 from diastole.signals.seedlink import SeedLink
-from diastole.signals.source import Source, source
+from diastole.signals.source import About, Source, source
 from diastole.types import Array, UserError
 
 RATE, START, RECORD = 100.0, 1_600_000_000.0, 512
@@ -106,7 +106,7 @@ def test_a_seismic_station_is_heard_packet_by_packet() -> None:
     with station(records) as server:
         found = source(f"seedlink:127.0.0.1:{server.port}/XX.ABC..HH?")
         try:
-            assert found.about == (RATE, ("E", "N", "Z"), START, True)
+            assert found.about == About(RATE, ("E", "N", "Z"), START, live=True, station="XX.ABC")
             np.testing.assert_array_equal(pieces(found, 1200), x)
         finally:
             found.close()
@@ -185,7 +185,7 @@ def test_a_stream_of_a_lab_is_heard_by_its_name() -> None:
     with sending(push):
         found = source(f"lsl:{name}")
         try:
-            assert found.about == (250.0, ("Fz", "Cz", "Pz"), None, True)
+            assert found.about == About(250.0, ("Fz", "Cz", "Pz"), None, live=True)
             heard = pieces(found, 50)
         finally:
             found.close()

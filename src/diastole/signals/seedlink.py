@@ -63,7 +63,9 @@ class SeedLink:
         self._client.select_stream(parts[0], parts[1], f"{location}{channel or '?H?'}")
         threading.Thread(target=self._run, name="diastole-seedlink", daemon=True).start()
         self._joined = self._first()
-        self.about = About(self._joined.rate, self._joined.channels, self._joined.start, live=True)
+        self.about = About(
+            self._joined.rate, self._joined.channels, self._joined.start, live=True, station=".".join(parts[:2])
+        )
 
     def _run(self) -> None:
         try:
