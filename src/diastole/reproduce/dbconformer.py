@@ -47,7 +47,7 @@ def run(study: Study) -> None:
         "Ridge: means of five samples, its strength by cross-validation on the training windows"
     )
     if not study.quick:
-        _branches(study, found, seeds)
+        _branches(study, found, {str(row[0]): float(row[-1]) for row in rows}, seeds)
         hands = float(np.mean(found["DBConformer", "HandMovementDirection"]))
         study.check("accuracy on HandMovementDirection", hands, more_than(0.52), baseline="majority 0.405")
     scp = float(np.mean(found["DBConformer", "SelfRegulationSCP1"]))
@@ -108,19 +108,31 @@ def ridge(data: brainwaves.Set) -> float:
     return float(((at @ fitted(a, goal, best)).argmax(1) == yt).mean())
 
 
-def _branches(study: Study, found: dict[tuple[str, str], list[float]], seeds: int) -> None:
+def _branches(study: Study, found: dict[tuple[str, str], list[float]], majority: dict[str, float], seeds: int) -> None:
     """The two together against each alone, over sets and seeds."""
     both = np.array([found["DBConformer", s] for s in SETS])
     for single in MODELS[1:3]:
         alone = np.array([found[single, s] for s in SETS])
         gain = (both - alone).mean(0)  # of each seed, over sets
-        error = float(gain.std(ddof=1) / np.sqrt(seeds))
+        value = float(gain.mean()) + float(gain.std(ddof=1) / np.sqrt(seeds))
         study.check(
             f"both branches over {single}, mean over sets plus a standard error",
-            float(gain.mean()) + error,
+            value,
             at_least(0),
             claim="both together are best",
+            why=_what_channels_tell(found, majority) if value < 0 else "",
         )
+
+
+def _what_channels_tell(found: dict[tuple[str, str], list[float]], majority: dict[str, float]) -> str:
+    """How many sets the branch over channels knows anything of."""
+    known = [s for s in SETS if np.mean(found["spatial alone", s]) > majority[s]]
+    counts = [len(brainwaves.load(s).train[0][0]) for s in SETS]
+    told = ", ".join(f"{np.mean(found['spatial alone', s]):.3f} where {majority[s]:.3f} guess" for s in SETS)
+    return (
+        f"the branch over channels knows more than the majority on {len(known)} of {len(SETS)} sets ({told}): these "
+        f"have {min(counts)} to {max(counts)} channels, the paper's example 22"
+    )
 
 
 def _rivals(study: Study, found: dict[tuple[str, str], list[float]], rows: list[tuple[float | str, ...]]) -> None:

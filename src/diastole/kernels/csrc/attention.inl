@@ -20,10 +20,16 @@ struct Query {
   int32_t total;  //       the sum of q
 };
 
+// What a row's weights have come to, lane by lane: added up across once, behind the last page.
+struct Lanes {
+  alignas(64) float sum[16];
+};
+
 // A query row on a page: it sees tokens lo <= j < hi of the page's 64, and there is at least one.
 struct Seat {
   const Query* query;
   Partial* partial;
+  Lanes* lanes;
   int lo, hi;
 };
 
@@ -104,36 +110,56 @@ inline Ints seen_lanes(int block, int lo, int hi) {  // of 16 tokens of the page
   return less(token, splat(hi)) & less(splat(lo - 1), token);
 }
 
-inline void soften(float* s, const Seat& seat, int dim) {
+// So much may a row's scores exceed what they are taken from before everything is scaled to the new largest: weights are
+// then at most e^6, and after the first pages nothing has to be scaled at all, nor a row's largest score to be found.
+constexpr float kSlack = 6.f;
+
+// e^x for x up to 80. Exactly 1 at 0, NaN for NaN.
+template <KV KIND>
+inline Floats weight_of(Floats x) {
+#if defined(__AVX512F__)
+  if constexpr (KIND != KV::f32) {  // to 3e-6: these weights are rounded to bf16 or bytes
+    const Floats t = x * 1.44269504f;
+    const __m512 n = _mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const Floats f = t - (Floats)n;
+    Floats p = splat(9.582818486e-3f);
+    p = fma(p, f, splat(5.590637028e-2f));
+    p = fma(p, f, splat(2.402409911e-1f));
+    p = fma(p, f, splat(6.931241751e-1f));
+    p = fma(p, f, splat(1.f));
+    return (Floats)_mm512_scalef_ps((__m512)p, n);
+  }
+#endif
+  return exp(x);
+}
+
+// A row's largest score has grown: what came before shrinks.
+template <KV KIND>
+inline void shrink(const Seat& seat, float most, int dim) {
   Partial& p = *seat.partial;
+  const Floats by = weight_of<KIND>(splat(p.most - most));
+  for (int i = 0; i < dim; i += 16) store(p.out + i, load(p.out + i) * by);
+  store(seat.lanes->sum, load(seat.lanes->sum) * by);
+  p.most = most;
+}
+
+template <KV KIND>
+inline void soften(float* s, const Seat& seat, int dim) {
   const bool all = seat.lo == 0 && seat.hi == kPage;
-  const int from = seat.lo / 16, to = (seat.hi + 15) / 16;  // of the blocks that this row sees
-  Floats most = splat(p.most);
-  for (int b = from; b < to; b++) {
-    Floats v = load(s + b * 16);
-    if (!all) store(s + b * 16, v = select(seen_lanes(b, seat.lo, seat.hi), v, splat(kUnseen)));
-    most = max(v, most);
-  }
-  const float m = largest(most);
-  Floats total = splat(0.f);
+  Floats v[4];
   for (int b = 0; b < 4; b++) {
-    Floats e = splat(0.f);
-    if (from <= b && b < to) {
-      e = exp(load(s + b * 16) - m);
-      if (!all) e = select(seen_lanes(b, seat.lo, seat.hi), e, splat(0.f));
-      total = total + e;
-    }
-    store(s + b * 16, e);
+    v[b] = load(s + b * 16);
+    if (!all) v[b] = select(seen_lanes(b, seat.lo, seat.hi), v[b], splat(kUnseen));
   }
-  if (m != p.most) {
-    const Floats shrink = exp(splat(p.most - m));
-    for (int i = 0; i < dim; i += 16) store(p.out + i, load(p.out + i) * shrink);
-    float lanes[16];
-    store(lanes, shrink);
-    p.sum *= lanes[0];
-    p.most = m;
+  const Floats most = max(max(v[1], v[0]), max(v[3], v[2]));
+  if (any(less(splat(seat.partial->most + kSlack), most))) shrink<KIND>(seat, largest(most), dim);
+  Floats e[4];
+  for (int b = 0; b < 4; b++) {
+    e[b] = weight_of<KIND>(v[b] - seat.partial->most);
+    if (!all) e[b] = select(seen_lanes(b, seat.lo, seat.hi), e[b], splat(0.f));
+    store(s + b * 16, e[b]);
   }
-  p.sum += sum(total);
+  store(seat.lanes->sum, load(seat.lanes->sum) + ((e[0] + e[1]) + (e[2] + e[3])));
 }
 
 // ---- weighted values
@@ -151,7 +177,7 @@ template <KV KIND, int R>
 inline void open_weights(const Halves<const uint8_t>& page, const float* s, Weights<KIND, R>& w) {
   w.f = s;
   if constexpr (KIND == KV::bf16)
-    for (int i = 0; i < R * kPage; i += 16) store_bf16(&w.h[0][0] + i, load(s + i));
+    for (int i = 0; i < R * kPage; i += 32) store_bf16(&w.h[0][0] + i, load(s + i), load(s + i + 16));
   if constexpr (KIND == KV::int8) {
     const float* v_scales = reinterpret_cast<const float*>(page.scales) + kPage;
     for (int r = 0; r < R; r++) {
@@ -253,7 +279,7 @@ inline void visit(const Halves<const uint8_t>& page, int dim, Ahead next, const 
     hi = seats[r].hi > hi ? seats[r].hi : hi;
   }
   scores<KIND, R>(page, dim, lo / 16, (hi + 15) / 16, next, seats, s);
-  for (int r = 0; r < R; r++) soften(s + r * kPage, seats[r], dim);
+  for (int r = 0; r < R; r++) soften<KIND>(s + r * kPage, seats[r], dim);
   Weights<KIND, R> w;
   open_weights<KIND, R>(page, s, w);
   add_columns<KIND, R, kColumns>(page, dim, 0, lo, hi, next, w, seats);
@@ -287,6 +313,7 @@ inline void hide(float* s, int lo, int hi) {
 template <KV KIND>
 void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
   Query queries[kTile];
+  Lanes lanes[kTile];
   int lo[kTile], hi[kTile], first = look.split_tokens, last = 0;
   const int dim = look.dim, n = (t1 - t0) * look.group;
   for (int i = 0; i < n; i++) {
@@ -299,7 +326,7 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
       last = hi[i] > last ? hi[i] : last;
     }
     partials[i].most = kUnseen;
-    partials[i].sum = 0;
+    store(lanes[i].sum, splat(0.f));
     for (int d = 0; d < dim; d += 16) store(partials[i].out + d, splat(0.f));
   }
   if (first < 0) first = 0;
@@ -310,7 +337,7 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
     int seated = 0;
     for (int i = 0; i < n; i++) {
       const int a = lo[i] - page * kPage, b = hi[i] - page * kPage;
-      const Seat seat = {queries + i, partials + i, a > 0 ? a : 0, b < kPage ? b : kPage};
+      const Seat seat = {queries + i, partials + i, lanes + i, a > 0 ? a : 0, b < kPage ? b : kPage};
       if (seat.lo < seat.hi) seats[seated++] = seat;
     }
     if constexpr (KIND == KV::bf16) {
@@ -339,6 +366,7 @@ void walk(const Look& look, int g, int t0, int t1, int split, Partial* partials)
     const Ahead next = {after != nullptr ? after - at : 0, left > 0 ? left : kPage};
     visit_all<KIND, kQueries>(open_page(KIND, at, dim), dim, next, seats, seated);
   }
+  for (int i = 0; i < n; i++) partials[i].sum = sum(load(lanes[i].sum));
 }
 
 void attend(const Look& look, int g, int t0, int t1, int split, Partial* partials) {
@@ -403,7 +431,7 @@ void score_split(const Look& look, int g, int t, int split, float* s, ptrdiff_t 
       fetch_keys(look.kind, after, kPage, dim);
       at = form_keys(look.kind, at, to, dim, room);
     }
-    for (int i = 0; i < n; i++) seats[i] = {queries + i, nullptr, from, to};
+    for (int i = 0; i < n; i++) seats[i] = {queries + i, nullptr, nullptr, from, to};
     score_all<KIND, kQueries>(open_page(KIND, at, dim), dim, next, seats, n, s + page * kPage, stride);
   }
 }
@@ -434,7 +462,7 @@ void score_best(const Look& look, int t, int split, float* s, ptrdiff_t stride) 
       open_query(KV::bf16, look.q + t * look.q_stride + static_cast<ptrdiff_t>(g0 * n + i) * dim, look.scale, dim, queries[i]);
     for (int page = first / kPage; page * kPage < last; page++) {
       const int a = first - page * kPage, b = last - page * kPage, from = a > 0 ? a : 0, to = b < kPage ? b : kPage;
-      for (int i = 0; i < (g1 - g0) * n; i++) seats[i] = {queries + i, nullptr, from, to};
+      for (int i = 0; i < (g1 - g0) * n; i++) seats[i] = {queries + i, nullptr, nullptr, from, to};
       for (int g = g0; g < g1; g++) {
         const uint8_t* at = look.page(page, g);
         Ahead next{0, kPage};
@@ -484,7 +512,7 @@ void score_walk(const Look& look, int g, int t0, int t1, int split, float* s, pt
     int row[kTile], seated = 0;
     for (int i = 0; i < n; i++) {
       const int a = lo[i] - page * kPage, b = hi[i] - page * kPage;
-      const Seat seat = {queries + i, nullptr, a > 0 ? a : 0, b < kPage ? b : kPage};
+      const Seat seat = {queries + i, nullptr, nullptr, a > 0 ? a : 0, b < kPage ? b : kPage};
       if (seat.lo < seat.hi) row[seated] = i, seats[seated++] = seat;
     }
     const int from = first - page * kPage, to = last - page * kPage < kPage ? last - page * kPage : kPage;

@@ -7,23 +7,6 @@
 
 inline bool fits_tiles(int dim) { return dim % 32 == 0; }
 
-// So much may a row's scores exceed what they are taken from before everything is scaled to the new largest: weights are
-// then at most e^6, and after the first pages nothing has to be scaled at all.
-constexpr float kSlack = 6.f;
-
-// e^x for x up to 80, to 3e-6: these weights are rounded to bf16. Exactly 1 at 0, NaN for NaN.
-inline Floats weight_of(Floats x) {
-  const Floats t = x * 1.44269504f;
-  const __m512 n = _mm512_roundscale_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Floats f = t - (Floats)n;
-  Floats p = splat(9.582818486e-3f);
-  p = fma(p, f, splat(5.590637028e-2f));
-  p = fma(p, f, splat(2.402409911e-1f));
-  p = fma(p, f, splat(6.931241751e-1f));
-  p = fma(p, f, splat(1.f));
-  return (Floats)_mm512_scalef_ps((__m512)p, n);
-}
-
 // Sixteen vectors, each to one number: lane r is op over the lanes of v[r], in the same order for every r.
 template <class Op>
 inline Floats across(const Floats* v, const Op& op) {
@@ -135,7 +118,7 @@ inline void soften_tiles(float* s, Sixteen& q, const Seen& view, int dim, bf16* 
   const Ints grown = less(old + kSlack, most);
   const Floats now = select(grown, most, old);
   if (sum(grown) != 0) {
-    const Floats shrink = weight_of(old - now);
+    const Floats shrink = weight_of<KV::bf16>(old - now);
     alignas(64) float by[kTileRows];
     store(by, shrink);
     store(q.most, now);
@@ -151,7 +134,7 @@ inline void soften_tiles(float* s, Sixteen& q, const Seen& view, int dim, bf16* 
   for (int r = 0; r < rows; r++) {
     Floats e[4];
     for (int b = 0; b < 4; b++) {
-      e[b] = weight_of(load(s + r * kPage + b * 16) - splat(q.most[r]));
+      e[b] = weight_of<KV::bf16>(load(s + r * kPage + b * 16) - splat(q.most[r]));
       if (!FULL) e[b] = select(seen(r, b), e[b], splat(0.f));
     }
     part[r] = (e[0] + e[1]) + (e[2] + e[3]);

@@ -27,13 +27,13 @@ inline void visit_codes(const Halves<const uint8_t>& codes, const Measures& m, i
   float offset[R];
   for (int r = 0; r < R; r++) {
     offset[r] = fold_query(seats[r].query->f, 1.f, m, dim, query[r].h);
-    own[r] = {query + r, part + r, 0, kPage};
+    own[r] = {query + r, part + r, nullptr, 0, kPage};
   }
   scores<KV::bf16, R>(codes, dim, 0, kPage / 16, Ahead{0, 0}, own, s);
   for (int r = 0; r < R; r++) {
     float* row = s + r * kPage;
     for (int b = 0; b < kPage; b += 16) store(row + b, load(row + b) + offset[r]);
-    soften(row, seats[r], dim);
+    soften<KV::bf16>(row, seats[r], dim);
     Floats center = splat(0.f);
     for (int b = 0; b < kPage; b += 16) {
       const Floats w = load(row + b);

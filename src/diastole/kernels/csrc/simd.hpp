@@ -160,6 +160,10 @@ inline auto largest(Two<H> v) {
   return largest(max(v.lo, v.hi));
 }
 template <class H>
+inline bool any(Two<H> mask) {
+  return any(mask.lo | mask.hi);
+}
+template <class H>
 inline void read_f16(Two<H>& v, const f16* p) {
   read_f16(v.lo, p);
   read_f16(v.hi, p + sizeof(H) / 4);
@@ -262,6 +266,16 @@ inline void store_bf16(bf16* p, Floats v) {
   const Ints u = bits(v);
   const Ints rounded = ((u + 0x7fff) + ((u >> 16) & 1)) >> 16;
   narrow16(select(less(splat(0x7f800000), u & 0x7fffffff), (u >> 16) | 0x40, rounded), p);
+}
+
+// Thirty-two of them, first and then second. Where one instruction does it, denormals become zero.
+inline void store_bf16(bf16* p, Floats first, Floats second) {
+#if defined(__AVX512BF16__)
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+  store_bf16(p, first);
+  store_bf16(p + 16, second);
+#endif
 }
 
 // The lanes of v whose mask is set, side by side; returns how many. Sixteen words are written.

@@ -27,6 +27,7 @@ inline float largest(FloatRegister v) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+inline bool any(IntRegister mask) { return _mm256_movemask_epi8((__m256i)mask) != 0; }
 inline int32_t largest(IntRegister v) {
   const __m128i four = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
   const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));

@@ -14,6 +14,7 @@ inline IntRegister round_to_int(FloatRegister v) { return (IntRegister)_mm512_cv
 inline float sum(FloatRegister v) { return _mm512_reduce_add_ps((__m512)v); }
 inline int32_t sum(IntRegister v) { return _mm512_reduce_add_epi32((__m512i)v); }
 inline float largest(FloatRegister v) { return _mm512_reduce_max_ps((__m512)v); }
+inline bool any(IntRegister mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
 inline int32_t largest(IntRegister v) { return _mm512_reduce_max_epi32((__m512i)v); }
 
 inline void read_f16(FloatRegister& v, const f16* p) {

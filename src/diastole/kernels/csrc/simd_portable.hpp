@@ -16,6 +16,7 @@ inline IntRegister round_to_int(FloatRegister v) {  // half to even, for |v| < 2
 }
 inline float sum(FloatRegister v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 inline int32_t sum(IntRegister v) { return v[0] + v[1] + v[2] + v[3]; }
+inline bool any(IntRegister mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
 template <class Register>
 inline auto largest_lane(Register v) {
   auto m = v[0];
