@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diastole.kernels.table import Ops
     from diastole.weights import Checkpoint
 
-TOGETHER = 32  # pictures that run in one go, so that memory is bounded
+CACHED = 512 << 10  # bytes of the widest layer's input over the pictures that run in one go: half a core's second cache
 LARGEST = 4096  # pixels of a side
 
 
@@ -273,6 +273,8 @@ class UNet:
         s = net.shape
         self.net, self.schedule, self.names = net, schedule, list(names)
         self.size = s.side, s.side, s.channels
+        widest = s.side * s.side * s.widths[0] * 4
+        self.encoded, self.decoded = max(CACHED // widest, 1), max(CACHED // (2 * widest), 1)  # pictures in one go
         self.classes = s.classes - 1 if net.labels is not None else 0  # that can be asked for
         if len(self.names) != self.classes and self.names:
             raise UserError(f"there are {len(self.names)} labels for {self.classes} classes", param="labels")
@@ -296,8 +298,8 @@ class UNet:
         features = self._features(plans, cells, arrays)
         out = []
         rows = [(i, j, t, label) for i, p in enumerate(plans) for t in p.times for j, label in enumerate(p.labels)]
-        for at in range(0, len(rows), TOGETHER):
-            part = rows[at : at + TOGETHER]
+        for at in range(0, len(rows), self.decoded):
+            part = rows[at : at + self.decoded]
             emb = self.net.embedded(np.array([t for _, _, t, _ in part]), np.array([x for _, _, _, x in part]))
             own = [np.stack([features[i][k][j] for i, j, _, _ in part]) for k in range(len(features[0]))]
             out.append(self.net.decode(own, emb))
@@ -308,8 +310,8 @@ class UNet:
         """Of each stream, with a branch for each of its labels; fresh ones are kept, where there is room for that."""
         rows = [(i, j) for i, p in enumerate(plans) if p.encode for j in range(len(p.labels))]
         fresh: dict[tuple[int, int], Features] = {}
-        for at in range(0, len(rows), TOGETHER):
-            part = rows[at : at + TOGETHER]
+        for at in range(0, len(rows), self.encoded):
+            part = rows[at : at + self.encoded]
             emb = self.net.embedded(
                 np.array([plans[i].times[0] for i, _ in part]), np.array([plans[i].labels[j] for i, j in part])
             )
