@@ -179,6 +179,7 @@ def _errors(
     """Word error rates of every chunk size and reader."""
     meant = [e.text for e in examples]
     found: dict[tuple[int, str], float] = {}
+    wrong: dict[tuple[int, str], Array] = {}  # words of each recording
     rows: list[tuple[float | str, ...]] = []
     with study.progress("error rates", len(rights)) as step:
         for right in sorted(rights):
@@ -186,6 +187,8 @@ def _errors(
             for decoder in ("ctc", "rnnt"):
                 heard = _hear(model, model.transducer, frames, examples, right, decoder)
                 found[right, decoder] = spoken.rate(heard.texts, meant)
+                texts = zip(heard.texts, meant, strict=True)
+                wrong[right, decoder] = np.array([spoken.distance(a.split(), b.split()) for a, b in texts])
                 rows.append(
                     (
                         model.frame_ms * right, decoder, round(100 * found[right, decoder], 2),
@@ -207,11 +210,23 @@ def _errors(
             at_most(0.0 if not study.quick else 5.0),
             unit="%",
             claim="falls with look-ahead",
-            why="with few recordings a word more or less is chance" if rises > 0 else "",
+            why=_chance({right: wrong[right, decoder] for right in rights}, meant, model.frame_ms) if rises > 0 else "",
         )
         x = [float(model.frame_ms * right) for right in sorted(rights)]
         study.curve("word error rate", x, rates, label=decoder, xlabel="look-ahead, ms", ylabel="WER, %")
     return found
+
+
+def _chance(wrong: dict[int, Array], meant: Sequence[str], ms: int) -> str:
+    """How far the largest rise is from none, in standard errors over recordings. wrong: words of each, by look-ahead."""
+    words = sum(len(m.split()) for m in meant)
+    here, there = max(pairwise(sorted(wrong)), key=lambda pair: int((wrong[pair[1]] - wrong[pair[0]]).sum()))
+    more = wrong[there] - wrong[here]
+    error = 100 * float(more.std(ddof=1)) * len(more) ** 0.5 / words
+    return (
+        f"{more.sum()} words of {words} from {ms * here} to {ms * there} ms: {100 * more.sum() / words:.2f} points, with "
+        f"a standard error of {error:.2f} over the {len(more)} recordings"
+    )
 
 
 def _twin(study: Study, model: Any, examples: Sequence[spoken.Example], errors: dict[tuple[int, str], float]) -> None:
