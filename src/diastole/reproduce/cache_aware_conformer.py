@@ -218,14 +218,14 @@ def _errors(
 
 
 def _chance(wrong: dict[int, Array], meant: Sequence[str], ms: int) -> str:
-    """How far the largest rise is from none, in standard errors over recordings. wrong: words of each, by look-ahead."""
+    """How far the largest rise is from none. wrong: words of each recording, by look-ahead."""
     words = sum(len(m.split()) for m in meant)
     here, there = max(pairwise(sorted(wrong)), key=lambda pair: int((wrong[pair[1]] - wrong[pair[0]]).sum()))
     more = wrong[there] - wrong[here]
     error = 100 * float(more.std(ddof=1)) * len(more) ** 0.5 / words
     return (
-        f"{more.sum()} words of {words} from {ms * here} to {ms * there} ms: {100 * more.sum() / words:.2f} points, with "
-        f"a standard error of {error:.2f} over the {len(more)} recordings"
+        f"{more.sum()} words of {words} from {ms * here} to {ms * there} ms: {100 * more.sum() / words:.2f} points, "
+        f"with a standard error of {error:.2f} over the {len(more)} recordings"
     )
 
 
