@@ -114,7 +114,7 @@ def masked_smollm2(
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
-    """SmolLM2 taught to fill masks in both directions: a LoRA over smollm2-135m."""
+    """SmolLM2 taught to fill masks in both directions: a LoRA over smollm2-135m. It took 70 minutes."""
     from diastole.assets import resolve
     from diastole.assets.models import open_model, tokenizer_of
     from diastole.recipes import masked_smollm2 as recipe
