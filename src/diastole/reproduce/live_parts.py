@@ -44,7 +44,7 @@ def carry(model: LiveModel, streams: int, rounds: int, options: Mapping[str, Any
     piece = 0.1 * np.random.default_rng(3).normal(size=(chunk, len(signal.channels))).astype(np.float32)
     warm = -(-signal.window // chunk) + 1
     took = []
-    # The collector would walk over all that a study has loaded, torch with it: 90 ms, where an engine's process takes 5.
+    # The collector would walk over all that a study has loaded, torch too: 90 ms, where an engine's process takes 5.
     gc.freeze()
     for nth in range(warm + rounds):
         for i in range(streams):
