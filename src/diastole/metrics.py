@@ -160,7 +160,7 @@ class Meter:
     def emitted(self, outputs: Sequence[tuple[str, int]], now: float) -> None:
         """These requests gave so many units of output; one that is named twice has two choices."""
         lives, gaps = self._lives, self.histograms["inter_token_latency_seconds"]
-        gap, same = 0.0, 0  # streams that spoke in the same step before share a gap: it is observed once for all
+        gap, same, told = 0.0, 0, 0  # who spoke in the same step before shares a gap: it is observed once for all
         for id, units in outputs:
             life = lives.get(id)
             if life is None:
@@ -177,7 +177,8 @@ class Meter:
                 same += 1
             life.last = now
             life.outputs += units
-            self.counters["generation_tokens"] += units
+            told += units
+        self.counters["generation_tokens"] += told
         gaps.observe(gap, same)
 
     def drafted(self, tokens: int, kept: int) -> None:

@@ -46,10 +46,12 @@ class Samples:
 
 def features(grants: Sequence[Grant]) -> Features:
     """(1, units, context and work in thousands of units)."""
-    units = sum([n for _, n in grants])
-    context = sum([stream.done + n for stream, n in grants])
-    work = sum([n * (stream.done + n / 2) for stream, n in grants])
-    return 1.0, float(units), context / 1000, work / 1000
+    counts = [n for _, n in grants]
+    done = [stream.done for stream, _ in grants]
+    units, before = sum(counts), sum(done)
+    decodes = units == len(counts)  # one unit of each
+    work = before + units / 2 if decodes else sum([n * (d + n / 2) for n, d in zip(counts, done, strict=True)])
+    return 1.0, float(units), (before + units) / 1000, work / 1000
 
 
 def more(grants: Sequence[Grant], most: int) -> tuple[Array, Array, Array, Array]:
@@ -97,7 +99,9 @@ class FittedCost:
         self._seen = 0
 
     def predict(self, grants: Sequence[Grant]) -> float:
-        x = self._of(grants)
+        return self._predicted(self._of(grants))
+
+    def _predicted(self, x: Features) -> float:
         return _dot(self.coefficients, x) * self._ratio(int(x[1])) * self._slow
 
     def rising(self, grants: Sequence[Grant], most: int) -> Array:
@@ -130,7 +134,7 @@ class FittedCost:
         self._seen += 1
         if size in self._beside:
             if size > FINE:
-                self._late.append(seconds / max(self.predict(grants), 1e-9))
+                self._late.append(seconds / max(self._predicted(x), 1e-9))
             beside = seconds / max(_dot(self.coefficients, x), 1e-9)
             self._recent.append(beside / max(self._ratios[size], 1e-9))
             self._slow = min(max(_middle(self._recent), 1 / SLOWEST), SLOWEST)
