@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,20 +45,28 @@ def carry(model: LiveModel, streams: int, rounds: int, options: Mapping[str, Any
     piece = 0.1 * np.random.default_rng(3).normal(size=(chunk, len(signal.channels))).astype(np.float32)
     warm = -(-signal.window // chunk) + 1
     took = []
-    # The collector would walk over all that a study has loaded, torch too: 90 ms, where an engine's process takes 5.
-    gc.freeze()
-    for nth in range(warm + rounds):
-        for i in range(streams):
-            engine.feed(f"s{i}", Chunk(piece))
-        began, ran = time.perf_counter(), time.process_time()
-        while engine.step():
-            pass
-        if nth >= warm:
-            took.append((time.perf_counter() - began, time.process_time() - ran))
-    gc.unfreeze()
+    with _loaded_stays():
+        for nth in range(warm + rounds):
+            for i in range(streams):
+                engine.feed(f"s{i}", Chunk(piece))
+            began, ran = time.perf_counter(), time.process_time()
+            while engine.step():
+                pass
+            if nth >= warm:
+                took.append((time.perf_counter() - began, time.process_time() - ran))
     arrays = service.ledger.pools["cell"].arrays  # type: ignore[attr-defined]
     wall, own = np.array(took).T
     return Carried(streams, chunk / signal.rate, wall, own, sum(a[0].nbytes for a in arrays.values()))
+
+
+@contextmanager
+def _loaded_stays() -> Iterator[None]:
+    """Or the collector would walk over all that a study has loaded: 90 ms with torch, 5 in an engine's process."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def check_carried(study: Study, found: Carried, what: str) -> None:
