@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.toys import Front
+from diastole.cluster.members import HOMELESS, REFUSALS
 from diastole.cluster.router import Cluster
 from diastole.config import Config
 from diastole.frontend import wire
@@ -209,7 +210,35 @@ def test_meters_are_added_up_and_views_given() -> None:
             counters = by_kind[wire.Stats].services["lm"]["counters"]
             assert counters["generation_tokens"] == 8
             assert by_kind[wire.NotReloaded].code == "reload_in_cluster"
-            assert by_kind[wire.Traced].view.services["lm"].pages == 64
+            view = by_kind[wire.Traced].view
+            pages = {name: one.pages for name, one in view.services.items()}
+            assert pages == {"lm (prefill-0)": 64, "lm (decode-1)": 64}
+            assert {step.service for step in view.steps} == set(view.services)
+            assert len({step.seq for step in view.steps}) == len(view.steps)
+            assert [step.began for step in view.steps] == sorted(step.began for step in view.steps)
+
+    play(scene)
+
+
+def test_who_watches_is_told_each_step_once() -> None:
+    async def scene() -> None:
+        async with Front(SPLIT) as front:
+            seen: list[int] = []
+            last = 0
+            for i, prompt in enumerate(PROMPTS[:3]):
+                front.ask(str(i), prompt, ignore_eos=True)
+                await front.all_done(i + 1)
+                front.others.clear()
+                front.cluster.put(wire.Trace(last))
+                await front.until(lambda: len(front.others) == 1)
+                view = front.others[0].view  # type: ignore[union-attr]
+                assert view.last > last
+                assert view.steps
+                seen += [step.seq for step in view.steps]
+                last = view.last
+            assert len(set(seen)) == len(seen)
+            done = sum(w.engine.trace.last for w in front.toys.workers if w.engine)
+            assert len(seen) == done
 
     play(scene)
 
@@ -230,6 +259,31 @@ def test_when_no_member_comes_back_requests_end_and_the_cluster_is_lost(monkeypa
             assert front.over["b"] == "error"
 
     play(scene)
+
+
+def test_who_finds_no_place_is_given_longer_than_who_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diastole.cluster.members.LONGEST_WAIT", 0.0)
+
+    async def scene() -> None:
+        async with Front(SPLIT) as front:
+            front.ask("a", PROMPTS[3], ignore_eos=True)
+            front.toys.homeless = 2 * REFUSALS
+            front.cluster.members[0].kill()
+            await front.all_done(1)
+            assert not front.toys.homeless
+            assert front.said["a", 0] == expected(PROMPTS[3], 8)
+            assert not front.cluster.members[0].given_up
+
+    async def nowhere_at_all() -> None:
+        async with Front(SPLIT) as front:
+            front.toys.homeless = len(SPLIT) * HOMELESS
+            for member in front.cluster.members:
+                member.kill()
+            await front.until(lambda: front.lost)
+            assert not front.toys.homeless
+
+    play(scene)
+    play(nowhere_at_all)
 
 
 @pytest.mark.parametrize("roles", [[], ["prefill"], ["decode"], ["prefill", "both"]])

@@ -13,11 +13,13 @@ import numpy as np
 
 from diastole.clock import RealClock
 from diastole.cluster.fetching import Fetcher
+from diastole.cluster.placing import Nowhere
 from diastole.cluster.router import Cluster
 from diastole.cluster.worker import Start, Worker
 from diastole.config import Config
 from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
+from diastole.engine.service import Service
 from diastole.frontend import wire
 from diastole.frontend.host import EngineHost
 from diastole.params import SamplingParams
@@ -27,17 +29,16 @@ from engine.toy import VOCAB, assert_clean, toy_service
 class ToyWorker(Worker):
     """A worker around a toy engine."""
 
-    def __init__(self, start: Start, pages: int, slow: threading.Event) -> None:
+    def __init__(self, start: Start, services: Callable[[], list[Service]], slow: threading.Event) -> None:
         super().__init__(start)
-        self.pages, self.slow = pages, slow
+        self.services, self.slow = services, slow
         self.engine: Engine | None = None
         self.sockets: list[socket.socket] = []
         self.dead = False
         self.done = threading.Event()
 
     def _build(self, send: Callable[[wire.Reply], None]) -> EngineHost:
-        service = toy_service(pages=self.pages)
-        self.engine = Engine([service], RealClock(), LeastSlack())
+        self.engine = Engine(self.services(), RealClock(), LeastSlack())
         step = self.engine.step
 
         def slowly() -> Any:
@@ -70,16 +71,20 @@ class ToyWorker(Worker):
 class Toys:
     """A ``Placer``."""
 
-    def __init__(self, pages: int = 64) -> None:
-        self.pages = pages
+    def __init__(self, pages: int = 64, also: Callable[[], list[Service]] = list) -> None:
+        self.services = lambda: [toy_service(pages=pages), *also()]
         self.workers: list[ToyWorker] = []
         self.fast = threading.Event()  # set: engines do not wait between steps
         self.barren = False  # no more come
+        self.homeless = 0  # so many more find no place
 
     async def place(self, start: Start) -> Toy:
         if self.barren:
             raise ConnectionError("no room")
-        worker = ToyWorker(start, self.pages, self.fast)
+        if self.homeless:
+            self.homeless -= 1
+            raise Nowhere("no place")
+        worker = ToyWorker(start, self.services, self.fast)
         self.workers.append(worker)
         threading.Thread(target=worker.run, daemon=True).start()
         return Toy(worker)
@@ -118,8 +123,8 @@ class Toy:
 class Front:
     """What a server would do with the cluster's replies."""
 
-    def __init__(self, roles: Sequence[Any], pages: int = 64) -> None:
-        self.toys = Toys(pages)
+    def __init__(self, roles: Sequence[Any], pages: int = 64, also: Callable[[], list[Service]] = list) -> None:
+        self.toys = Toys(pages, also)
         self.cluster = Cluster(Config(), roles, self.toys)
         self.said: dict[tuple[str, int], list[int]] = {}
         self.finished: dict[tuple[str, int], str] = {}

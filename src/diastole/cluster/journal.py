@@ -26,6 +26,7 @@ class Wish:
     add: wire.Add | wire.Embed  # as the front end gave it
     began: float  # seconds
     keys: list[bytes]  # of its prompt's blocks
+    resumes: bool = True  # its text can go on from what was said
     attempt: int = 0
     at: Member | None = None  # who runs or holds it
     heading: Member | None = None  # who is to take it over
@@ -47,7 +48,7 @@ class Wish:
     @property
     def single(self) -> bool:
         """Whether it is for one text, which can go on elsewhere."""
-        return isinstance(self.add, wire.Add) and self.add.params.n == 1
+        return self.resumes and isinstance(self.add, wire.Add) and self.add.params.n == 1
 
     def again(self) -> bool:
         """Begin another attempt; False: there were enough."""
@@ -77,7 +78,7 @@ class Wish:
         self.said.setdefault(spoken.choice, []).extend(new)
         if spoken.finish is not None:
             self.ended.add(spoken.choice)
-        if not new and spoken.finish is None:
+        if not (new or spoken.settled) and spoken.finish is None:
             return None
         logprobs = spoken.logprobs if spoken.logprobs is None else spoken.logprobs[skip:]
         return msgspec.structs.replace(spoken, id=self.add.id, ids=new, logprobs=logprobs)
@@ -101,10 +102,10 @@ class Journal:
     def __iter__(self) -> Iterator[Wish]:
         return iter(list(self._wishes.values()))
 
-    def open(self, add: wire.Add | wire.Embed) -> Wish:
+    def open(self, add: wire.Add | wire.Embed, resumes: bool = True) -> Wish:
         """A request comes in."""
         salt = add.salt if isinstance(add, wire.Add) else ""
-        wish = self._wishes[add.id] = Wish(add, self.now(), keys_of(add.prompt, salt))
+        wish = self._wishes[add.id] = Wish(add, self.now(), keys_of(add.prompt, salt), resumes)
         return wish
 
     def get(self, id: str) -> Wish | None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 from diastole.cluster.door import Address, call
-from diastole.cluster.placing import Placed, Placer
+from diastole.cluster.placing import Nowhere, Placed, Placer
 from diastole.cluster.worker import ENGINE, Start
 from diastole.frontend import wire
 from diastole.frontend.link import Wired
@@ -20,6 +20,7 @@ log = logging.getLogger("diastole.cluster")
 Role = Literal["prefill", "decode", "both"]
 LONGEST_WAIT = 30.0  # seconds between two attempts to replace one
 REFUSALS = 5  # attempts in a row that fail; then it is given up
+HOMELESS = 20  # attempts in a row that find no place for it, nearly eight minutes; then too
 BEATS = 4  # looks at an engine in the time that it has to answer
 
 
@@ -101,7 +102,6 @@ class Member(Wired):
     # ---- staying alive
 
     async def _keep(self) -> None:
-        refusals = 0
         while not self.given_up:
             await self._outlive()
             assert self._placed is not None
@@ -109,17 +109,24 @@ class Member(Wired):
             log.error("%s ended %s; another one is started", self.name, await self._placed.ended())
             self.hang_up()
             self._lost()
-            while not self.there and not self.given_up:
-                await self._sleep(0 if not refusals else min(2.0 ** (refusals - 1), LONGEST_WAIT))
-                self.restarts += 1
-                try:
-                    await self._come_up()
-                    refusals = 0
-                except Exception as e:  # a UserError, or whatever a machine comes up with
-                    refusals += 1
-                    log.error("%s could not be restarted (attempt %d): %s", self.name, refusals, e)
-                    self.given_up = refusals == REFUSALS
+            await self._come_back()
             self._on_change(self)
+
+    async def _come_back(self) -> None:
+        """Another one in its place, or it is given up."""
+        refusals = homeless = 0
+        while not self.there and not self.given_up:
+            await self._sleep(min(2.0 ** (refusals + homeless - 1), LONGEST_WAIT) if refusals + homeless else 0)
+            self.restarts += 1
+            try:
+                await self._come_up()
+            except Exception as e:  # a UserError, or whatever a machine comes up with
+                if isinstance(e, Nowhere):
+                    homeless += 1
+                else:
+                    refusals += 1
+                log.error("%s could not be restarted (attempt %d): %s", self.name, refusals + homeless, e)
+                self.given_up = refusals == REFUSALS or homeless == HOMELESS
 
     async def _outlive(self) -> None:
         """Return when the engine is gone or hangs."""

@@ -1,44 +1,33 @@
 """Workers as Ray actors: Ray chooses the machine, starts the process and says when it dies; what engines and router say
-to each other does not pass through Ray.
+to each other does not pass through Ray. Who speaks to Ray is a child (``ray_side``), which the server outlives.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
+import itertools
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import Future, InvalidStateError
 
 import msgspec
 
 from diastole.cluster.door import Address
-from diastole.cluster.worker import Start, Worker
+from diastole.cluster.placing import Nowhere
+from diastole.cluster.ray_side import SECONDS, Apart, Ended, Homeless, Join, Joined, Kill, Listens, News, Order, Place
+from diastole.cluster.worker import Start
 from diastole.types import UserError
 
-SECONDS = 120.0  # for an actor to be placed and to listen
-
-
-class Engine:
-    """The actor."""
-
-    def __init__(self, start: bytes) -> None:
-        import ray
-
-        given = msgspec.json.decode(start, type=Start)
-        if given.host != "127.0.0.1":
-            given.host = ray.util.get_node_ip_address()
-        self._worker = Worker(given)
-
-    def address(self) -> tuple[str, int]:
-        host, port = self._worker.address
-        return host, port
-
-    def serve(self) -> None:
-        self._worker.serve()
+JOINING = 60.0  # seconds for Ray to answer
 
 
 class OnRay:
-    """A Ray cluster: one that runs already, or one of this machine that ends with this process.
+    """A Ray cluster: one that runs already, or one of this machine that ends with this process. If it is lost (its head
+    is restarted, this machine's node dies), who is placed next joins it anew.
 
     Args:
         address: as for ``ray.init``: "auto", "host:port" or "ray://host:port"; empty: one is started here.
@@ -49,62 +38,171 @@ class OnRay:
     """
 
     def __init__(self, address: str = "", cpus: float = 1.0) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise UserError("Ray is not installed: pip install 'diastole[cluster]'", param="address")
+        self._join = Join(address, cpus)
+        self._one_by_one = asyncio.Lock()
         try:
-            import ray
-        except ImportError:
-            raise UserError("Ray is not installed: pip install 'diastole[cluster]'", param="address") from None
-        self._ray: Any = ray
-        self._local = not address
-        quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
-        try:
-            if address:
-                ray.init(address=address, log_to_driver=False)
-            else:
-                ray.init(**quiet)
-        except (ConnectionError, OSError, ValueError, RuntimeError) as e:
-            raise UserError(f"Ray does not answer at {address!r}: {e!s:.300}", param="address") from None
-        self._actor: Any = ray.remote(num_cpus=cpus, max_restarts=0)(Engine)
+            self._side = Side(self._join)
+        except Nowhere as e:
+            raise UserError(e.message, param="address") from None
 
     async def place(self, start: Start) -> Actor:
-        start = msgspec.structs.replace(start, host="127.0.0.1" if self._local else "")
-        actor = self._actor.remote(msgspec.json.encode(start))
+        start = msgspec.structs.replace(start, host="" if self._join.address else "127.0.0.1")
+        async with self._one_by_one:  # those who lost the same Ray join the next one together
+            if not self._side.alive():
+                self._side = await asyncio.to_thread(Side, self._join)
+            side = self._side
         try:
-            address = await asyncio.wait_for(asyncio.wrap_future(actor.address.remote().future()), SECONDS)
-        except TimeoutError:
-            self._ray.kill(actor)
-            raise UserError(f"Ray has found no room for a worker in {SECONDS:.0f} s") from None
-        except self._ray.exceptions.RayError as e:
-            raise UserError(f"a worker did not come up: {e!s:.300}") from None
-        return Actor(self._ray, actor, Address(*address))
+            return await side.place(start)
+        except Nowhere:
+            if not side.used():  # perhaps it is this connection: the next attempt joins anew
+                await asyncio.to_thread(side.close)
+            raise
 
     def close(self) -> None:
-        self._ray.shutdown()
+        self._side.close()
+
+
+class Side:
+    """A child that speaks to Ray.
+
+    Raises:
+        Nowhere: Ray does not answer.
+    """
+
+    def __init__(self, join: Join) -> None:
+        command = [sys.executable, "-m", "diastole.cluster.ray_side"]
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # Ray's last words are a stack of C++
+            start_new_session=True,  # an interrupt from the terminal is for the server
+        )
+        self._lock, self._numbers = threading.Lock(), itertools.count()
+        self._wanted: dict[int, Future[Actor]] = {}
+        self._actors: dict[int, Actor] = {}
+        self._over = False  # nothing more will be heard
+        late = threading.Timer(JOINING, self._child.kill)
+        late.start()
+        try:
+            self._say(join)
+            news = self._hear()
+        finally:
+            late.cancel()
+        if not isinstance(news, Joined):
+            self.close()
+            why = news.why if isinstance(news, Apart) else f"nothing was heard in {JOINING:.0f} s"
+            where = f"at {join.address!r}" if join.address else "on this machine"
+            raise Nowhere(f"Ray does not answer {where}: {why}")
+        threading.Thread(target=self._listen, name="diastole-ray", daemon=True).start()
+
+    def alive(self) -> bool:
+        return not self._over
+
+    def used(self) -> bool:
+        """Workers run that would end with it."""
+        return bool(self._actors)
+
+    async def place(self, start: Start) -> Actor:
+        """Raises:
+        Nowhere: Ray has no room, or is gone.
+        UserError: it has, but the worker does not come up.
+        """
+        nth, wanted = next(self._numbers), Future[Actor]()
+        with self._lock:
+            self._wanted[nth] = wanted
+            over = self._over
+        if over:
+            raise Nowhere("Ray is gone")
+        self._say(Place(nth, start))
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(wanted), 2 * SECONDS)
+        except TimeoutError:
+            raise Nowhere("Ray does not say what became of a worker") from None
+
+    def kill(self, nth: int) -> None:
+        self._say(Kill(nth))
+
+    def close(self) -> None:
+        """The child ends, and its actors with it."""
+        assert self._child.stdin is not None
+        with contextlib.suppress(OSError):
+            self._child.stdin.close()
+        try:
+            self._child.wait(20)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+
+    def _say(self, order: Order | Join) -> None:
+        assert self._child.stdin is not None
+        with self._lock, contextlib.suppress(OSError, ValueError):  # it is gone: who waits is told by _listen
+            self._child.stdin.write(msgspec.json.encode(order) + b"\n")
+            self._child.stdin.flush()
+
+    def _hear(self) -> News | None:
+        assert self._child.stdout is not None
+        try:
+            return msgspec.json.decode(self._child.stdout.readline(), type=News)
+        except (ValueError, msgspec.MsgspecError):
+            return None
+
+    def _listen(self) -> None:
+        while (news := self._hear()) is not None:
+            match news:
+                case Listens(nth, host, port):
+                    actor = self._actors[nth] = Actor(self, nth, Address(host, port))
+                    self._answer(nth, actor)
+                case Homeless(nth, why, room):
+                    self._answer(nth, UserError(why) if room else Nowhere(why))
+                case Ended(nth, how):
+                    self._actors.pop(nth).went(how)
+        with self._lock:
+            self._over = True
+            wanted, self._wanted = self._wanted, {}
+        for future in wanted.values():
+            with contextlib.suppress(InvalidStateError):  # who waited has gone
+                future.set_exception(Nowhere("Ray is gone"))
+        for actor in list(self._actors.values()):
+            actor.went("with the Ray that it ran on")
+
+    def _answer(self, nth: int, answer: Actor | UserError) -> None:
+        with self._lock:
+            future = self._wanted.pop(nth)
+        try:
+            if isinstance(answer, Actor):
+                future.set_result(answer)
+            else:
+                future.set_exception(answer)
+        except InvalidStateError:  # who waited has gone
+            self.kill(nth)
 
 
 class Actor:
     """One of them."""
 
-    def __init__(self, ray: Any, actor: Any, address: Address) -> None:
-        self._ray, self._actor, self.address = ray, actor, address
-        self._served = actor.serve.remote()
+    def __init__(self, side: Side, nth: int, address: Address) -> None:
+        self._side, self._nth, self.address = side, nth, address
+        self._gone, self._how = threading.Event(), ""
+
+    def went(self, how: str) -> None:
+        """It has ended."""
+        self._how = how
+        self._gone.set()
 
     def alive(self) -> bool:
-        done, _ = self._ray.wait([self._served], timeout=0)
-        return not done
+        return not self._gone.is_set()
 
     def kill(self) -> None:
-        self._ray.kill(self._actor)
+        self._side.kill(self._nth)
 
     async def ended(self) -> str:
-        done, _ = await asyncio.to_thread(self._ray.wait, [self._served], timeout=5)
-        if not done:
-            self._ray.kill(self._actor)
-        try:
-            await asyncio.to_thread(self._ray.get, self._served, timeout=5)
-        except Exception as e:  # Ray has many
-            with contextlib.suppress(IndexError):
-                return f"as Ray says: {str(e).strip().splitlines()[0]:.200}"
-        return "in good order"
+        if not await asyncio.to_thread(self._gone.wait, 5):
+            self.kill()
+            await asyncio.to_thread(self._gone.wait, 5)
+        return self._how or "and Ray does not say how"
 
     def processes(self) -> Sequence[int]:
         return []

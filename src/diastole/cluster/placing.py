@@ -1,5 +1,5 @@
 """Where workers run: each call of a ``Placer`` starts one, on this machine (``Here``) or where Ray has room
-(``ray.OnRay``)."""
+(``on_ray.OnRay``)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from diastole.cluster.door import Address
 from diastole.cluster.worker import Start
 from diastole.frontend.link import MALLOC, how_it_ended
 from diastole.types import UserError
+
+
+class Nowhere(UserError):
+    """There is no place for a worker at the moment; it is not the worker's fault."""
 
 
 class Placed(Protocol):
@@ -46,7 +50,8 @@ class Placer(Protocol):
         """Start one; it listens.
 
         Raises:
-            UserError: there is no room for it, or it does not come up.
+            Nowhere: there is no room for it now.
+            UserError: it does not come up.
         """
         ...
 

@@ -3,7 +3,8 @@
 With members of the role "both" each request goes to one of them: to who has least to read, counting what it has read
 before as read. With "prefill" and "decode" a request is read, and says its first token, at a prefill member, is held
 there, and goes on at the decode member that has fewest, which fetches its state (DistServe, arXiv 2401.09670, section
-4). A request for several texts is read where it is decoded.
+4). A request for several texts is read where it is decoded. Live streams and pictures end where they began
+(``staying``).
 
 When a member dies, what it ran is run again elsewhere with what was said so far, and nothing is said twice.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,9 +25,10 @@ from diastole.cluster.journal import Journal, Wish
 from diastole.cluster.members import Member, Role
 from diastole.cluster.merging import merged
 from diastole.cluster.placing import Placer
+from diastole.cluster.staying import Staying
+from diastole.cluster.watching import Watching
 from diastole.cluster.worker import Start
 from diastole.config import Config, to_toml
-from diastole.engine.trace import View
 from diastole.frontend import wire
 from diastole.types import UserError
 
@@ -70,8 +73,11 @@ class Cluster:
             )
             for i, role in enumerate(roles)
         ]
+        self.watching = Watching([m.name for m in self.members])
         self._on_reply: Callable[[wire.Reply], None] = lambda reply: None
+        self.staying = Staying(self.members, self._running, lambda reply: self._on_reply(reply))
         self._asked: list[_Asked] = []
+        self._filled: set[str] = set()  # services that settle the places of a text in any order
 
     # ---- as a link
 
@@ -86,26 +92,37 @@ class Cluster:
                 self.kill()
                 raise failure
         cards = _least([r for r in ready if isinstance(r, wire.Ready)])
+        self._filled = {card.name for card in cards if isinstance(card, wire.Card) and card.fills}
         return wire.Ready(cards, ready[0].kernels)  # type: ignore[union-attr]
 
     def put(self, command: wire.Command) -> None:
+        there = [m for m in self.members if m.there]
         match command:
             case wire.Add() | wire.Embed():
-                self._begin(self.journal.open(command))
+                self._begin(self.journal.open(command, command.service not in self._filled))
+            case wire.Open() | wire.Paint():
+                self.staying.open(command)
+            case wire.Feed():
+                self.staying.feed(command)
             case wire.Abort():
+                self.staying.abort(command)
                 self._abort(command)
             case wire.Ping():
                 self._on_reply(wire.Pong())  # members are asked by whom they belong to
             case wire.Measure():
-                self._ask(command, lambda answers: wire.Stats(merged([a.services for a in answers])))
-            case wire.Trace():
-                self._ask(command, lambda answers: wire.Traced(_views([a.view for a in answers])))
+                self._ask(wire.Stats, dict.fromkeys(there, command), _stats)
+            case wire.Trace(since):
+                known = self.watching.since(since)
+                commands = {m: wire.Trace(known.get(m.name, 0)) for m in there}
+                self._ask(wire.Traced, commands, partial(self._traced, known))
             case wire.Reload():
                 message = "a cluster's services are loaded anew by starting it anew"
                 self._on_reply(wire.NotReloaded(command.service, message, code="reload_in_cluster"))
             case wire.Quit():
-                for wish in self.journal if command.now else ():
-                    self._drop(wish)
+                if command.now:
+                    self.staying.end()
+                    for wish in self.journal:
+                        self._drop(wish)
 
     async def stop(self) -> None:
         await asyncio.gather(*(m.end() for m in self.members), return_exceptions=True)
@@ -139,10 +156,13 @@ class Cluster:
         for other in self.journal:
             if other.at is not None and other.at.name in queue and not other.said:
                 queue[other.at.name] += other.tokens
-        running = {m.name: sum(w.at is m for w in self.journal) for m in there}
+        running = {m.name: self._running(m) + self.staying.at(m) for m in there}
         wish.at = min(there, key=lambda m: (queue[m.name] - read[m.name], running[m.name], m.name))
         self.affinity.had(wish.keys, wish.at.name)
         wish.at.put(wish.command(self.journal.now(), hold))
+
+    def _running(self, member: Member) -> int:
+        return sum(w.at is member for w in self.journal)
 
     def _move(self, wish: Wish) -> None:
         """Let the decode member that has fewest take it over."""
@@ -217,8 +237,10 @@ class Cluster:
                 if (wish := self.journal.named(name)) is not None:
                     self.journal.close(wish)
                     self._on_reply(msgspec.structs.replace(reply, id=wish.add.id))
+            case wire.Opened() | wire.Beat() | wire.Painted() | wire.Unfed():
+                self.staying.heard(member, reply)
             case wire.Refused(name) | wire.Over(name):
-                if (wish := self.journal.named(name)) is not None:
+                if not self.staying.ended(member, reply) and (wish := self.journal.named(name)) is not None:
                     self.journal.close(wish)
                     self._on_reply(msgspec.structs.replace(reply, id=wish.add.id))
             case wire.Stats() | wire.Traced():
@@ -254,6 +276,7 @@ class Cluster:
                     self._begin(wish)
                 elif wish.held and wish.heading is None:
                     self._move(wish)
+            self.staying.changed(member)
             return
         self.affinity.forget(member.name)
         for asked in list(self._asked):
@@ -274,23 +297,31 @@ class Cluster:
                 self._begin(wish)
             elif wish.held and wish.heading is None:
                 self._move(wish)
+        self.staying.changed(member)
         if not self.alive():
             self._on_loss()
 
     # ---- what all are asked
 
-    def _ask(self, command: wire.Command, merge: Callable[[Sequence[Any]], wire.Reply]) -> None:
-        asked = _Asked(type(command), {m for m in self.members if m.there}, merge)
+    def _ask(
+        self,
+        kind: type[wire.Stats | wire.Traced],
+        commands: Mapping[Member, wire.Command],
+        merge: Callable[[Mapping[str, Any]], wire.Reply],
+    ) -> None:
+        asked = _Asked(kind, set(commands), merge)
         self._asked.append(asked)
-        for member in asked.of:
+        for member, command in commands.items():
             member.put(command)
         asyncio.get_running_loop().call_later(SECONDS, self._complete, asked, True)
         self._complete(asked)
 
+    def _traced(self, known: Mapping[str, int], answers: Mapping[str, wire.Traced]) -> wire.Traced:
+        return wire.Traced(self.watching.merged({name: a.view for name, a in answers.items()}, known))
+
     def _answered(self, member: Member, reply: wire.Stats | wire.Traced) -> None:
-        kind = wire.Measure if isinstance(reply, wire.Stats) else wire.Trace
         for asked in self._asked:
-            if asked.kind is kind and member in asked.of:
+            if asked.kind is type(reply) and member in asked.of:
                 asked.of.discard(member)
                 asked.answers[member.name] = reply
                 self._complete(asked)
@@ -299,27 +330,31 @@ class Cluster:
     def _complete(self, asked: _Asked, late: bool = False) -> None:
         if asked in self._asked and (late or not asked.of):
             self._asked.remove(asked)
-            self._on_reply(asked.merge([asked.answers[m.name] for m in self.members if m.name in asked.answers]))
+            self._on_reply(
+                asked.merge({m.name: asked.answers[m.name] for m in self.members if m.name in asked.answers})
+            )
 
 
 class _Asked:
     """A question to all members, and the answers so far."""
 
-    def __init__(self, kind: type, of: set[Member], merge: Callable[[Sequence[Any]], wire.Reply]) -> None:
+    def __init__(
+        self, kind: type[wire.Stats | wire.Traced], of: set[Member], merge: Callable[[Mapping[str, Any]], wire.Reply]
+    ) -> None:
         self.kind, self.of, self.merge = kind, of, merge
         self.answers: dict[str, Any] = {}
 
 
 def _least(ready: Sequence[wire.Ready]) -> list[wire.AnyCard]:
-    """Cards of services that all members have, with the room of the one that has least."""
-    cards = {c.name: wire.of_texts(c) for c in ready[0].cards}
+    """Cards of services that all members have; of texts, with the room of the one that has least."""
+    cards = {c.name: c for c in ready[0].cards}
     for other in ready[1:]:
-        for card in map(wire.of_texts, other.cards):
-            if card.room < cards[card.name].room:
-                cards[card.name] = card
+        for card in other.cards:
+            match card, cards[card.name]:
+                case wire.Card(room=room), wire.Card(room=least) if room < least:
+                    cards[card.name] = card
     return list(cards.values())
 
 
-def _views(views: Sequence[View]) -> View:
-    """The last member's: engines count steps each for themselves."""
-    return views[-1] if views else View(0.0, 0, [], {})
+def _stats(answers: Mapping[str, wire.Stats]) -> wire.Stats:
+    return wire.Stats(merged([a.services for a in answers.values()]))

@@ -154,8 +154,12 @@ class Worker:
 
 def portable(service: Service) -> None:
     """Raises:
-    UserError: streams of this service have notes, or state in forms, that do not travel with their pages.
+    UserError: this service says no texts, or its streams have notes, or state in forms, that do not travel with their
+        pages.
     """
+    if not {"kv", "inside"} <= service.state.keys():
+        message = f"{service.name} does not read a prompt and go on from there"
+        raise UserError(f"{message}: prefill and decode cannot be kept apart; use replicas", param="model")
     ledger, loop, inside, kv = service.ledger, service.loop, service.state["inside"], service.state["kv"]
     notes = inside.select is not None or inside.probes or getattr(loop, "refresh", None) is not None
     if ledger.pools.keys() != {"kv"} or not kv.passive or notes or getattr(loop, "block", 1) > 1:
