@@ -9,9 +9,12 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def neighbour() -> Iterator[None]:
-    """Burn one core while the context lasts. The process also ends when its standard input does."""
+def neighbour(core: int | None = None) -> Iterator[None]:
+    """Burn one core, this one if it is given, while the context lasts. The process also ends when its standard input
+    does."""
     code = "import sys, threading, os\nthreading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()\n"
+    if core is not None:
+        code += f"os.sched_setaffinity(0, {{{core}}})\n"
     process = subprocess.Popen([sys.executable, "-c", code + "while True: pass"], stdin=subprocess.PIPE)
     try:
         yield

@@ -36,7 +36,8 @@ STEP = 8  # widths are multiples
 # heads, key/value heads, numbers of a head, numbers that queries go through (0: they go through none)
 KINDS = {"mha": (2, 2, 64, 0), "gqa": (8, 2, 64, 0), "mqa": (8, 1, 128, 0), "mfa": (8, 1, 128, 128)}
 WINDOWS = 64  # of each text, judged at most
-_RATE, _WARM, _DECAY = 2e-3, 100, 0.05
+_RATE, _DECAY = 2e-3, 0.05
+_WARM = 0.1  # share of the steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +242,8 @@ def batch(step: int, plan: Plan, taught: Mapping[str, Array]) -> Array:
 def _step(
     model: Llama, optimizer: torch.optim.Optimizer, step: int, plan: Plan, taught: Mapping[str, Array]
 ) -> Progress:
-    rate = _RATE * min(1.0, (step + 1) / _WARM, 0.02 + 2 * (1 - (step + 1) / plan.steps))  # falls over the last half
+    done = (step + 1) / plan.steps
+    rate = _RATE * min(1.0, done / _WARM, 0.02 + 2 * (1 - done))  # falls over the last half
     for group in optimizer.param_groups:
         group["lr"] = rate
     x = torch.from_numpy(batch(step, plan, taught))

@@ -23,6 +23,7 @@ from diastole.bench.load.judge import Verdict, judge, tpot, ttft
 from diastole.bench.load.work import Wish
 from diastole.bench.longtext import Corpus
 from diastole.reproduce import distserve_twin
+from diastole.reproduce.distserve_stall import stalls
 from diastole.reproduce.distserve_system import MODEL, Served, Shape, System
 from diastole.reproduce.must import at_least, at_most, equal_to, less_than, more_than
 from diastole.reproduce.study import Study
@@ -99,6 +100,7 @@ async def _real(study: Study, corpus: Corpus) -> None:
                     told()
         network = await _networks(study, balanced, per_second)
     _judge(study, found, alone, slo, network)
+    await stalls(study, corpus, {name: SHAPES[name] for name in SHAPES if "replicas" not in name}, "apart")
     for kind, by_name in lopsided.items():
         study.table(
             f"{kind}: 20 requests at 0.6 of what the busier core can do",
