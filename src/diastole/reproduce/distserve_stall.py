@@ -64,8 +64,8 @@ async def stalls(study: Study, corpus: Corpus, shapes: Mapping[str, Shape], apar
         why="both cores read the machine's one memory",
     )
     study.note(
-        f"of these {grown:.2f}x, {beside / own:.2f}x come of a core next door that is busy with its registers only; the "
-        f"rest is memory and the cache that both share"
+        f"of these {grown:.2f}x, {beside / own:.2f}x come of a core next door that is busy with its registers only; "
+        f"the rest is memory and the cache that both share"
     )
     study.table(
         f"a prompt of {long:,} tokens arrives while {CROWD} streams are answered",
