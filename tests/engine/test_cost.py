@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diastole.engine.cost import FittedCost, LinearCost, features, non_negative_fit
+from diastole.engine.cost import LATE, FittedCost, LinearCost, features, non_negative_fit
 from diastole.types import Grant, Request, Stream
 
 REQUEST = Request("r", "s", (), None)
@@ -104,6 +104,6 @@ def test_how_far_predictions_may_be_wrong_is_known() -> None:
         late = 1.5 if len(grants) == 1 and rng.random() < 0.1 else 1.0
         cost.learn(grants, truth.predict(grants) * late)
     assert 1.4 < cost.worst < 1.6
-    for _ in range(200):
+    for _ in range(LATE):
         cost.learn([grant(0, 128)], truth.predict([grant(0, 128)]))
     assert cost.worst < 1.05
