@@ -96,7 +96,6 @@ class Cluster:
         return wire.Ready(cards, ready[0].kernels)  # type: ignore[union-attr]
 
     def put(self, command: wire.Command) -> None:
-        there = [m for m in self.members if m.there]
         match command:
             case wire.Add() | wire.Embed():
                 self._begin(self.journal.open(command, command.service not in self._filled))
@@ -110,11 +109,11 @@ class Cluster:
             case wire.Ping():
                 self._on_reply(wire.Pong())  # members are asked by whom they belong to
             case wire.Measure():
-                self._ask(wire.Stats, dict.fromkeys(there, command), _stats)
+                self._ask(wire.Stats, lambda member: command, _stats)
             case wire.Trace(since):
                 known = self.watching.since(since)
-                commands = {m: wire.Trace(known.get(m.name, 0)) for m in there}
-                self._ask(wire.Traced, commands, partial(self._traced, known))
+                merge = partial(self._traced, known)
+                self._ask(wire.Traced, lambda member: wire.Trace(known.get(member.name, 0)), merge)
             case wire.Reload():
                 message = "a cluster's services are loaded anew by starting it anew"
                 self._on_reply(wire.NotReloaded(command.service, message, code="reload_in_cluster"))
@@ -306,13 +305,13 @@ class Cluster:
     def _ask(
         self,
         kind: type[wire.Stats | wire.Traced],
-        commands: Mapping[Member, wire.Command],
+        command: Callable[[Member], wire.Command],
         merge: Callable[[Mapping[str, Any]], wire.Reply],
     ) -> None:
-        asked = _Asked(kind, set(commands), merge)
+        asked = _Asked(kind, {m for m in self.members if m.there}, merge)
         self._asked.append(asked)
-        for member, command in commands.items():
-            member.put(command)
+        for member in asked.of:
+            member.put(command(member))
         asyncio.get_running_loop().call_later(SECONDS, self._complete, asked, True)
         self._complete(asked)
 
