@@ -332,6 +332,10 @@ class CostModel(Protocol):
         """Seconds that a batch of these grants will take."""
         ...
 
+    def promise(self, grants: Sequence[Grant]) -> float:
+        """Seconds within which all but a few such batches end."""
+        ...
+
     def rising(self, grants: Sequence[Grant], most: int) -> Array:
         """The same with 0 to ``most`` more units of the first of them: (most + 1,)."""
         ...

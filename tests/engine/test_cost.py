@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diastole.engine.cost import LATE, FittedCost, LinearCost, features, non_negative_fit
+from diastole.engine.cost import FittedCost, LinearCost, features, non_negative_fit
+from diastole.engine.tail import LATEST
 from diastole.types import Grant, Request, Stream
 
 REQUEST = Request("r", "s", (), None)
@@ -98,12 +99,16 @@ def test_how_far_predictions_may_be_wrong_is_known() -> None:
     """Of steps with many rows one in ten takes half as long again: a promise has to reckon with that."""
     cost, rng = FittedCost(), np.random.default_rng(1)
     truth = LinearCost(0.002, 0.0005)
+    small, large = [grant(100, 1)], [grant(0, 128)]
     assert cost.worst == 1.0
+    assert cost.promise(small) == cost.predict(small)
     for i in range(1200):
-        grants = [grant(0, 128)] if i % 2 else [grant(100, 1)]
-        late = 1.5 if len(grants) == 1 and rng.random() < 0.1 else 1.0
+        grants = large if i % 2 else small
+        late = 1.5 if grants is large and rng.random() < 0.1 else 1.0
         cost.learn(grants, truth.predict(grants) * late)
     assert 1.4 < cost.worst < 1.6
-    for _ in range(LATE):
+    assert cost.promise(large) == cost.predict(large) * cost.worst
+    assert cost.promise(small) < 1.2 * cost.predict(small)  # small ones are no later for it
+    for _ in range(LATEST):
         cost.learn([grant(0, 128)], truth.predict([grant(0, 128)]))
     assert cost.worst < 1.05

@@ -17,6 +17,7 @@ from diastole.cli.drafts import drafts
 from diastole.cli.goodput import goodput
 from diastole.cli.live import live
 from diastole.cli.longcontext import longcontext
+from diastole.cli.lossless import lossless
 from diastole.cli.rows import rows
 from diastole.cli.sparse import sparse
 from diastole.types import UserError
@@ -25,6 +26,7 @@ app = typer.Typer(help="Measure this installation on this machine.", no_args_is_
 app.command()(longcontext)
 app.command()(sparse)
 app.command()(drafts)
+app.command()(lossless)
 app.command()(rows)
 app.command()(goodput)
 app.command()(live)

@@ -11,7 +11,6 @@ much; what a size takes is looked at beside that, so that sizes seen at differen
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from itertools import combinations
 
 import numpy as np
 
+from diastole.engine.tail import Tail
 from diastole.types import Array, Grant
 
 PER_BUCKET = 16  # latest samples kept of each size
@@ -28,8 +28,6 @@ FINE = 16  # up to so many units each number is a size of its own
 FEW = 5  # samples that a fit counts for
 BESIDE = 11  # latest samples of what a size takes beside the line: their median counts
 RECENT = 7  # latest steps that tell how slow the machine is now: sooner than any size forgets
-LATE = 400  # latest larger steps that tell how far a prediction may be wrong
-FEW_LATE = 0.0025  # of them may be later still
 SLOWEST = 8.0  # times as slow as always, or as fast
 
 Features = tuple[float, float, float, float]
@@ -74,6 +72,9 @@ class LinearCost:
     def predict(self, grants: Sequence[Grant]) -> float:
         return _dot(self.coefficients, features(grants))
 
+    def promise(self, grants: Sequence[Grant]) -> float:
+        return self.predict(grants)
+
     def rising(self, grants: Sequence[Grant], most: int) -> Array:
         found: Array = np.array(self.coefficients) @ np.stack(more(grants, most))
         return found
@@ -96,12 +97,15 @@ class FittedCost:
         self._ratios: dict[int, float] = {}  # by size: the median of that
         self._recent: deque[float] = deque(maxlen=RECENT)  # measured over predicted
         self._slow = 1.0  # how many times as slow as always the machine is now
-        self._late: deque[float] = deque()  # measured over predicted, of steps beyond the fine sizes
-        self._latest: list[float] = []  # the same, sorted
+        self._late = Tail(1.0), Tail(1.0)  # measured over predicted: of fine sizes, and of larger ones
         self._seen = 0
 
     def predict(self, grants: Sequence[Grant]) -> float:
         return self._predicted(self._of(grants))
+
+    def promise(self, grants: Sequence[Grant]) -> float:
+        x = self._of(grants)
+        return self._predicted(x) * min(self._late_of(x).worst, SLOWEST)
 
     def _predicted(self, x: Features) -> float:
         return _dot(self.coefficients, x) * self._ratio(int(x[1])) * self._slow
@@ -121,9 +125,10 @@ class FittedCost:
 
     @property
     def worst(self) -> float:
-        if not self._latest:
-            return 1.0
-        return min(max(self._latest[-1 - int(FEW_LATE * len(self._latest))], 1.0), SLOWEST)
+        return min(self._late[1].worst, SLOWEST)
+
+    def _late_of(self, x: Features) -> Tail:
+        return self._late[x[1] > FINE]
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         x = self._of(grants)
@@ -135,8 +140,7 @@ class FittedCost:
         samples.append((*x, seconds))
         self._seen += 1
         if size in self._beside:
-            if size > FINE:
-                self._was_late(seconds / max(self._predicted(x), 1e-9))
+            self._late_of(x).add(seconds / max(self._predicted(x), 1e-9))
             beside = seconds / max(_dot(self.coefficients, x), 1e-9)
             self._recent.append(beside / max(self._ratios[size], 1e-9))
             self._slow = min(max(_middle(self._recent), 1 / SLOWEST), SLOWEST)
@@ -144,12 +148,6 @@ class FittedCost:
             self._ratios[size] = _middle(self._beside[size])
         if self._seen % REFIT == 0 or self._seen in EARLY:
             self._fit()
-
-    def _was_late(self, ratio: float) -> None:
-        if len(self._late) == LATE:
-            del self._latest[bisect_left(self._latest, self._late.popleft())]
-        self._late.append(ratio)
-        insort(self._latest, ratio)
 
     @property
     def samples(self) -> list[Samples]:

@@ -74,4 +74,4 @@ class FirstCome:
 
 
 def _latest_start(ask: Ask, service: Candidate) -> float:
-    return ask.due - service.cost.predict([Grant(ask.stream, ask.lo)])
+    return ask.due - service.cost.promise([Grant(ask.stream, ask.lo)])

@@ -12,11 +12,14 @@ from diastole.engine.executor import Executor, Inline
 from diastole.engine.faults import Blame, Ran
 from diastole.engine.guesses import Guesses, guesses_of
 from diastole.engine.service import Service
+from diastole.engine.tail import Tail
 from diastole.engine.trace import Trace, View, granted
 from diastole.live import Chunk
 from diastole.slots import Dispatcher
 from diastole.state.lease import Blob
 from diastole.types import Array, Batch, Event, Grant, Request, UserError
+
+AWAY = 0.02  # seconds between two steps in which the engine's owner was elsewhere
 
 
 class Engine:
@@ -31,6 +34,8 @@ class Engine:
         self._blame = Blame()
         self.guesses: dict[tuple[str, int], Guesses] = {}  # by request and choice, of drafts in the last step
         self._by_name = {s.name: s for s in self.services}
+        self._ended: float | None = None  # of the last step, while there is always a next one
+        self._between = Tail(0.0)  # seconds from the end of a step until the next one begins
 
     def step(self) -> list[Event] | None:
         """One step of one service: its events, which may be none; None when there is nothing to run."""
@@ -38,6 +43,8 @@ class Engine:
             self._let_go()
         self.guesses.clear()
         now = self.clock.now()
+        if self._ended is not None and now - self._ended < AWAY:
+            self._between.add(now - self._ended)
         late: list[Event] = []
         for service in self.services:
             if service.ledger.next_deadline <= now:
@@ -45,10 +52,12 @@ class Engine:
             service.ledger.admit(now)
         turn = self.dispatch.next(self.services, now)
         if turn is None:
+            self._ended = None
             return late or None
         index, asks, seconds = turn
         service = self.services[index]
-        grants = service.compose.compose(asks, seconds, service.cost)
+        # Whom this step must not make late begins after what is done between steps.
+        grants = service.compose.compose(asks, seconds - self._between.worst, service.cost)
         try:
             batch, output = self._forward(service, grants)
         except Exception as e:
@@ -73,7 +82,7 @@ class Engine:
     def _commit(self, service: Service, batch: Batch, output: Array | None, began: float) -> Ran:
         if output is None:
             return Ran([], batch.starved)
-        end = self.clock.now()
+        end = self._ended = self.clock.now()
         works = granted(batch.grants)
         service.cost.learn(batch.grants, end - began)
         outcome = service.loop.commit(batch, output, end)

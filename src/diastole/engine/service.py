@@ -65,10 +65,10 @@ class Service:
         if not coming:
             return []
         # Those that will be due together run together: all of them must be done when the first is due.
-        last = coming[0][0] + self.cost.predict([work for _, work in coming])
+        last = coming[0][0] + self.cost.promise([work for _, work in coming])
         burst = [work for due, work in coming if due <= last]
-        first = coming[0][0] - self.cost.predict(burst)
-        return [first, *(due - self.cost.predict([work]) for due, work in coming[len(burst) :])]
+        first = coming[0][0] - self.cost.promise(burst)
+        return [first, *(due - self.cost.promise([work]) for due, work in coming[len(burst) :])]
 
     def gauges(self) -> None:
         """Refresh the meter's gauges."""

@@ -41,6 +41,9 @@ class Real:
     def predict(self, grants: Sequence[Grant]) -> float:
         return self.cost.predict(grants) + self.beside
 
+    def promise(self, grants: Sequence[Grant]) -> float:
+        return self.predict(grants)
+
     def rising(self, grants: Sequence[Grant], most: int) -> Array:
         return self.cost.rising(grants, most) + self.beside
 

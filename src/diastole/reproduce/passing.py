@@ -22,6 +22,9 @@ class Passing:
     def predict(self, grants: Sequence[Grant]) -> float:
         return self.cost.predict(grants)
 
+    def promise(self, grants: Sequence[Grant]) -> float:
+        return self.cost.promise(grants)
+
     def rising(self, grants: Sequence[Grant], most: int) -> Array:
         return self.cost.rising(grants, most)
 

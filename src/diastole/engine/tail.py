@@ -1,0 +1,34 @@
+"""What all but a few of the latest values stay below."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+
+LATEST = 1000  # values that are remembered
+FEW = 0.001  # of them may be larger still
+
+
+class Tail:
+    """Of a row of values, the one that few of the latest exceed.
+
+    Args:
+        least: ``worst`` is never less.
+    """
+
+    def __init__(self, least: float) -> None:
+        self._least = least
+        self._values: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def add(self, value: float) -> None:
+        if len(self._values) == LATEST:
+            del self._sorted[bisect_left(self._sorted, self._values.popleft())]
+        self._values.append(value)
+        insort(self._sorted, value)
+
+    @property
+    def worst(self) -> float:
+        if not self._sorted:
+            return self._least
+        return max(self._sorted[-1 - int(FEW * len(self._sorted))], self._least)
