@@ -328,6 +328,11 @@ class Punctual(Protocol):
 class CostModel(Protocol):
     """Predicted seconds of a step: the one currency of all scheduling."""
 
+    @property
+    def coefficients(self) -> Sequence[float]:
+        """Seconds of a step, roughly: its base, of a unit, of a thousand units of context, of a thousand of work."""
+        ...
+
     def predict(self, grants: Sequence[Grant]) -> float:
         """Seconds that a batch of these grants will take."""
         ...

@@ -145,7 +145,7 @@ class Batch:
     this pair of numbers.
     """
 
-    grants: tuple[Grant, ...]  # (B,)
+    grants: Sequence[Grant]  # (B,)
     leases: tuple[Mapping[str, Lease], ...]  # (B,)
     inputs: Array  # (T,) int32 ids, or (T, F) features
     pos: Array  # (T,) int32 position within the stream

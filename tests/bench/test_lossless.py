@@ -50,7 +50,7 @@ def test_texts_that_differ_are_named() -> None:
 
 def test_every_drafter_is_combined_with_every_controller() -> None:
     found = combinations("small.gguf")
-    assert len(found) == 6 * 3 + 3
+    assert len(found) == 6 * 2 + 2
     assert ["del", "smartspec"] in found
     assert ["draft-model:model=small.gguf", "fixed:k=4"] in found
     assert len({tuple(u) for u in found}) == len(found)

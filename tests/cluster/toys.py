@@ -14,6 +14,7 @@ import numpy as np
 from diastole.clock import RealClock
 from diastole.cluster.fetching import Fetcher
 from diastole.cluster.placing import Nowhere
+from diastole.cluster.replanning import Replanning
 from diastole.cluster.router import Cluster
 from diastole.cluster.worker import Start, Worker
 from diastole.config import Config
@@ -123,9 +124,15 @@ class Toy:
 class Front:
     """What a server would do with the cluster's replies."""
 
-    def __init__(self, roles: Sequence[Any], pages: int = 64, also: Callable[[], list[Service]] = list) -> None:
+    def __init__(
+        self,
+        roles: Sequence[Any],
+        pages: int = 64,
+        also: Callable[[], list[Service]] = list,
+        replanning: Replanning | None = None,
+    ) -> None:
         self.toys = Toys(pages, also)
-        self.cluster = Cluster(Config(), roles, self.toys)
+        self.cluster = Cluster(Config(), roles, self.toys, replanning=replanning)
         self.said: dict[tuple[str, int], list[int]] = {}
         self.finished: dict[tuple[str, int], str] = {}
         self.over: dict[str, str] = {}

@@ -14,22 +14,20 @@ from typing import Any, NamedTuple, Protocol
 from diastole.bench.workloads import DATA, spec_bench
 from diastole.params import SamplingParams
 
-ALONE, CROWD = 1, 8
-CONTROLLERS = ("", "fixed:k=4", "smartspec")
+CONTROLLERS = ("fixed:k=4", "smartspec")
 Ids = Sequence[int]
 
 
 def combinations(small: str = "") -> list[list[str]]:
-    """Drafters that need nothing trained for one model only, each with each controller.
+    """All drafters of any model, each with each controller, and what is found for whoever names none.
 
     Args:
         small: a model with the same tokens, for the classical drafter; none: without that.
     """
     drafters = ["ngram", "aded", "longspec", "hidden-transfer", "del"]
     drafters += [f"draft-model:model={small}"] if small else []
-    found = [[d, c] if c else [d] for d in drafters for c in CONTROLLERS]
-    heads = [["longspec", "specdec-pp"], ["longspec", "specdec-pp", "smartspec"]]  # a head belongs to its drafter
-    return [*found, *heads, ["auto"]]
+    found = [[drafter, controller] for drafter in drafters for controller in CONTROLLERS]
+    return [*found, ["longspec", "specdec-pp"], ["auto"]]  # that controller's head belongs to its drafter
 
 
 def questions(count: int, data: Path = DATA) -> list[str]:

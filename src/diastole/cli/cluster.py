@@ -18,6 +18,7 @@ from diastole.types import UserError
 if TYPE_CHECKING:
     from diastole.cluster.members import Role
     from diastole.cluster.placing import Placer
+    from diastole.cluster.replanning import Replanning
     from diastole.cluster.router import Cluster
     from diastole.config import Config
 
@@ -43,6 +44,13 @@ def up(
     link_gbit: Annotated[
         float, typer.Option(min=0.0, help="slow states down to a network of so many Gbit/s; 0: do not")
     ] = 0.0,
+    replan: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="seconds between looks at the load: engines change between reading and decoding with it; 0: never",
+        ),
+    ] = 0.0,
     flags: dict[str, dict[str, Any]],
 ) -> None:
     """Serve with several engines: `--prefill 1 --decode 1` keeps reading prompts and decoding apart, `--replicas 2` has
@@ -51,6 +59,8 @@ def up(
     All other flags are those of `diastole serve`. On one machine the engines share its cores evenly.
     """
     roles = roles_of(prefill, decode, replicas)
+    if replan and (replicas or len(roles) < 3):
+        raise UserError("--replan needs --prefill and --decode with three engines in all at least", param="replan")
     config = configure(target, flags)
     for service in config.service.values():
         offer(service.model)
@@ -64,11 +74,22 @@ def up(
     def connect(config: Config) -> Cluster:
         from diastole.cluster.router import Cluster
 
-        return Cluster(config, roles, _placer(ray, address, cpus), shares, link_gbit * GIGABIT)
+        placer, replanning = _placer(ray, address, cpus), _replanning(config, replan)
+        return Cluster(config, roles, placer, shares, link_gbit * GIGABIT, replanning)
 
     if config.server.log_format == "text":
         print(f"starting {len(roles)} engines ...", file=sys.stderr, flush=True)
     run(Backend(config, partial(connect)), config.server)
+
+
+def _replanning(config: Config, seconds: float) -> Replanning | None:
+    """Of the first service."""
+    if not seconds:
+        return None
+    from diastole.cluster.replanning import Replanning
+    from diastole.frontend.assembly import slos
+
+    return Replanning(seconds, *next(iter(slos(config).items())))
 
 
 def roles_of(prefill: int, decode: int, replicas: int) -> list[Role]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diastole.engine.service import COSTS
+
 SUMS = ("counters", "finished", "missed", "gauges")
-MEANS = frozenset({"kv_cache_usage_perc"})  # gauges that are shares
+MEANS = frozenset({"kv_cache_usage_perc", *COSTS})  # gauges that do not add up
 
 
 def merged(snapshots: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

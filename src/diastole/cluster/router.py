@@ -15,16 +15,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import msgspec
 
 from diastole.cluster.affinity import Affinity
+from diastole.cluster.asking import Asking
 from diastole.cluster.door import new_secret
 from diastole.cluster.journal import Journal, Wish
 from diastole.cluster.members import Member, Role
 from diastole.cluster.merging import merged
 from diastole.cluster.placing import Placer
+from diastole.cluster.replanning import Replanning
 from diastole.cluster.staying import Staying
 from diastole.cluster.watching import Watching
 from diastole.cluster.worker import Start
@@ -33,8 +34,6 @@ from diastole.frontend import wire
 from diastole.types import UserError
 
 log = logging.getLogger("diastole.cluster")
-
-SECONDS = 5.0  # for all members to say how they are
 
 
 class Cluster:
@@ -45,25 +44,32 @@ class Cluster:
         placer: where they run; it is closed at the end.
         cpus: by member, the processors to run on; empty: as they come.
         rate: bytes per second at which states leave a member, to see what a slow network does; 0: as fast as they can.
+        replanning: decides anew who reads prompts and who decodes; None: that stays as it is.
 
     Raises:
         UserError: these roles make no cluster.
     """
 
     def __init__(
-        self, config: Config, roles: Sequence[Role], placer: Placer, cpus: Sequence[list[int]] = (), rate: float = 0.0
+        self,
+        config: Config,
+        roles: Sequence[Role],
+        placer: Placer,
+        cpus: Sequence[list[int]] = (),
+        rate: float = 0.0,
+        replanning: Replanning | None = None,
     ) -> None:
         kinds = set(roles)
         if kinds not in ({"both"}, {"prefill", "decode"}):
             message = "a cluster has replicas, or at least one prefill and one decode member, and not both kinds"
             raise UserError(message, param="roles")
-        self.split = "prefill" in kinds
+        self.split, self._replanning = "prefill" in kinds, replanning
         self.journal, self.affinity = Journal(), Affinity()
         self._placer = placer
         toml, secret, timeout = to_toml(config), new_secret(), config.server.engine_timeout_seconds
         self.members = [
             Member(
-                f"{role}-{i}",
+                f"{role if replanning is None else 'engine'}-{i}",
                 role,
                 placer,
                 Start(toml, secret, cpus=cpus[i] if i < len(cpus) else [], rate=rate, moves=self.split),
@@ -76,7 +82,8 @@ class Cluster:
         self.watching = Watching([m.name for m in self.members])
         self._on_reply: Callable[[wire.Reply], None] = lambda reply: None
         self.staying = Staying(self.members, self._running, lambda reply: self._on_reply(reply))
-        self._asked: list[_Asked] = []
+        self._asking = Asking(self.members)
+        self._looking: asyncio.Task[None] | None = None
         self._filled: set[str] = set()  # services that settle the places of a text in any order
 
     # ---- as a link
@@ -93,6 +100,8 @@ class Cluster:
                 raise failure
         cards = _least([r for r in ready if isinstance(r, wire.Ready)])
         self._filled = {card.name for card in cards if isinstance(card, wire.Card) and card.fills}
+        if self._replanning is not None:
+            self._looking = asyncio.create_task(self._look(self._replanning))
         return wire.Ready(cards, ready[0].kernels)  # type: ignore[union-attr]
 
     def put(self, command: wire.Command) -> None:
@@ -109,11 +118,11 @@ class Cluster:
             case wire.Ping():
                 self._on_reply(wire.Pong())  # members are asked by whom they belong to
             case wire.Measure():
-                self._ask(wire.Stats, lambda member: command, _stats)
+                self._asking.ask(wire.Stats, command, lambda answers: self._on_reply(_stats(answers)))
             case wire.Trace(since):
                 known = self.watching.since(since)
-                merge = partial(self._traced, known)
-                self._ask(wire.Traced, lambda member: wire.Trace(known.get(member.name, 0)), merge)
+                commands = {m.name: wire.Trace(known.get(m.name, 0)) for m in self.members}
+                self._asking.ask(wire.Traced, commands, partial(self._traced, known))
             case wire.Reload():
                 message = "a cluster's services are loaded anew by starting it anew"
                 self._on_reply(wire.NotReloaded(command.service, message, code="reload_in_cluster"))
@@ -124,6 +133,8 @@ class Cluster:
                         self._drop(wish)
 
     async def stop(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         await asyncio.gather(*(m.end() for m in self.members), return_exceptions=True)
         await asyncio.to_thread(self._placer.close)
 
@@ -243,7 +254,7 @@ class Cluster:
                     self.journal.close(wish)
                     self._on_reply(msgspec.structs.replace(reply, id=wish.add.id))
             case wire.Stats() | wire.Traced():
-                self._answered(member, reply)
+                self._asking.heard(member, reply)
 
     def _speak(self, spoken: Sequence[wire.Spoken]) -> None:
         new = []
@@ -255,6 +266,7 @@ class Cluster:
                 new.append(fresh)
             if wish.over:
                 self.journal.close(wish)
+                self._ended(wish)
         if new:
             self._on_reply(wire.Heard(new))
 
@@ -270,17 +282,11 @@ class Cluster:
     def _changed(self, member: Member) -> None:
         """A member is lost, back, or given up."""
         if member.there:
-            for wish in self.journal:
-                if wish.at is None:
-                    self._begin(wish)
-                elif wish.held and wish.heading is None:
-                    self._move(wish)
+            self._offer()
             self.staying.changed(member)
             return
         self.affinity.forget(member.name)
-        for asked in list(self._asked):
-            asked.of.discard(member)
-            self._complete(asked)
+        self._asking.lost(member)
         for wish in self.journal:
             if wish.heading is member:
                 wish.heading = None
@@ -300,48 +306,56 @@ class Cluster:
         if not self.alive():
             self._on_loss()
 
-    # ---- what all are asked
+    def _offer(self) -> None:
+        """There is somebody new to begin or to go on with what waits."""
+        for wish in self.journal:
+            if wish.at is None:
+                self._begin(wish)
+            elif wish.held and wish.heading is None:
+                self._move(wish)
 
-    def _ask(
-        self,
-        kind: type[wire.Stats | wire.Traced],
-        command: Callable[[Member], wire.Command],
-        merge: Callable[[Mapping[str, Any]], wire.Reply],
-    ) -> None:
-        asked = _Asked(kind, {m for m in self.members if m.there}, merge)
-        self._asked.append(asked)
-        for member in asked.of:
-            member.put(command(member))
-        asyncio.get_running_loop().call_later(SECONDS, self._complete, asked, True)
-        self._complete(asked)
+    # ---- who does what
 
-    def _traced(self, known: Mapping[str, int], answers: Mapping[str, wire.Traced]) -> wire.Traced:
-        return wire.Traced(self.watching.merged({name: a.view for name, a in answers.items()}, known))
+    def _ended(self, wish: Wish) -> None:
+        """It has its whole answer."""
+        if self._replanning is not None and wish.single and isinstance(wish.add, wire.Add):
+            said = len(wish.said.get(0, ()))
+            self._replanning.ended(wish.add.service, wish.began, wish.tokens, said, wish.add.slo)
 
-    def _answered(self, member: Member, reply: wire.Stats | wire.Traced) -> None:
-        for asked in self._asked:
-            if asked.kind is type(reply) and member in asked.of:
-                asked.of.discard(member)
-                asked.answers[member.name] = reply
-                self._complete(asked)
-                return
+    async def _look(self, replanning: Replanning) -> None:
+        """Decide anew who reads prompts and who decodes, as often as another load comes."""
+        while True:
+            await asyncio.sleep(replanning.seconds)
+            if not (replanning.due() and all(m.there for m in self.members)):
+                continue
+            try:
+                await self._replan(replanning)
+            except Exception:  # a defect of ours: the cluster goes on as it is
+                log.exception("who reads prompts and who decodes could not be decided anew")
 
-    def _complete(self, asked: _Asked, late: bool = False) -> None:
-        if asked in self._asked and (late or not asked.of):
-            self._asked.remove(asked)
-            self._on_reply(
-                asked.merge({m.name: asked.answers[m.name] for m in self.members if m.name in asked.answers})
-            )
+    async def _replan(self, replanning: Replanning) -> None:
+        answers: asyncio.Future[Mapping[str, wire.Stats]] = asyncio.get_running_loop().create_future()
+        self._asking.ask(
+            wire.Stats, wire.Measure(), lambda found: None if answers.done() else answers.set_result(found)
+        )
+        engines = replanning.engines([a.services for a in (await answers).values()])
+        reading = sum(m.role == "prefill" for m in self.members)
+        if engines is not None:
+            self._deal_out(await asyncio.to_thread(replanning.plan, engines, len(self.members), reading))
 
+    def _deal_out(self, prefills: int) -> None:
+        """So many read prompts from now on, the others decode. What they run they bring to its end."""
+        reading = [m for m in self.members if m.role == "prefill"]
+        role: Role = "decode" if len(reading) > prefills else "prefill"
+        others = [m for m in self.members if m.role != role]
+        for member in sorted(others, key=self._running)[: abs(len(reading) - prefills)]:
+            log.info("%s is one of the %s engines from now on", member.name, role)
+            member.role = role
+        self._offer()
 
-class _Asked:
-    """A question to all members, and the answers so far."""
-
-    def __init__(
-        self, kind: type[wire.Stats | wire.Traced], of: set[Member], merge: Callable[[Mapping[str, Any]], wire.Reply]
-    ) -> None:
-        self.kind, self.of, self.merge = kind, of, merge
-        self.answers: dict[str, Any] = {}
+    def _traced(self, known: Mapping[str, int], answers: Mapping[str, wire.Traced]) -> None:
+        views = {name: a.view for name, a in answers.items()}
+        self._on_reply(wire.Traced(self.watching.merged(views, known)))
 
 
 def _least(ready: Sequence[wire.Ready]) -> list[wire.AnyCard]:

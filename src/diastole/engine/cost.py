@@ -28,6 +28,7 @@ FINE = 16  # up to so many units each number is a size of its own
 FEW = 5  # samples that a fit counts for
 BESIDE = 11  # latest samples of what a size takes beside the line: their median counts
 RECENT = 7  # latest steps that tell how slow the machine is now: sooner than any size forgets
+LAZY = 8  # steps of one unit per stream are taken in so many together: what is done in each finds nothing in the caches
 SLOWEST = 8.0  # times as slow as always, or as fast
 
 Features = tuple[float, float, float, float]
@@ -99,9 +100,13 @@ class FittedCost:
         self._slow = 1.0  # how many times as slow as always the machine is now
         self._late = Tail(1.0), Tail(1.0)  # measured over predicted: of fine sizes, and of larger ones
         self._seen = 0
+        self._asked: tuple[Sequence[Grant], Features] = (), (0.0, 0.0, 0.0, 0.0)  # that which was predicted last
+        self._pending: list[tuple[Features, float]] = []  # features and seconds of steps that are not taken in yet
 
     def predict(self, grants: Sequence[Grant]) -> float:
-        return self._predicted(self._of(grants))
+        x = self._of(grants)
+        self._asked = grants, x
+        return self._predicted(x)
 
     def promise(self, grants: Sequence[Grant]) -> float:
         x = self._of(grants)
@@ -131,7 +136,19 @@ class FittedCost:
         return self._late[x[1] > FINE]
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
-        x = self._of(grants)
+        asked, x = self._asked
+        if asked is not grants:
+            x = self._of(grants)
+        self._pending.append((x, seconds))
+        if x[1] > len(grants) or len(self._pending) == LAZY:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        for x, seconds in self._pending:
+            self._took(x, seconds)
+        self._pending.clear()
+
+    def _took(self, x: Features, seconds: float) -> None:
         size = _size(int(x[1]))
         bucket = (size, int(x[2] * 1000).bit_length())
         samples = self._samples.get(bucket)
@@ -152,6 +169,7 @@ class FittedCost:
     @property
     def samples(self) -> list[Samples]:
         """Those that the next fit would go by."""
+        self._take_in()
         return [Samples(size, context, list(steps)) for (size, context), steps in self._samples.items()]
 
     def take_up(self, samples: Sequence[Samples]) -> None:
@@ -163,6 +181,7 @@ class FittedCost:
 
     def knows(self, units: int) -> bool:
         """Whether it has fitted steps of about this size."""
+        self._take_in()
         return _size(units) in self._ratios
 
     def _fit(self) -> None:

@@ -17,6 +17,7 @@ from diastole.slots_drafts import Pacer
 from diastole.types import Array, Ask, Batch, Stream
 
 VIEWED = 256  # streams of one service that are shown
+COSTS = ("step_seconds_base", "step_seconds_unit", "step_seconds_context", "step_seconds_work")  # gauges
 
 
 class Model(Protocol):
@@ -78,6 +79,7 @@ class Service:
         used, total = self.pages()
         gauges["kv_pages_used"], gauges["kv_pages"] = used, total
         gauges["kv_cache_usage_perc"] = used / max(total, 1)
+        gauges.update(zip(COSTS, self.cost.coefficients, strict=True))
 
     def pages(self) -> tuple[int, int]:
         """Pages of rows in use, and how many there are; both 0 where state is not paged."""

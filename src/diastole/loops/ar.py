@@ -235,7 +235,7 @@ class AutoRegressive:
             else:
                 starved.append(stream)
         if decode and kept:
-            return decoding.gather(kept, tuple(starved))
+            return decoding.gather(kept if starved else grants, tuple(starved))
         batch = self._gather(kept, tuple(starved))
         return batch if self.absorb is None else self.absorb.ready(batch)
 

@@ -5,7 +5,7 @@ After a forward pass each call finds its code and data gone from the caches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def ask(stream: Stream) -> Ask:
     return _new(Ask, (stream, 1, 1, due, True, None))
 
 
-def gather(grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
+def gather(grants: Sequence[Grant], starved: tuple[Stream, ...]) -> Batch:
     """The batch where every stream absorbs its last known token."""
     streams = [s for s, _ in grants]
     leases = [s.leases for s in streams]
@@ -42,7 +42,7 @@ def gather(grants: list[Grant], starved: tuple[Stream, ...]) -> Batch:
     numbers = np.array(flat, np.int32)
     starts = numbers[4 * b : 5 * b + 1]
     return Batch(
-        grants=tuple(grants),
+        grants=grants,
         leases=tuple(leases),
         inputs=numbers[:b],
         pos=numbers[b : 2 * b],

@@ -14,7 +14,9 @@ from diastole.bench.load.drive import Local
 from diastole.bench.load.match import unloaded
 from diastole.bench.load.work import Sizes, lognormal
 from diastole.bench.longtext import Corpus
+from diastole.cluster.replanning import Engines
 from diastole.llm import LLM
+from diastole.reproduce.distserve_replanning import replans
 from diastole.reproduce.must import at_most
 from diastole.reproduce.passing import Passing
 from diastole.reproduce.schedulers import STREAMS, Stage
@@ -22,6 +24,7 @@ from diastole.reproduce.study import Study
 from diastole.sim import twin
 from diastole.sim.timeline import Arrival, attainment
 from diastole.slots import CostModel
+from diastole.state.pages import PAGE
 from diastole.types import SLO, Array, Grant
 
 LENGTHS = "160:600/60:150"
@@ -37,6 +40,11 @@ class Real:
     cost: CostModel
     beside: float  # seconds
     worst: float = 1.0
+
+    @property
+    def coefficients(self) -> Sequence[float]:
+        base, *others = self.cost.coefficients
+        return [base + self.beside, *others]
 
     def predict(self, grants: Sequence[Grant]) -> float:
         return self.cost.predict(grants) + self.beside
@@ -80,6 +88,7 @@ def beside(study: Study) -> None:
                 told()
         outside = _outside(stage, wishes[:8])
         pages = stage.service.pages()[1]
+        replans(study, Engines(tuple(stage.heard.cost.coefficients), pages * PAGE))
         predicted = {}
         for rate, times in loads.items():
             asked = [Arrival(at, len(w.prompt), w.output) for at, w in zip(times, wishes, strict=True)]

@@ -16,6 +16,10 @@ class Passing:
     cost: CostModel
 
     @property
+    def coefficients(self) -> Sequence[float]:
+        return self.cost.coefficients
+
+    @property
     def worst(self) -> float:
         return self.cost.worst
 

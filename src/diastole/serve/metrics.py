@@ -47,6 +47,10 @@ GAUGES = (
     ("kv_cache_usage_perc", "Used share of the key/value pages, 0 to 1."),
     ("kv_pages", "Key/value pages there are."),
     ("kv_pages_used", "Key/value pages that streams hold."),
+    ("step_seconds_base", "What a step is predicted to take before anything runs in it."),
+    ("step_seconds_unit", "What each token, frame or other unit of a step adds."),
+    ("step_seconds_context", "What a thousand units add that are looked back on and must be fetched."),
+    ("step_seconds_work", "What a thousand pairs add of a unit and one that it looks back on."),
 )
 HISTOGRAMS = {
     "time_to_first_token_seconds": "From arrival to the first token.",
