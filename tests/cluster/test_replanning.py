@@ -19,21 +19,21 @@ PROMISES = SLO(3.0, 0.05)
 ROLES = ["prefill", "prefill", "decode"]
 
 
-def watching(prompt: int, output: int, rate: float = 2.0, slo: SLO = PROMISES) -> Replanning:
-    replanning = Replanning(1.0, "lm", slo)
-    for i in range(LATEST):
-        replanning.ended("lm", i / rate, prompt, output, None)
+def watching(prompt: int, output: int, slo: SLO = PROMISES) -> Replanning:
+    replanning = Replanning(1.0, "lm", slo, goodputs)
+    for _ in range(LATEST):
+        replanning.ended("lm", prompt, output, None)
     return replanning
 
 
 def test_few_requests_tell_nothing() -> None:
-    replanning = Replanning(1.0, "lm", PROMISES)
-    for i in range(FEWEST - 1):
-        replanning.ended("lm", float(i), 100, 10, None)
-        replanning.ended("another", float(i), 5000, 10, None)  # of which nobody asked
+    replanning = Replanning(1.0, "lm", PROMISES, goodputs)
+    for _ in range(FEWEST - 1):
+        replanning.ended("lm", 100, 10, None)
+        replanning.ended("another", 5000, 10, None)  # of which nobody asked
         assert not replanning.due()
         assert replanning.plan(ENGINE, 4, 2) == 2
-    replanning.ended("lm", 99.0, 100, 10, None)
+    replanning.ended("lm", 100, 10, None)
     assert replanning.due()
 
 
@@ -60,22 +60,19 @@ def test_it_is_decided_again_only_for_another_load() -> None:
     assert replanning.due()
     replanning.plan(ENGINE, 4, 2)
     assert not replanning.due()
-    replanning.ended("lm", LATEST / 2, 2100, 19, None)
+    replanning.ended("lm", 2100, 19, None)
     assert not replanning.due()
-    for i in range(LATEST):
-        replanning.ended("lm", 100 + i / 2, 40, 400, None)
+    for _ in range(LATEST):
+        replanning.ended("lm", 40, 400, None)
     assert replanning.due()
     assert replanning.plan(ENGINE, 4, 3) == 1
-    for i in range(LATEST):
-        replanning.ended("lm", 1000 + i / 20, 40, 400, None)  # the same, ten times as often
-    assert replanning.due()
 
 
 def test_an_engine_is_known_by_what_all_say() -> None:
     def told(pages: int, *costs: float) -> dict[str, object]:
         return {"lm": {"gauges": {"kv_pages": pages, **dict(zip(COSTS, costs, strict=True))}}, "another": {}}
 
-    replanning = Replanning(1.0, "lm", PROMISES)
+    replanning = Replanning(1.0, "lm", PROMISES, goodputs)
     assert replanning.engines([]) is None
     assert replanning.engines([{"lm": {"gauges": {"kv_pages": 3}}}]) is None
     found = replanning.engines([told(8, 3, 1, 0, 0), told(4, 1, 3, 0, 0), told(9, 2, 2, 0, 0)])
@@ -112,7 +109,7 @@ def test_a_cluster_follows_its_load() -> None:
     """Long answers to short prompts: of two engines that read prompts one decodes soon."""
 
     async def scene() -> None:
-        replanning = Replanning(0.01, "lm", SLO(5.0, 0.015))
+        replanning = Replanning(0.01, "lm", SLO(5.0, 0.015))  # simulated in a process of its own
         async with Front(ROLES, replanning=replanning) as front:
             assert [m.name for m in front.cluster.members] == ["engine-0", "engine-1", "engine-2"]
             front.toys.fast.set()

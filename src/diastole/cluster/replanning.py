@@ -1,17 +1,21 @@
 """Replanning: how many engines read prompts and how many decode is decided anew when another load comes (DistServe,
 arXiv 2401.09670, section 4.3).
 
-What requests were like is noted as they end. When their rate or the mean of their lengths is another than when it was
-last decided, all ways to deal the engines out are simulated with these requests and with what steps take here. Moving a
-state from one engine to another is reckoned as nothing.
+What requests were like is noted as they end. When the mean of their lengths is another than when it was last decided,
+all ways to deal the engines out are simulated with these requests and with what steps take here, in a process of its
+own. Moving a state from one engine to another is reckoned as nothing. The published profiler also looks at how often
+requests come, which tells how many engines there should be; here there are as many as there are.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import statistics
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,6 +32,7 @@ log = logging.getLogger("diastole.cluster")
 
 LATEST = 200  # requests that tell what a load is like
 FEWEST = 20  # of them; before that nothing is decided
+RUN = 300  # requests of a simulated run, as DistServe's simulator takes: those that are known, over and over
 SHIFT = 1.5  # times as much or as little is another load
 GAIN = 1.1  # times the goodput that is kept: less is not worth the change
 FINE = 32  # parts of the highest rate to which goodputs are looked for
@@ -38,7 +43,6 @@ FREE = Link(1.0, 0.0)
 class Past(NamedTuple):
     """A request that has ended."""
 
-    began: float  # seconds
     length: Length
     slo: SLO
 
@@ -46,7 +50,6 @@ class Past(NamedTuple):
 class Load(NamedTuple):
     """What requests are like."""
 
-    rate: float  # per second
     prompt: float  # tokens, mean
     output: float
 
@@ -54,7 +57,7 @@ class Load(NamedTuple):
         return any(not 1 / SHIFT < a / b < SHIFT for a, b in zip(self, other, strict=True))
 
     def __str__(self) -> str:
-        return f"{self.rate:.3g} requests per second, {self.prompt:.0f} tokens in and {self.output:.0f} out"
+        return f"{self.prompt:.0f} tokens in and {self.output:.0f} out"
 
 
 class Engines(NamedTuple):
@@ -86,18 +89,20 @@ class Replanning:
         seconds: between two looks.
         service: whose requests are looked at.
         slo: of requests that bring no promises of their own.
+        simulate: as ``goodputs``.
     """
 
     seconds: float
     service: str
     slo: SLO
+    simulate: Callable[[Engines, int, Sequence[Length], SLO], dict[int, float]] = field(default=lambda *of: aside(*of))
     _past: deque[Past] = field(default_factory=lambda: deque(maxlen=LATEST))
     _planned: Load | None = None  # for which it was last decided
 
-    def ended(self, service: str, began: float, prompt: int, output: int, slo: SLO | None) -> None:
-        """A request that came at ``began`` has its whole answer."""
+    def ended(self, service: str, prompt: int, output: int, slo: SLO | None) -> None:
+        """A request has its whole answer."""
         if service == self.service and prompt and output:
-            self._past.append(Past(began, Length(prompt, output), slo or self.slo))
+            self._past.append(Past(Length(prompt, output), slo or self.slo))
 
     def engines(self, snapshots: Sequence[Mapping[str, Any]]) -> Engines | None:
         """What an engine is like, by what all say of themselves: their meters' snapshots, by service; the middle of
@@ -113,10 +118,8 @@ class Replanning:
         """None: too few requests have ended to tell."""
         if len(self._past) < FEWEST:
             return None
-        began = sorted(p.began for p in self._past)
         lengths = [p.length for p in self._past]
-        rate = (len(began) - 1) / max(began[-1] - began[0], 1e-9)
-        return Load(rate, statistics.fmean(n.prompt for n in lengths), statistics.fmean(n.output for n in lengths))
+        return Load(statistics.fmean(n.prompt for n in lengths), statistics.fmean(n.output for n in lengths))
 
     def due(self) -> bool:
         """Whether there is another load than the one that it was last decided for."""
@@ -132,7 +135,8 @@ class Replanning:
             return prefills
         self._planned = load
         slo = SLO(statistics.median(p.slo.first for p in past), statistics.median(p.slo.gap for p in past))
-        found = goodputs(engines, count, [p.length for p in past], slo)
+        lengths = [past[i % len(past)].length for i in range(RUN)]
+        found = self.simulate(engines, count, lengths, slo)
         best = max(found, key=lambda n: (found[n], -abs(n - prefills)))
         chosen = best if found[best] > GAIN * found[prefills] else prefills
         log.info(
@@ -152,6 +156,12 @@ def goodputs(engines: Engines, count: int, lengths: Sequence[Length], slo: SLO) 
         if most > highest / 4 or highest < LOWEST:
             return found
         highest = max(2 * most, highest / FINE)  # too coarse to tell them apart
+
+
+def aside(engines: Engines, count: int, lengths: Sequence[Length], slo: SLO) -> dict[int, float]:
+    """``goodputs`` in a process that ends with it, behind all others."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (10,)) as pool:
+        return pool.submit(goodputs, engines, count, lengths, slo).result()
 
 
 def dealt_out(engines: Engines, prefills: int, decodes: int) -> Disaggregated:

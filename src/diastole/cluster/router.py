@@ -320,7 +320,7 @@ class Cluster:
         """It has its whole answer."""
         if self._replanning is not None and wish.single and isinstance(wish.add, wire.Add):
             said = len(wish.said.get(0, ()))
-            self._replanning.ended(wish.add.service, wish.began, wish.tokens, said, wish.add.slo)
+            self._replanning.ended(wish.add.service, wish.tokens, said, wish.add.slo)
 
     async def _look(self, replanning: Replanning) -> None:
         """Decide anew who reads prompts and who decodes, as often as another load comes."""

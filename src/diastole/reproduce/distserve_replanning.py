@@ -25,13 +25,13 @@ def replans(study: Study, engine: Engines) -> None:
     """
     latency = engine.latency
     slo = SLO(FIRST * latency.unloaded_prefill(1500), GAP * latency.unloaded_step(1500))
-    replanning, prefills = Replanning(1.0, "simulated", slo), ENGINES // 2
+    replanning, prefills = Replanning(1.0, "simulated", slo, goodputs), ENGINES // 2
     rows: list[tuple[float | str, ...]] = []
-    ratio, began = float("nan"), 0.0
+    ratio = float("nan")
     for name, (prompt, output) in LOADS.items():
         lengths = LogNormal(prompt, output, SPREAD, LONGEST).draw(REQUESTS, study.seed)
         for length in lengths:
-            replanning.ended("simulated", began := began + 1.0, *length, None)
+            replanning.ended("simulated", *length, None)
         before, prefills = prefills, replanning.plan(engine, ENGINES, prefills)
         found = {n: ENGINES * each for n, each in goodputs(engine, ENGINES, lengths, slo).items()}
         rows.append((name, *found.values(), before, prefills))
