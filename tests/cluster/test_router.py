@@ -203,7 +203,12 @@ def test_meters_are_added_up_and_views_given() -> None:
         async with Front(SPLIT) as front:
             front.ask("a", PROMPTS[0], ignore_eos=True)
             await front.all_done(1)
-            for command in (wire.Measure(), wire.Trace(0), wire.Ping(), wire.Reload("lm", "", 97)):
+            for command in (
+                wire.Measure(),
+                wire.Trace(0),
+                wire.Ping(),
+                wire.Reload("lm", "", wire.Card("lm", 8, 97, 64)),
+            ):
                 front.cluster.put(command)
             await front.until(lambda: len(front.others) == 4)
             by_kind = {type(r): r for r in front.others}

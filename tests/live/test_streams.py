@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -435,5 +437,48 @@ def test_the_client_takes_up_a_lost_connection_by_itself(model: Path) -> None:
             with pytest.raises(UserError, match="did you mean 'smooth'"):
                 async for _ in stream(at.url, "brain", nothing(), options={"smoth": 1}):
                     pass
+
+    go(work)
+
+
+def test_a_service_is_loaded_anew_beside_its_streams(model: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(model, tmp_path / "brain")
+
+    async def reload(at: Served, **changes: Any) -> httpx.Response:
+        async with httpx.AsyncClient(timeout=30) as http:
+            return await http.post(f"{at.url}/admin/services/brain/reload", json=changes)
+
+    async def heard(socket: ClientConnection, x: Array) -> list[tuple[float, Any]]:
+        await socket.send(x.tobytes())
+        await socket.send('{"type": "end"}')
+        return labels(await rest(socket))
+
+    async def work() -> None:
+        async with served(place) as at, at.open() as old, at.open() as older:
+            link: Any = at.backend._engine.client._link
+            for socket in (old, older):
+                await hello(socket, rate=RATE, channels=CHANNELS)
+                await socket.send(X[:130].tobytes())
+            reply = await reload(at, max_streams=2)
+            assert (reply.status_code, reply.json()) == (
+                200,
+                {"object": "service", "name": "brain", "status": "reloaded"},
+            )
+            assert len(link._host.engine.services) == 2
+            async with at.open() as new:
+                await hello(new, rate=RATE, channels=CHANNELS)
+                assert await heard(new, X) == expected(model, X)
+            for socket in (old, older):  # what ran goes on where it was
+                assert await heard(socket, X[130:]) == expected(model, X)
+            async with at.open() as new:
+                await hello(new, rate=RATE, channels=CHANNELS)
+                assert len(link._host.engine.services) == 1
+                assert link._host.engine.services[0].ledger.most == 2
+                config = json.loads((place / "config.json").read_text())
+                (place / "config.json").write_text(json.dumps({**config, "rate": 2 * RATE}))
+                changed = await reload(at)
+                assert (changed.status_code, changed.json()["error"]["code"]) == (400, "model_changed")
+                assert "takes 25 samples of" in changed.json()["error"]["message"]
+                assert await heard(new, X) == expected(model, X)
 
     go(work)

@@ -255,3 +255,20 @@ def test_masked_models_stream_places_as_they_settle(clothes: Served, words: Path
                 assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
     clothes.loop.run_until_complete(work())  # type: ignore[attr-defined]
+
+
+def test_a_service_is_loaded_anew_beside_its_pictures(place: Path) -> None:
+    async def work() -> None:
+        async with served(place) as at, httpx.AsyncClient(timeout=30) as http:
+            asked = {"model": place.name, "prompt": "shoe", "seed": 3, "steps": 20}
+            first, reloaded = await asyncio.gather(
+                at.post(**asked),
+                http.post(f"{at.url[:-3]}/admin/services/{place.name}/reload", json={"max_streams": 2}),
+            )
+            assert (reloaded.status_code, reloaded.json()["status"]) == (200, "reloaded")
+            again = await at.post(**asked)
+            assert first.json()["data"] == again.json()["data"]
+            link: Any = at.backend._engine.client._link
+            assert [s.ledger.most for s in link._host.engine.services][-1] == 2
+
+    go(work)

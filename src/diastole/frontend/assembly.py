@@ -98,12 +98,23 @@ def load_service(reload: Reload) -> Loaded:
     pages = _page_memory(config)
     _check_room(reload.service, wanted, ops, pages)
     service, card = _build(reload.service, wanted, ops, pages, config, cost_folder(config))
-    if not isinstance(card, Card):
-        raise UserError(f"{reload.service} writes no texts: restart the server to load it anew", param="service")
-    if card.vocab != reload.vocab:
-        message = f"{wanted.model} has {card.vocab} tokens now and had {reload.vocab}: restart the server for that"
+    if other := _other(reload.card, card):
+        message = f"{wanted.model} {other}: restart the server for that"
         raise UserError(message, param="model", code="model_changed")
     return Loaded(service, card, slos(config)[reload.service])
+
+
+def _other(before: AnyCard, now: AnyCard) -> str:
+    """What who talks to the service would have to hear of, in words; empty: nothing."""
+    match before, now:
+        case Card(), Card():
+            return "" if now.vocab == before.vocab else f"has {now.vocab} tokens now and had {before.vocab}"
+        case LiveCard(), LiveCard():
+            took, takes = (f"{c.hop} samples of {', '.join(c.channels)} at {c.rate:g} Hz" for c in (before, now))
+            return "" if takes == took else f"takes {takes} now and took {took}"
+        case PictureCard(), PictureCard():
+            return "" if now.size == before.size else f"makes pictures of {now.size} now and of {before.size} before"
+    return "is a model of another kind now"
 
 
 def _one_instruction_set(config: Config) -> None:

@@ -100,7 +100,7 @@ class Backend:
             UserError: a setting is wrong or takes a restart, the model cannot be loaded, or is being loaded already.
             EngineLost: the engine ended meanwhile.
         """
-        service = self.services[name]
+        service: Any = next(known[name] for known in (self.services, self.live, self.pictures) if name in known)
         if taken := sorted(RESTART & changes.keys()):
             raise UserError(f"{taken[0]} cannot be changed by a reload: restart the server", param=taken[0])
         if service.name in self._reloading:
@@ -110,7 +110,7 @@ class Backend:
         config = changed(self.config, wanted)
         self._reloading.add(service.name)
         try:
-            command = wire.Reload(service.name, to_toml(config), service.vocab)
+            command = wire.Reload(service.name, to_toml(config), service.card)
             service.card = await self._engine.client.reload(command)
         finally:
             self._reloading.remove(service.name)

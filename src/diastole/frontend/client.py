@@ -27,7 +27,7 @@ class EngineClient:
         self._live: dict[str, asyncio.Queue[Line | Step | Exception]] = {}  # and pictures
         self._vectors: dict[str, asyncio.Future[bytes]] = {}
         self._stats: list[asyncio.Future[Mapping[str, Any]]] = []
-        self._reloads: dict[str, asyncio.Future[wire.Card]] = {}
+        self._reloads: dict[str, asyncio.Future[wire.AnyCard]] = {}
         self._pings: list[asyncio.Future[None]] = []
         self._views: deque[asyncio.Future[View]] = deque()  # one for each answer that will come, in order
         self.lost = True  # until it has started
@@ -181,7 +181,7 @@ class EngineClient:
         self._link.put(wire.Measure())
         return await answer
 
-    async def reload(self, reload: wire.Reload) -> wire.Card:
+    async def reload(self, reload: wire.Reload) -> wire.AnyCard:
         """Have a service loaded anew; only one at a time of each name.
 
         Raises:
@@ -190,7 +190,7 @@ class EngineClient:
         """
         if self.lost:
             raise EngineLost("the engine process has ended")
-        answer: asyncio.Future[wire.Card] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[wire.AnyCard] = asyncio.get_running_loop().create_future()
         self._reloads[reload.service] = answer
         self._link.put(reload)
         return await answer
@@ -257,7 +257,7 @@ class EngineClient:
         elif (vector := self._vectors.get(id)) is not None and not vector.done():
             vector.set_exception(error)
 
-    def _end_reload(self, service: str, end: Callable[[asyncio.Future[wire.Card]], None]) -> None:
+    def _end_reload(self, service: str, end: Callable[[asyncio.Future[wire.AnyCard]], None]) -> None:
         answer = self._reloads.pop(service, None)
         if answer is not None and not answer.done():
             end(answer)

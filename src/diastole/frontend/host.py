@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
     """A service that can take over."""
 
     service: Service
-    card: wire.Card
+    card: wire.AnyCard
     slo: SLO
 
 

@@ -115,20 +115,6 @@ class Ping(msgspec.Struct, tag="ping"):
     """Say that you are there. The engine answers between two steps."""
 
 
-class Reload(msgspec.Struct, tag="reload"):
-    """Load a service anew, beside the running one, and let it take over.
-
-    ``toml`` is the whole configuration; ``vocab`` is what the front end's tokenizer is for.
-    """
-
-    service: str
-    toml: str
-    vocab: int
-
-
-Command = Add | Fetch | Release | Embed | Open | Paint | Feed | Abort | Measure | Trace | Quit | Ping | Reload
-
-
 class Card(msgspec.Struct, tag="text"):
     """What a front end has to know of a service of texts."""
 
@@ -168,6 +154,20 @@ class PictureCard(msgspec.Struct, tag="picture"):
 
 
 AnyCard = Card | LiveCard | PictureCard
+
+
+class Reload(msgspec.Struct, tag="reload"):
+    """Load a service anew, beside the running one, and let it take over.
+
+    ``toml`` is the whole configuration; ``card`` is what the front end knows of the running one.
+    """
+
+    service: str
+    toml: str
+    card: AnyCard
+
+
+Command = Add | Fetch | Release | Embed | Open | Paint | Feed | Abort | Measure | Trace | Quit | Ping | Reload
 
 
 def of_texts(card: AnyCard) -> Card:
@@ -324,7 +324,7 @@ class Pong(msgspec.Struct, tag="pong"):
 class Reloaded(msgspec.Struct, tag="reloaded"):
     """New requests go to a service that was loaded anew."""
 
-    card: Card
+    card: AnyCard
 
 
 class NotReloaded(msgspec.Struct, tag="not_reloaded"):

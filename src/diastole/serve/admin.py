@@ -17,7 +17,7 @@ PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 class ReloadReply(msgspec.Struct, tag_field="object", tag="service"):
     name: str
-    max_model_len: int
+    max_model_len: int | msgspec.UnsetType = msgspec.UNSET  # of texts
     status: str = "reloaded"
 
 
@@ -30,10 +30,10 @@ async def reload(face: Face, exchange: Exchange) -> None:
     require_admin(face, exchange)
     check_json_type(exchange.headers)
     face.check_ready()
-    service = face.service(exchange.scope["path_params"]["name"])
+    service = face.any(exchange.scope["path_params"]["name"])
     changes = await face.bodies.read(exchange, _changes)
     await face.backend.reload(service.name, changes)
-    await exchange.reply_json(200, ReloadReply(service.name, service.context))
+    await exchange.reply_json(200, ReloadReply(service.name, getattr(service, "context", msgspec.UNSET)))
 
 
 def _changes(body: bytes) -> dict[str, Any]:

@@ -100,6 +100,14 @@ class Face:
         served = self.backend.services or self.backend.live or self.backend.pictures
         return bool(served) and not self.backend.alive()
 
+    def any(self, model: str) -> TextService | LiveService | PictureService:
+        """The service of this name or alias, of whatever kind.
+
+        Raises:
+            ApiError: 404 model_not_found.
+        """
+        return self.backend.live.get(model) or self.backend.pictures.get(model) or self.service(model)
+
     def service(self, model: str) -> TextService:
         """The service of this name or alias.
 

@@ -127,7 +127,9 @@ class Server:
             self._reloading = asyncio.create_task(self._reload_all())
 
     async def _reload_all(self) -> None:
-        for name in sorted({s.name for s in self.backend.services.values()}):
+        backend = self.backend
+        texts, live = {s.name for s in backend.services.values()}, {s.name for s in backend.live.values()}
+        for name in sorted(texts | live | {s.name for s in backend.pictures.values()}):
             try:
                 await self.backend.reload(name, {})
                 log.info("%s was loaded anew", name)
