@@ -1,4 +1,4 @@
-"""What all but a few of the latest values stay below."""
+"""What all but one of the latest values stay below."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from bisect import bisect_left, insort
 from collections import deque
 
 LATEST = 1000  # values that are remembered
-FEW = 0.001  # of them may be larger still
+SOME = 100  # so many are enough to leave one out: what happened once says little of the next
 
 
 class Tail:
-    """Of a row of values, the one that few of the latest exceed.
+    """Of a row of values, the one that one of the latest may exceed.
 
     Args:
         least: ``worst`` is never less.
@@ -31,4 +31,4 @@ class Tail:
     def worst(self) -> float:
         if not self._sorted:
             return self._least
-        return max(self._sorted[-1 - int(FEW * len(self._sorted))], self._least)
+        return max(self._sorted[-1 - (len(self._sorted) >= SOME)], self._least)
