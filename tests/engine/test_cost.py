@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from diastole.engine.cost import FittedCost, LinearCost, features, non_negative_fit
+from diastole.engine.cost import Features, FittedCost, LinearCost, features, non_negative_fit
 from diastole.engine.tail import LATEST
 from diastole.types import Grant, Request, Stream
 
@@ -112,3 +114,21 @@ def test_how_far_predictions_may_be_wrong_is_known() -> None:
     for _ in range(LATEST):
         cost.learn([grant(0, 128)], truth.predict([grant(0, 128)]))
     assert cost.worst < 1.05
+
+
+def test_what_was_predicted_is_not_reckoned_again_unless_it_has_changed() -> None:
+    seen: list[int] = []
+
+    def counting(grants: Sequence[Grant]) -> Features:
+        seen.append(len(grants))
+        return features(grants)
+
+    cost, grants = FittedCost(of=counting), [grant(100, 1), grant(200, 1)]
+    cost.predict(grants)
+    cost.learn(grants, 0.004)
+    assert seen == [2]
+    cost.predict(grants)
+    grants.append(grant(300, 1))
+    cost.learn(grants, 0.005)
+    assert seen == [2, 2, 3]
+    assert sorted(s.size for s in cost.samples) == [2, 3]  # who asks for them finds all, however few were pending

@@ -26,14 +26,14 @@ class Asking:
     def ask(
         self,
         kind: type[wire.Stats | wire.Traced],
-        command: wire.Command | Mapping[str, wire.Command],
+        command: Callable[[Member], wire.Command],
         tell: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Ask all that are there, or each its own by name; ``tell`` hears what those say that answer, by name."""
+        """Ask all that are there; ``tell`` hears what those say that answer, by name."""
         asked = _Asked(kind, {m for m in self._members if m.there}, tell)
         self._open.append(asked)
         for member in asked.of:
-            member.put(command[member.name] if isinstance(command, Mapping) else command)
+            member.put(command(member))
         asyncio.get_running_loop().call_later(SECONDS, self._complete, asked, True)
         self._complete(asked)
 

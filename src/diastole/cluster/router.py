@@ -118,11 +118,11 @@ class Cluster:
             case wire.Ping():
                 self._on_reply(wire.Pong())  # members are asked by whom they belong to
             case wire.Measure():
-                self._asking.ask(wire.Stats, command, lambda answers: self._on_reply(_stats(answers)))
+                self._asking.ask(wire.Stats, lambda member: command, self._measured)
             case wire.Trace(since):
                 known = self.watching.since(since)
-                commands = {m.name: wire.Trace(known.get(m.name, 0)) for m in self.members}
-                self._asking.ask(wire.Traced, commands, partial(self._traced, known))
+                trace = lambda member: wire.Trace(known.get(member.name, 0))  # noqa: E731
+                self._asking.ask(wire.Traced, trace, partial(self._traced, known))
             case wire.Reload():
                 message = "a cluster's services are loaded anew by starting it anew"
                 self._on_reply(wire.NotReloaded(command.service, message, code="reload_in_cluster"))
@@ -335,9 +335,8 @@ class Cluster:
 
     async def _replan(self, replanning: Replanning) -> None:
         answers: asyncio.Future[Mapping[str, wire.Stats]] = asyncio.get_running_loop().create_future()
-        self._asking.ask(
-            wire.Stats, wire.Measure(), lambda found: None if answers.done() else answers.set_result(found)
-        )
+        tell = lambda found: None if answers.done() else answers.set_result(found)  # noqa: E731
+        self._asking.ask(wire.Stats, lambda member: wire.Measure(), tell)
         engines = replanning.engines([a.services for a in (await answers).values()])
         reading = sum(m.role == "prefill" for m in self.members)
         if engines is not None:
@@ -353,6 +352,9 @@ class Cluster:
             member.role = role
         self._offer()
 
+    def _measured(self, answers: Mapping[str, wire.Stats]) -> None:
+        self._on_reply(wire.Stats(merged([a.services for a in answers.values()])))
+
     def _traced(self, known: Mapping[str, int], answers: Mapping[str, wire.Traced]) -> None:
         views = {name: a.view for name, a in answers.items()}
         self._on_reply(wire.Traced(self.watching.merged(views, known)))
@@ -367,7 +369,3 @@ def _least(ready: Sequence[wire.Ready]) -> list[wire.AnyCard]:
                 case wire.Card(room=room), wire.Card(room=least) if room < least:
                     cards[card.name] = card
     return list(cards.values())
-
-
-def _stats(answers: Mapping[str, wire.Stats]) -> wire.Stats:
-    return wire.Stats(merged([a.services for a in answers.values()]))

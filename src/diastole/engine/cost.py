@@ -137,7 +137,7 @@ class FittedCost:
 
     def learn(self, grants: Sequence[Grant], seconds: float) -> None:
         asked, x = self._asked
-        if asked is not grants:
+        if asked is not grants or x[1] != len(grants):  # the same, and none was added since
             x = self._of(grants)
         self._pending.append((x, seconds))
         if x[1] > len(grants) or len(self._pending) == LAZY:
