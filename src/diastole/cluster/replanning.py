@@ -81,6 +81,32 @@ class Engines(NamedTuple):
         return Latency(prefill, Decode(line, line, 1), hand_on=0.0, overhead=0.0, overhead_token=0.0)
 
 
+def goodputs(engines: Engines, count: int, lengths: Sequence[Length], slo: SLO) -> dict[int, float]:
+    """Requests per second and engine within both promises, by how many of ``count`` engines read prompts; simulated."""
+    highest = 1 / engines.latency.unloaded_prefill(max(sum(n.prompt for n in lengths) // len(lengths), 1))
+    while True:
+        search = Search(lengths, slo, ceiling=highest, tolerance=highest / FINE)
+        found = {n: search.goodput(dealt_out(engines, n, count - n), count) for n in range(1, count)}
+        most = max(found.values())
+        if most > highest / 4 or highest < LOWEST:
+            return found
+        highest = max(2 * most, highest / FINE)  # too coarse to tell them apart
+
+
+def aside(engines: Engines, count: int, lengths: Sequence[Length], slo: SLO) -> dict[int, float]:
+    """``goodputs`` in a process that ends with it, behind all others."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (10,)) as pool:
+        return pool.submit(goodputs, engines, count, lengths, slo).result()
+
+
+def dealt_out(engines: Engines, prefills: int, decodes: int) -> Disaggregated:
+    """So many of each, to be simulated."""
+    latency = engines.latency
+    limits = Limits(saturation=saturation(latency.prefill))
+    group = Group(prefills, latency, engines.tokens, limits)
+    return Disaggregated(group, Group(decodes, latency, engines.tokens, limits), FREE)
+
+
 @dataclass(eq=False)
 class Replanning:
     """Looks at what comes, and says who should do what.
@@ -95,7 +121,7 @@ class Replanning:
     seconds: float
     service: str
     slo: SLO
-    simulate: Callable[[Engines, int, Sequence[Length], SLO], dict[int, float]] = field(default=lambda *of: aside(*of))
+    simulate: Callable[[Engines, int, Sequence[Length], SLO], dict[int, float]] = aside
     _past: deque[Past] = field(default_factory=lambda: deque(maxlen=LATEST))
     _planned: Load | None = None  # for which it was last decided
 
@@ -144,29 +170,3 @@ class Replanning:
             *(load, chosen, count, count * found[chosen], count * found[prefills], prefills),
         )
         return chosen
-
-
-def goodputs(engines: Engines, count: int, lengths: Sequence[Length], slo: SLO) -> dict[int, float]:
-    """Requests per second and engine within both promises, by how many of ``count`` engines read prompts; simulated."""
-    highest = 1 / engines.latency.unloaded_prefill(max(sum(n.prompt for n in lengths) // len(lengths), 1))
-    while True:
-        search = Search(lengths, slo, ceiling=highest, tolerance=highest / FINE)
-        found = {n: search.goodput(dealt_out(engines, n, count - n), count) for n in range(1, count)}
-        most = max(found.values())
-        if most > highest / 4 or highest < LOWEST:
-            return found
-        highest = max(2 * most, highest / FINE)  # too coarse to tell them apart
-
-
-def aside(engines: Engines, count: int, lengths: Sequence[Length], slo: SLO) -> dict[int, float]:
-    """``goodputs`` in a process that ends with it, behind all others."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (10,)) as pool:
-        return pool.submit(goodputs, engines, count, lengths, slo).result()
-
-
-def dealt_out(engines: Engines, prefills: int, decodes: int) -> Disaggregated:
-    """So many of each, to be simulated."""
-    latency = engines.latency
-    limits = Limits(saturation=saturation(latency.prefill))
-    group = Group(prefills, latency, engines.tokens, limits)
-    return Disaggregated(group, Group(decodes, latency, engines.tokens, limits), FREE)
