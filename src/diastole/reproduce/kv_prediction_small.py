@@ -212,6 +212,7 @@ def judge(study: Study, found: Grades) -> None:
             nats(found[name]),
             less_than(nats(found[alone]), alone),
             baseline=nats(found[alone]),
+            why=f"{_blind(found, name)}; it has {nats(found[BASE]):.2f} nats, the {alone} {nats(found[alone]):.2f}",
             claim="more accurate than the auxiliary alone",
             headline=name == LP,
         )
@@ -222,6 +223,7 @@ def judge(study: Study, found: Grades) -> None:
                 nats(found[name]),
                 less_than(other, rival),
                 baseline=other,
+                why=_blind(found, name),
                 claim="more accurate than token pruning at equal TTFT",
             )
     for name in (name for name in STUDENTS if name not in (C, LP)):
@@ -230,8 +232,24 @@ def judge(study: Study, found: Grades) -> None:
             nats(found[C]),
             less_than(nats(found[name]), name),
             baseline=nats(found[name]),
+            why=_beside_reading(found, C, name),
             claim="each part of the loss helps",
         )
+
+
+def _blind(found: Grades, name: str) -> str:
+    """What a prompt is worth to the base at all."""
+    worth, right = nats(found[f"{SCATTERED}, as {name}"]) - nats(found[BASE]), found[BASE][COPYING][1]
+    return (
+        f"to the base itself the dropped tokens of a prompt are worth {worth:.3f} nats, and of tokens that come "
+        f"again it says {right:.1%}"
+    )
+
+
+def _beside_reading(found: Grades, *names: str) -> str:
+    """What being told costs beside reading."""
+    said = ", ".join(f"{name} {nats(found[name]) - nats(found[BASE]):.3f}" for name in names)
+    return f"nats more than where the base reads itself: {said}"
 
 
 def tell(study: Study, found: Grades, kept: Mapping[str, int]) -> None:
