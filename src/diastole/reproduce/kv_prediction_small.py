@@ -152,7 +152,7 @@ def _decoding(study: Study, served: Served, rounds: int) -> None:
     first = dict(opened)
     for name, side in sides.items():
         side.rig.absorb(opened[name])
-    times = study.interleaved({name: partial(decode, name) for name in sides}, rounds, what="decode steps")
+    times = study.interleaved({name: partial(decode, name) for name in sides}, 4 * rounds, what="decode steps")
     for name, side in sides.items():
         side.rig.close(first[name])
     study.check(
