@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import count
 
 from diastole.slots import Candidate
 from diastole.types import Ask, Grant
@@ -17,7 +18,12 @@ ROUNDING = 1e-9  # seconds: what was reckoned to end just in time does so, whate
 
 
 class LeastSlack:
-    """Earliest latest-start first. A service that is late already gives way to one that can still be in time."""
+    """Earliest latest-start first. Where a promise is broken already all take turns, but for who must start now to be
+    in time: who is late by seconds does not make all others so."""
+
+    def __init__(self) -> None:
+        self._turns = count()
+        self._last: dict[int, int] = {}  # by service: its last turn
 
     def next(self, services: Sequence[Candidate], now: float) -> tuple[int, Sequence[Ask], float] | None:
         asking: list[tuple[int, Sequence[Ask]]] = []
@@ -37,24 +43,24 @@ class LeastSlack:
                 key=lambda r: (r[0], r[1]),
             )
         _, index, asks = self._choose(ready, services, now)
+        self._last[index] = next(self._turns)
         rivals = [at for at, i, _ in ready if i != index] + [at for at, i in reserved if i != index]
         bounds = [*rivals, min(a.due for a in asks)]  # running more than is urgent must not break its own promise
         # Promises already broken bound nothing: cutting this step to pieces would not mend them.
         left = min((at for at in bounds if at > now), default=math.inf) - now + ROUNDING
         return index, asks, left / services[index].cost.worst
 
-    @staticmethod
     def _choose(
-        ready: list[tuple[float, int, Sequence[Ask]]], services: Sequence[Candidate], now: float
+        self, ready: list[tuple[float, int, Sequence[Ask]]], services: Sequence[Candidate], now: float
     ) -> tuple[float, int, Sequence[Ask]]:
         first = ready[0]
         if first[0] >= now or len(ready) == 1:
             return first
-        smallest = min(services[first[1]].cost.predict([Grant(a.stream, a.lo)]) for a in first[2])
+        smallest = min(services[first[1]].cost.promise([Grant(a.stream, a.lo)]) for a in first[2])
         for other in ready[1:]:
             if now <= other[0] < now + smallest:
                 return other
-        return first
+        return min(ready, key=lambda r: self._last.get(r[1], -1))
 
 
 class FirstCome:
