@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,13 +26,15 @@ from diastole.cluster.journal import Journal, Wish
 from diastole.cluster.members import Member, Role
 from diastole.cluster.merging import merged
 from diastole.cluster.placing import Placer
-from diastole.cluster.replanning import Replanning
 from diastole.cluster.staying import Staying
 from diastole.cluster.watching import Watching
 from diastole.cluster.worker import Start
 from diastole.config import Config, to_toml
 from diastole.frontend import wire
 from diastole.types import UserError
+
+if TYPE_CHECKING:
+    from diastole.cluster.replanning import Replanning
 
 log = logging.getLogger("diastole.cluster")
 
