@@ -24,7 +24,7 @@ from diastole.cluster import states
 from diastole.cluster.door import Address, answer, exactly
 from diastole.cluster.fetching import STATE, Fetcher
 from diastole.frontend import wire
-from diastole.frontend.worker import read_frame
+from diastole.frontend.worker import hear, live
 from diastole.types import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Worker:
             except UserError as e:
                 send(wire.Failed(e.message, e.param))
                 return
-            threading.Thread(target=self._obey, args=(link, host), name="diastole-router", daemon=True).start()
+            threading.Thread(target=hear, args=(link, host.put, self.die), name="diastole-router", daemon=True).start()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 host.run()
                 host.engine.close()
@@ -111,7 +111,10 @@ class Worker:
         with contextlib.suppress(OSError):  # the door is closed
             while True:
                 sock, _ = self._door.accept()
-                threading.Thread(target=self._greet, args=(sock,), name="diastole-greet", daemon=True).start()
+                try:
+                    threading.Thread(target=self._greet, args=(sock,), name="diastole-greet", daemon=True).start()
+                except (RuntimeError, MemoryError):
+                    sock.close()  # no room for one more thread: who called finds another way, and others may come
 
     def _greet(self, sock: socket.socket) -> None:
         try:
@@ -143,14 +146,6 @@ class Worker:
         """End the process as it is."""
         os._exit(0)
 
-    def _obey(self, link: socket.socket, host: EngineHost) -> None:
-        decode = msgspec.msgpack.Decoder(wire.Command).decode
-        try:
-            while True:
-                host.put(decode(read_frame(link)))
-        except (EOFError, OSError, msgspec.MsgspecError):
-            self.die()  # the router is gone: nobody is left to answer
-
 
 def portable(service: Service) -> None:
     """Raises:
@@ -175,9 +170,7 @@ def main() -> None:
     worker = Worker(start)
     print(msgspec.json.encode(worker.address).decode(), flush=True)
     worker.serve()
-    logging.shutdown()
-    os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    live(main)

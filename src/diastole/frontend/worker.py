@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -23,6 +23,8 @@ from diastole.types import UserError
 
 if TYPE_CHECKING:
     from diastole.frontend.host import EngineHost
+
+log = logging.getLogger("diastole.frontend")
 
 
 def main(fd: int) -> None:
@@ -44,7 +46,7 @@ def main(fd: int) -> None:
         except UserError as e:
             send(wire.Failed(e.message, e.param))
             return
-        threading.Thread(target=_listen, args=(link, host.put), daemon=True).start()
+        threading.Thread(target=hear, args=(link, host.put, lambda: os._exit(0)), daemon=True).start()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             host.run()
             host.engine.close()
@@ -62,13 +64,22 @@ def _build(toml: str, send: Callable[[wire.Reply], None]) -> EngineHost:
     return EngineHost(engine, send, slos(config), load_service)
 
 
-def _listen(link: socket.socket, put: Callable[[wire.Command], None]) -> None:
+def hear(link: socket.socket, put: Callable[[wire.Command], None], die: Callable[[], None]) -> None:
+    """Hand on commands until the other end is gone, then ``die``: nobody is left to answer.
+
+    So it is when this thread cannot go on, for want of memory, say: an engine that does not hear keeps all waiting,
+    one that has ended is replaced.
+    """
     decode = msgspec.msgpack.Decoder(wire.Command).decode
     try:
         while True:
             put(decode(read_frame(link)))
-    except (EOFError, OSError):
-        os._exit(0)  # the front end is gone: nobody is left to answer
+    except (EOFError, OSError, msgspec.MsgspecError):
+        pass
+    except Exception:
+        with contextlib.suppress(Exception):
+            log.exception("an engine that cannot hear any more ends")
+    die()
 
 
 def read_frame(link: socket.socket) -> bytes:
@@ -93,7 +104,18 @@ def _exactly(link: socket.socket, size: int) -> bytes:
     return bytes(parts)
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+def live(life: Callable[[], None]) -> NoReturn:
+    """A whole process: an interpreter that takes itself apart would complain of native objects that still live."""
+    code = 0
+    try:
+        life()
+    except Exception:
+        code = 1
+        with contextlib.suppress(Exception):
+            log.exception("this engine ends")
     logging.shutdown()
-    os._exit(0)  # an interpreter that takes itself apart complains of native objects that still live
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    live(lambda: main(int(sys.argv[1])))
