@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from diastole.types import UserError
+
 
 def live(
     model: Annotated[str, typer.Option("--model", "-m", help="asset, GGUF file or directory")] = "smollm2-135m",
@@ -21,13 +23,22 @@ def live(
     load: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="with --live: share of the time that the language model is busy")
     ] = 0.7,
+    url: Annotated[str, typer.Option(help="of a server that serves these and a language model, instead")] = "",
+    served: Annotated[str, typer.Option(help="with --url: the language model as the server calls it")] = "lm",
+    api_key: Annotated[str, typer.Option(envvar="DIASTOLE_API_KEY", help="for the server")] = "",
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Live frames beside long prompts: how many are answered within 80 ms, and what the language model loses.
 
     The live service is synthetic: made-up matrices of the size of a small speech model. With --live, streams of real
-    models are dealt out to these, and each chunk is owed its answer before the next one is whole.
+    models are dealt out to these, and each chunk is owed its answer before the next one is whole. With --url they go
+    over WebSockets to a server, and prompts over HTTP; --model gives the tokenizer of its language model.
     """
+    if url:
+        if not live_models:
+            raise UserError("with --url, --live must name models of live input that the server has", param="live")
+        _wired(url, model, served, live_models.split(","), streams, prompt, seconds, load, api_key, json)
+        return
     if live_models:
         _mixed(model, live_models.split(","), streams, prompt, seconds, load, threads, json)
         return
@@ -122,3 +133,51 @@ def _mixed(
         print(
             f"  {run.tokens / run.seconds:,.0f} tokens/s; this thread was kept from its processor {run.held_up:.2f} s"
         )
+
+
+def _wired(
+    url: str,
+    model: str,
+    served: str,
+    names: list[str],
+    streams: int,
+    prompt: int,
+    seconds: float,
+    load: float,
+    key: str,
+    json: bool,
+) -> None:
+    """Streams to a server."""
+    import asyncio
+    from random import Random
+
+    import numpy as np
+    from rich.console import Console
+
+    from diastole.assets import resolve
+    from diastole.assets.models import tokenizer_of
+    from diastole.bench import livewire
+    from diastole.bench.longtext import Corpus
+
+    ids = Corpus.of(tokenizer_of(resolve(model))).cut(prompt, Random(0))
+    warm = min(40.0, seconds)  # windows fill, costs are learned
+    with Console(stderr=True).status("warming up") as status:
+        tell = lambda done: status.update(f"{done:.0f} s of {seconds:.0f}")  # noqa: E731
+        work = livewire.run(url, served, ids, names, streams, seconds, load, warm, key, tell)
+        found = asyncio.run(work)
+    if json:
+        print(jsonlib.dumps({**asdict(found), "share": found.share}))
+        return
+    print(
+        f"{found.share:.3%} of all chunks in time; the language model was busy {found.busy / found.seconds:.0%} and "
+        f"gave {len(found.answers)} answers, the longest after {max(found.answers, default=0.0):.1f} s"
+    )
+    for name, heard in found.models.items():
+        print(f"  {name}: {heard.chunks} chunks of {heard.streams} streams, each owed in {1e3 * heard.period:.0f} ms")
+        for who, met, times in (("server", heard.met, heard.latencies), ("sender", heard.seen, heard.waits)):
+            ms = 1e3 * np.array(times or [np.nan])
+            print(
+                f"    as its {who} saw it: {met / max(heard.chunks, 1):.3%} in time; p50 {np.median(ms):.1f} ms, "
+                f"p99 {np.percentile(ms, 99):.1f} ms, worst {ms.max():.1f} ms"
+            )
+    print(f"  the senders' thread was kept from its processor {found.held_up:.2f} s of {found.seconds:.0f}")
