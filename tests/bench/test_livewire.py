@@ -73,7 +73,7 @@ def test_streams_beside_prompts(tmp_path: Path) -> None:
         async with running(Config(service=services, server=ServerConfig(port=0))) as (server, _):
             url = f"http://127.0.0.1:{server.port}"
             prompt = list(range(300, 700))
-            found = await livewire.run(url, "lm", prompt, ["brain"], 3, 4.0, 0.5, 1.0)
+            found = await livewire.run(url, "lm", prompt, {"brain": ("brain", {})}, 3, 4.0, 0.5, 1.0)
             heard = found.models["brain"]
             assert heard.streams == 3
             assert heard.period == pytest.approx(0.25)
@@ -82,9 +82,9 @@ def test_streams_beside_prompts(tmp_path: Path) -> None:
             assert min(heard.waits) > 0
             assert found.busy > 0
             with pytest.raises(UserError, match="'nobody'"):
-                await livewire.run(url, "nobody", prompt, ["brain"], 1, 1.0, 0.5, 0.0)
+                await livewire.run(url, "nobody", prompt, {"brain": ("brain", {})}, 1, 1.0, 0.5, 0.0)
             with pytest.raises(UserError, match="'heart'"):
-                await livewire.run(url, "lm", prompt, ["heart"], 1, 1.0, 0.5, 0.0)
+                await livewire.run(url, "lm", prompt, {"heart": ("heart", {})}, 1, 1.0, 0.5, 0.0)
 
     go(work)
 
@@ -92,6 +92,6 @@ def test_streams_beside_prompts(tmp_path: Path) -> None:
 def test_a_server_that_is_not_there_is_named() -> None:
     async def work() -> None:
         with pytest.raises(UserError, match="cannot be reached"):
-            await livewire.run("http://127.0.0.1:9", "lm", [1, 2], ["brain"], 1, 1.0, 0.5, 0.0)
+            await livewire.run("http://127.0.0.1:9", "lm", [1, 2], {"brain": ("brain", {})}, 1, 1.0, 0.5, 0.0)
 
     go(work)

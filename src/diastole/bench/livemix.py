@@ -7,9 +7,10 @@ owed its answer before the next chunk is whole. Input is made up: noise costs a 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -62,10 +63,12 @@ class Mixed:
 class Line:
     """One stream, fed at its own pace."""
 
-    def __init__(self, id: str, name: str, model: LiveModel, began: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self, id: str, name: str, model: LiveModel, options: Mapping[str, Any], began: float, rng: np.random.Generator
+    ) -> None:
         self.id, self.name = id, name
         signal = model.signal
-        self.samples = model.chunk(model.options({})) * signal.hop
+        self.samples = model.chunk(model.options(options)) * signal.hop
         self.period = self.samples / signal.rate
         self.next = began + float(rng.uniform(0, self.period)) + self.period
         self.piece: Array = 0.05 * rng.normal(size=(self.samples, len(signal.channels))).astype(np.float32)
@@ -93,6 +96,7 @@ def run(
     streams: int,
     seconds: float,
     load: float,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     tell: Callable[[float], None] = lambda done: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Mixed:
@@ -101,17 +105,22 @@ def run(
     Args:
         text: the language model's service; it reads ``prompt`` again and again, beside chats.
         load: share of the time that it is to be busy.
+        options: of the models' streams, by the models' names.
         wait: lets so many seconds pass, where there is nothing to do.
+
+    Raises:
+        UserError: a model has no such options.
     """
+    wishes = options or {}
     rng, ids = np.random.default_rng(1), count()
     began, waited = engine.clock.now(), run_delay()
     names = list(models)
     lines = {}
     for i in range(streams):
         name = names[i % len(names)]
-        line = Line(f"line-{i}", name, models[name], began, rng)
+        line = Line(f"line-{i}", name, models[name], wishes.get(name, {}), began, rng)
         lines[line.id] = line
-        engine.add(Request(line.id, name, None, LiveParams()))
+        engine.add(Request(line.id, name, None, LiveParams(wishes.get(name, {}))))
     found = Mixed({n: Kept(sum(x.name == n for x in lines.values()), 0.0) for n in names})
     for line in lines.values():
         found.models[line.name].period = line.period

@@ -170,19 +170,22 @@ async def run(
     url: str,
     text: str,
     prompt: Sequence[int],
-    models: Sequence[str],
+    models: Mapping[str, tuple[str, Mapping[str, Any]]],
     streams: int,
     seconds: float,
     load: float,
     warm: float,
+    long: int = 1,
     key: str = "",
     tell: Callable[[float], None] = lambda done: None,
 ) -> Wired:
     """So many streams, dealt out to the models, for so long after a beginning of ``warm`` seconds that does not count.
 
     Args:
-        text: the language model as the server calls it; one client asks ``prompt`` again and again, and others chat.
+        text: the language model as the server calls it.
+        models: by what they are called here, as the server calls them and their streams' options.
         load: share of the time that it is to be busy; 1: all of it.
+        long: clients that ask it ``prompt`` again and again, each when it was answered, beside some that chat.
 
     Raises:
         UserError: the server cannot be reached, or refuses something.
@@ -195,7 +198,8 @@ async def run(
         heard = found.models[name]
         heard.streams += 1
         line = Line(heard, seed, since, until)
-        async for event in stream(url, name, line.pieces(), api_key=key, chunks=True):
+        model, options = models[name]
+        async for event in stream(url, model, line.pieces(), options=options, api_key=key, chunks=True):
             line.hear(event, time.monotonic())
 
     async def count(desk: Desk) -> None:
@@ -213,9 +217,11 @@ async def run(
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE) as http:
         desk = Desk(http, text, load)
-        asking = [desk.watch(), *(desk.ask(prompt[:SHORT] if i else prompt, i) for i in range(CHATS + 1))]
+        prompts = [prompt] * long + [prompt[:SHORT]] * CHATS
+        asking = [desk.watch(), *(desk.ask(p, i) for i, p in enumerate(prompts))]
         rest = [asyncio.create_task(work) for work in asking]
-        lines = [asyncio.create_task(one(models[i % len(models)], i)) for i in range(streams)]
+        names = list(models)
+        lines = [asyncio.create_task(one(names[i % len(names)], i)) for i in range(streams)]
         counting = asyncio.create_task(count(desk))
         try:
             needed = {*lines, counting}

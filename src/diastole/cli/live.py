@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from diastole.cli.stream import model_options
 from diastole.types import UserError
 
 
@@ -18,13 +20,20 @@ def live(
     seconds: Annotated[float, typer.Option(min=2.0, help="of each measurement")] = 60.0,
     threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
     live_models: Annotated[
-        str, typer.Option("--live", help="models of live input, with commas between, instead of the synthetic one")
+        str,
+        typer.Option(
+            "--live",
+            help="models of live input, with commas between, instead of the synthetic one; options behind them: "
+            "cache-aware-conformer:latency_ms=80",
+        ),
     ] = "",
     load: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="with --live: share of the time that the language model is busy")
     ] = 0.7,
     url: Annotated[str, typer.Option(help="of a server that serves these and a language model, instead")] = "",
     served: Annotated[str, typer.Option(help="with --url: the language model as the server calls it")] = "lm",
+    clients: Annotated[int, typer.Option(min=0, help="with --url: that ask long prompts, one after the other")] = 1,
+    warm: Annotated[float, typer.Option(min=0, help="seconds that do not count: windows fill, costs are learned")] = 40,
     api_key: Annotated[str, typer.Option(envvar="DIASTOLE_API_KEY", help="for the server")] = "",
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -37,10 +46,23 @@ def live(
     if url:
         if not live_models:
             raise UserError("with --url, --live must name models of live input that the server has", param="live")
-        _wired(url, model, served, live_models.split(","), streams, prompt, seconds, load, api_key, json)
+        _wired(
+            url,
+            model,
+            served,
+            _kinds(live_models),
+            streams,
+            prompt,
+            seconds,
+            load,
+            clients,
+            min(warm, seconds),
+            api_key,
+            json,
+        )
         return
     if live_models:
-        _mixed(model, live_models.split(","), streams, prompt, seconds, load, threads, json)
+        _mixed(model, _kinds(live_models), streams, prompt, seconds, load, threads, min(warm, seconds), json)
         return
     from random import Random
 
@@ -76,8 +98,36 @@ def live(
     print(f"this thread was kept from its processor for {beside.held_up:.2f} s of {beside.seconds:.0f}")
 
 
+class Kind(NamedTuple):
+    """Streams of a model."""
+
+    model: str
+    options: Mapping[str, Any]
+
+
+def _kinds(said: str) -> dict[str, Kind]:
+    """By what was said of each.
+
+    Raises:
+        UserError: an option is not to be understood.
+    """
+    found = {}
+    for part in said.split(","):
+        model, *options = part.split(":")
+        found[part] = Kind(model, model_options([f"--{option}" for option in options]))
+    return found
+
+
 def _mixed(
-    model: str, names: list[str], streams: int, prompt: int, seconds: float, load: float, threads: int, json: bool
+    model: str,
+    kinds: Mapping[str, Kind],
+    streams: int,
+    prompt: int,
+    seconds: float,
+    load: float,
+    threads: int,
+    warm: float,
+    json: bool,
 ) -> None:
     """Streams of real models: by least slack, and a fifth as long first come, first served."""
     from random import Random
@@ -99,16 +149,18 @@ def _mixed(
     found = {}
     with console.status("loading") as status, LLM(model, threads=threads, max_streams=16, prefix_cache=False) as llm:
         ids = Corpus.of(llm.voice.tokenizer).cut(min(prompt, llm.context - 100), Random(0))
-        models = {name: opened(name, load_ops(threads or None)) for name in names}
+        ops = load_ops(threads or None)
+        models = {name: opened(kind.model, ops) for name, kind in kinds.items()}
+        options = {name: kind.options for name, kind in kinds.items()}
         engine = llm.engine
         livemix.add(engine, models, streams)
         with threadpool_limits(1):
 
             def go(what: str, seconds: float) -> livemix.Mixed:
                 tell = lambda done: status.update(f"{what}: {done:.0f} s")  # noqa: E731
-                return livemix.run(engine, llm.name, ids, models, streams, seconds, load, tell)
+                return livemix.run(engine, llm.name, ids, models, streams, seconds, load, options, tell)
 
-            go("warming up", min(40.0, seconds))  # windows fill, costs are learned
+            go("warming up", warm)
             found["least slack"] = go("least slack", seconds)
             text, fair = engine.service(llm.name), engine.dispatch
             composer = text.compose
@@ -139,11 +191,13 @@ def _wired(
     url: str,
     model: str,
     served: str,
-    names: list[str],
+    kinds: Mapping[str, Kind],
     streams: int,
     prompt: int,
     seconds: float,
     load: float,
+    clients: int,
+    warm: float,
     key: str,
     json: bool,
 ) -> None:
@@ -160,10 +214,9 @@ def _wired(
     from diastole.bench.longtext import Corpus
 
     ids = Corpus.of(tokenizer_of(resolve(model))).cut(prompt, Random(0))
-    warm = min(40.0, seconds)  # windows fill, costs are learned
     with Console(stderr=True).status("warming up") as status:
         tell = lambda done: status.update(f"{done:.0f} s of {seconds:.0f}")  # noqa: E731
-        work = livewire.run(url, served, ids, names, streams, seconds, load, warm, key, tell)
+        work = livewire.run(url, served, ids, kinds, streams, seconds, load, warm, clients, key, tell)
         found = asyncio.run(work)
     if json:
         print(jsonlib.dumps({**asdict(found), "share": found.share}))
