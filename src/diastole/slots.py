@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from diastole.types import Array, Ask, Batch, Grant, KVFormat, PagedSpec, Stream
+from diastole.types import Array, Ask, Batch, Grant, KVFormat, Owed, PagedSpec, Stream
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops
@@ -384,7 +384,7 @@ class Candidate(Protocol):
 
     def asks(self) -> Sequence[Ask]: ...
 
-    def forecasts(self) -> Sequence[float]: ...
+    def forecasts(self) -> Sequence[Owed]: ...
 
 
 class Dispatcher(Protocol):

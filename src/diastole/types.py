@@ -108,6 +108,13 @@ class Grant(NamedTuple):
     n: int
 
 
+class Owed(NamedTuple):
+    """What must be done by a time, and the seconds that it takes."""
+
+    due: float
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Tap:
     """Hidden states that a loop reads beside the output: the model writes those of batch rows ``rows``, after its final

@@ -113,7 +113,7 @@ def test_an_idle_stream_still_owns_its_next_deadline() -> None:
     engine.step()
     assert service.asks() == []
     work = 0.002 + CHUNK * 0.0001
-    assert service.forecasts() == pytest.approx([CHUNK * PERIOD + GAP - work])
+    assert service.forecasts() == [pytest.approx((CHUNK * PERIOD + GAP, work))]
     engine.feed("live", Chunk(np.zeros((CHUNK, FEATURES), np.float32), last=True))
     assert service.forecasts() == []  # it asks now, and afterwards nothing more will come
 

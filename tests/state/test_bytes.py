@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from diastole.kernels.table import compiled
+from diastole.state.arena import HUGE
 
-# In a process of its own: nothing else grows meanwhile. Every layer's array is a whole number of huge pages.
+# In a process of its own: nothing else grows meanwhile. Layers begin at other places of the system's large pages.
+LAYERS = 4
 GROWS = """
 import resource, sys
 import numpy as np
@@ -41,4 +43,4 @@ def test_bytes_per_token_are_what_the_process_grows_by(fmt: str) -> None:
     found = subprocess.run([sys.executable, "-c", GROWS, fmt], capture_output=True, text=True, check=True)
     empty, grown, told = map(int, found.stdout.split())
     assert empty < 0.03 * told  # taken as it is touched
-    assert grown == pytest.approx(told, rel=0.03)
+    assert 0.97 * told <= grown <= 1.03 * told + LAYERS * HUGE

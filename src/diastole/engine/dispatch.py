@@ -1,66 +1,109 @@
 """The default ``dispatch`` policy: least slack first, and nobody eats the time that another stream is owed.
 
 The slack of a service is the time left until it must start to keep its tightest promise. The chosen service may run
-until the first moment at which a rival has to start, including rivals that are idle now but whose next deadline is
-known.
+as long as all that its rivals owe can still be done in time after it, one after the other, in order of their dues: what
+they ask for now, and what those that are idle will ask for next. A promise that is broken already bounds nobody.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import count
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from diastole.slots import Candidate
-from diastole.types import Ask, Grant
+from diastole.types import Ask, Grant, Owed
 
 ROUNDING = 1e-9  # seconds: what was reckoned to end just in time does so, whatever sums of times are rounded to
+CREDIT = 1.0  # seconds that a service may have had less than another and still come first for it
+
+
+class Ready(NamedTuple):
+    """A service that asks."""
+
+    service: int
+    asks: Sequence[Ask]
+    start: float  # when it must start at the latest to keep those of its promises that can be kept; infinite: none can
+    late: bool  # of some it is too late
+    owed: Owed | None  # what can be kept: due first, and what it takes
 
 
 class LeastSlack:
-    """Earliest latest-start first. Where a promise is broken already all take turns, but for who must start now to be
-    in time: who is late by seconds does not make all others so."""
+    """Earliest latest-start first. Where a promise is broken already, who has had least of the time comes first, but
+    for who must start now to be in time: who is late by seconds does not make all others so."""
 
     def __init__(self) -> None:
-        self._turns = count()
-        self._last: dict[int, int] = {}  # by service: its last turn
+        self._had: dict[int, float] = {}  # seconds of each service that asks
+        self._running: tuple[int, float] | None = None  # who was chosen last, and when
 
     def next(self, services: Sequence[Candidate], now: float) -> tuple[int, Sequence[Ask], float] | None:
-        asking: list[tuple[int, Sequence[Ask]]] = []
-        reserved: list[tuple[float, int]] = []
-        for i, service in enumerate(services):
-            if asks := service.asks():
-                asking.append((i, asks))
-            if len(services) > 1:  # a service keeps time free for others only
-                reserved += [(at, i) for at in service.forecasts()]
+        asking = [(i, asks) for i, service in enumerate(services) if (asks := service.asks())]
+        free = math.inf
+        if len(services) > 1:
+            self._account([i for i, _ in asking], now)
         if not asking:
             return None
-        if len(asking) == 1:  # nobody to compare it with
-            ready = [(-math.inf, *asking[0])]
-        else:
-            ready = sorted(
-                ((min(_latest_start(a, services[i]) for a in asks), i, asks) for i, asks in asking),
-                key=lambda r: (r[0], r[1]),
-            )
-        _, index, asks = self._choose(ready, services, now)
-        self._last[index] = next(self._turns)
-        rivals = [at for at, i, _ in ready if i != index] + [at for at, i in reserved if i != index]
-        bounds = [*rivals, min(a.due for a in asks)]  # running more than is urgent must not break its own promise
-        # Promises already broken bound nothing: cutting this step to pieces would not mend them.
-        left = min((at for at in bounds if at > now), default=math.inf) - now + ROUNDING
+        index, asks = asking[0]
+        if len(services) > 1:
+            ready = [_ready(i, asks, services[i], now) for i, asks in asking]
+            chosen = self._choose(ready, services, now)
+            index, asks = chosen.service, chosen.asks
+            # A service keeps time free for others only.
+            owed = [r.owed for r in ready if r is not chosen and r.owed is not None]
+            owed += [o for i, service in enumerate(services) if i != index for o in service.forecasts()]
+            free = last_start(owed, now)
+            self._running = index, now
+        # Running more than is urgent must not break its own promise. If that is broken, cutting would not mend it.
+        own = min(a.due for a in asks)
+        left = min(free, own if own > now else math.inf) - now + ROUNDING
         return index, asks, left / services[index].cost.worst
 
-    def _choose(
-        self, ready: list[tuple[float, int, Sequence[Ask]]], services: Sequence[Candidate], now: float
-    ) -> tuple[float, int, Sequence[Ask]]:
-        first = ready[0]
-        if first[0] >= now or len(ready) == 1:
-            return first
-        smallest = min(services[first[1]].cost.promise([Grant(a.stream, a.lo)]) for a in first[2])
-        for other in ready[1:]:
-            if now <= other[0] < now + smallest:
+    def _account(self, asking: Sequence[int], now: float) -> None:
+        """Who ran had the time since. Who did not ask has saved little up."""
+        if self._running is not None:
+            index, since = self._running
+            self._had[index] = self._had.get(index, 0.0) + now - since
+            self._running = None
+        most = max((self._had.get(i, 0.0) for i in asking), default=0.0)
+        self._had = {i: max(self._had.get(i, 0.0), most - CREDIT) for i in asking}
+
+    def _choose(self, ready: Sequence[Ready], services: Sequence[Candidate], now: float) -> Ready:
+        if len(ready) == 1:
+            return ready[0]
+        late = any(r.late for r in ready)
+        first = min(ready, key=lambda r: (self._had[r.service], r.start) if late else (r.start, r.service))
+        smallest = min(services[first.service].cost.promise([Grant(a.stream, a.lo)]) for a in first.asks)
+        urgent = [r for r in ready if r is not first and r.start < now + smallest]
+        for other in sorted(urgent, key=lambda r: r.start):
+            assert other.owed is not None
+            if first.start == math.inf or now + other.owed.seconds <= first.start:
                 return other
-        return min(ready, key=lambda r: self._last.get(r[1], -1))
+        return first
+
+
+def _ready(index: int, asks: Sequence[Ask], service: Candidate, now: float) -> Ready:
+    price = service.cost.promise
+    starts = [ask.due - price([Grant(ask.stream, ask.lo)]) for ask in asks]
+    kept = [(start, ask) for start, ask in zip(starts, asks, strict=True) if start >= now]
+    if not kept:
+        return Ready(index, asks, math.inf, True, None)
+    start, tightest = min(kept, key=lambda k: k[0])
+    owed = Owed(min(ask.due for _, ask in kept), price([Grant(ask.stream, ask.lo) for _, ask in kept]))
+    if owed.due - owed.seconds < now:  # not all of it, then
+        owed = Owed(tightest.due, tightest.due - start)
+    return Ready(index, asks, start, len(kept) < len(asks), owed)
+
+
+def last_start(owed: Iterable[Owed], now: float) -> float:
+    """The latest time at which all that is owed can begin and each still be in time, one after the other; infinite:
+    nothing is owed. What would be late even if it began now is left out.
+    """
+    total, last = 0.0, math.inf
+    for due, seconds in sorted(owed):
+        if due - total - seconds > now:
+            total += seconds
+            last = min(last, due - total)
+    return last
 
 
 class FirstCome:
@@ -77,7 +120,3 @@ class FirstCome:
         index = min(asking, key=lambda i: (self._since[i], i))
         del self._since[index]
         return index, asking[index], math.inf
-
-
-def _latest_start(ask: Ask, service: Candidate) -> float:
-    return ask.due - service.cost.promise([Grant(ask.stream, ask.lo)])

@@ -14,7 +14,7 @@ from diastole.loops.base import Loop
 from diastole.metrics import Meter
 from diastole.slots import Composer, CostModel
 from diastole.slots_drafts import Pacer
-from diastole.types import Array, Ask, Batch, Stream
+from diastole.types import Array, Ask, Batch, Owed, Stream
 
 VIEWED = 256  # streams of one service that are shown
 COSTS = ("step_seconds_base", "step_seconds_unit", "step_seconds_context", "step_seconds_work")  # gauges
@@ -58,8 +58,8 @@ class Service:
         lengths = self.pace.lengths(asks, self.cost)
         return [a if a.hi == n else a._replace(hi=n) for a, n in zip(asks, lengths, strict=True)]
 
-    def forecasts(self) -> Sequence[float]:
-        """When its idle streams will have to start at the latest to keep their next deadlines, in seconds."""
+    def forecasts(self) -> Sequence[Owed]:
+        """What its idle streams will be owed next."""
         coming = sorted(
             (c for s in self.ledger.running if (c := self.loop.forecast(s)) is not None), key=lambda c: c[0]
         )
@@ -68,8 +68,8 @@ class Service:
         # Those that will be due together run together: all of them must be done when the first is due.
         last = coming[0][0] + self.cost.promise([work for _, work in coming])
         burst = [work for due, work in coming if due <= last]
-        first = coming[0][0] - self.cost.promise(burst)
-        return [first, *(due - self.cost.promise([work]) for due, work in coming[len(burst) :])]
+        rest = [Owed(due, self.cost.promise([work])) for due, work in coming[len(burst) :]]
+        return [Owed(coming[0][0], self.cost.promise(burst)), *rest]
 
     def gauges(self) -> None:
         """Refresh the meter's gauges."""

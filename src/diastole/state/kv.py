@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diastole.slots import Companion
-from diastole.state.arena import Arena
+from diastole.state.arena import Arena, layered
 from diastole.state.pages import PAGE
 from diastole.state.passive import Passive
 from diastole.types import Array, KVFormat, PagedSpec
@@ -50,8 +50,7 @@ class PagedKV(Passive):
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> None:
         self._ops, self._spec = ops, spec
         size = ops.kv_page_bytes(self.fmt, spec.head_dim)
-        shape = (pages, spec.kv_heads, size)
-        self.buffers = [ops.alloc(pages * spec.kv_heads * size).reshape(shape) for _ in range(spec.layers)]
+        self.buffers = layered(ops, spec.layers, (pages, spec.kv_heads, size))
         self._beside = [c.alloc(spec, pages, ops) for c in self._companions]
         beside = "".join(f"+{c.layout}" for c in self._companions)
         self.layout = f"paged-{self.fmt}-{spec.layers}x{spec.kv_heads}x{spec.head_dim}{beside}"

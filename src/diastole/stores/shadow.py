@@ -24,7 +24,7 @@ import numpy as np
 from diastole.kernels.blas import one_thread
 from diastole.kernels.shadows import Shadows
 from diastole.slots import Companion
-from diastole.state.arena import Arena
+from diastole.state.arena import Arena, layered
 from diastole.state.cold import cold
 from diastole.state.lease import Lease
 from diastole.state.pages import GONE, PAGE, PagePool
@@ -128,7 +128,7 @@ class ShadowKV(Passive):
 
         def arrays(dtype: type | np.dtype[np.generic], *dims: int) -> list[Array]:
             count, item = int(np.prod(dims)), np.dtype(dtype)
-            return [ops.alloc(count * item.itemsize).view(item).reshape(dims) for _ in layers]
+            return [a.view(item).reshape(dims) for a in layered(ops, len(layers), (count * item.itemsize,))]
 
         self.buffers = arrays(np.uint8, total, g, size)
         # As (pages, Hkv, 2, 64, D); native pages are (64, 2, D), see rows.inl.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diastole.slots import Companion
+from diastole.state.arena import layered
 from diastole.state.pages import PAGE
 from diastole.state.passive import Passive
 from diastole.types import Array, PagedSpec, UserError
@@ -50,8 +51,7 @@ class ZipKV(Passive):
         raw = min(max(self.most, round(pages * self.share)), pages) if self.seals else pages
         sizes = ops.zip_page_bytes(dim, self.fine), ops.kv_page_bytes("bf16", dim)
         self.zip, self.raw = (
-            [ops.alloc(n * heads * size).reshape(n, heads, size) for _ in range(layers)]
-            for n, size in zip((pages, raw), sizes, strict=True)
+            layered(ops, layers, (n, heads, size)) for n, size in zip((pages, raw), sizes, strict=True)
         )
         self.saliency = ops.alloc(layers * raw * heads * PAGE * 4).view(np.float32).reshape(layers, raw, heads, PAGE)
         self.slots = np.full(pages, -1, np.int32) if self.seals else np.arange(pages, dtype=np.int32)

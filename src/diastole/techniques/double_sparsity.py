@@ -23,6 +23,7 @@ import numpy as np
 
 from diastole.nn.selection import Decoding, Tokens, decoding, nobody
 from diastole.slots import Facts, KVStore, View
+from diastole.state.arena import layered
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch, KVFormat, PagedSpec, UserError
 from diastole.weights.calibration import Calibration, find
@@ -67,8 +68,7 @@ class Labels:
         self._ops = ops
         size = PAGE * (-(-self.channels.shape[2] // _LANES) * _LANES) * self.bits // 8
         size += 0 if self.bits == 16 else PAGE * 4  # step and least value of each key
-        shape = (pages, spec.kv_heads, size)
-        self._arrays = [ops.alloc(pages * spec.kv_heads * size).reshape(shape) for _ in range(self._dense, spec.layers)]
+        self._arrays = layered(ops, spec.layers - self._dense, (pages, spec.kv_heads, size))
         return self._arrays
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from diastole.nn.selection import Pages
 from diastole.slots import Facts, KVStore, View
+from diastole.state.arena import layered
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch, KVFormat, PagedSpec, UserError
 from diastole.weights import calibration
@@ -104,8 +105,7 @@ class Bounds:
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> Sequence[Array]:
         size = 4 * spec.head_dim * self.per
-        shape = (pages, spec.kv_heads, size)
-        self.arrays = [ops.alloc(pages * spec.kv_heads * size).reshape(shape) for _ in range(spec.layers)]
+        self.arrays = layered(ops, spec.layers, (pages, spec.kv_heads, size))
         return self.arrays
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
