@@ -81,6 +81,11 @@ def test_who_has_asked_for_nothing_saves_little_up() -> None:
     assert had == pytest.approx(CREDIT, abs=0.11)
 
 
+def test_who_has_minutes_left_takes_no_time_of_who_is_late() -> None:
+    assert turn(Wanting(5.0), Wanting(600.0), ran=0)[0] == 0
+    assert turn(Wanting(5.0), Wanting(10.5), ran=0)[0] == 1  # it will take that time anyway
+
+
 def test_who_can_be_in_time_comes_before_who_is_late() -> None:
     assert turn(Wanting(5.0), Wanting(10.012))[0] == 1  # it takes 10 ms, and so does the first
 

@@ -32,7 +32,7 @@ def lossless(
 ) -> None:
     """Whether every text is the plain engine's, token by token: drafters with controllers, alone and in a crowd.
 
-    Takes about an hour on two cores as it stands; --count 20 takes minutes. Exits 1 when a text differs, or none was
+    Takes an hour or two on two cores as it stands; --count 20 takes minutes. Exits 1 when a text differs, or none was
     compared.
     """
     from rich.console import Console

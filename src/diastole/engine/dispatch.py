@@ -16,6 +16,7 @@ from diastole.types import Ask, Grant, Owed
 
 ROUNDING = 1e-9  # seconds: what was reckoned to end just in time does so, whatever sums of times are rounded to
 CREDIT = 1.0  # seconds that a service may have had less than another and still come first for it
+SOON = 1.0  # seconds: what must begin by then delays who is late by no more if it begins now
 
 
 class Ready(NamedTuple):
@@ -29,8 +30,9 @@ class Ready(NamedTuple):
 
 
 class LeastSlack:
-    """Earliest latest-start first. Where a promise is broken already, who has had least of the time comes first, but
-    for who must start now to be in time: who is late by seconds does not make all others so."""
+    """Earliest latest-start first. Where promises are broken already, the late and those that must start soon share the
+    time: who has had least of it comes first, but for who must start now. So who is late by seconds does not make all
+    others so, and who has minutes left does not take the time of the late."""
 
     def __init__(self) -> None:
         self._had: dict[int, float] = {}  # seconds of each service that asks
@@ -70,8 +72,11 @@ class LeastSlack:
     def _choose(self, ready: Sequence[Ready], services: Sequence[Candidate], now: float) -> Ready:
         if len(ready) == 1:
             return ready[0]
-        late = any(r.late for r in ready)
-        first = min(ready, key=lambda r: (self._had[r.service], r.start) if late else (r.start, r.service))
+        if any(r.late for r in ready):
+            sharing = [r for r in ready if r.late or r.start < now + SOON]
+            first = min(sharing, key=lambda r: (self._had[r.service], r.start))
+        else:
+            first = min(ready, key=lambda r: r.start)
         smallest = min(services[first.service].cost.promise([Grant(a.stream, a.lo)]) for a in first.asks)
         urgent = [r for r in ready if r is not first and r.start < now + smallest]
         for other in sorted(urgent, key=lambda r: r.start):

@@ -1,4 +1,4 @@
-"""What all but one of the latest values stay below."""
+"""What the latest values stay below, but for one that is far from all others."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from bisect import bisect_left, insort
 from collections import deque
 
 LATEST = 1000  # values that are remembered
-SOME = 100  # so many are enough to leave one out: what happened once says little of the next
+SOME = 100  # so many are enough to tell what is far from all others
+FAR = 1.25  # times the second largest: what happened once says little of the next
 
 
 class Tail:
-    """Of a row of values, the one that one of the latest may exceed.
+    """Of a row of values, the largest of the latest, but at most ``FAR`` times the second.
 
     Args:
         least: ``worst`` is never less.
@@ -31,4 +32,7 @@ class Tail:
     def worst(self) -> float:
         if not self._sorted:
             return self._least
-        return max(self._sorted[-1 - (len(self._sorted) >= SOME)], self._least)
+        largest = self._sorted[-1]
+        if len(self._sorted) >= SOME:
+            largest = min(largest, FAR * self._sorted[-2])
+        return max(largest, self._least)
