@@ -9,9 +9,10 @@ import pytest
 
 from diastole import registry
 from diastole.bench import livemix
+from diastole.bench.firstcome import FirstCome
 from diastole.clock import FakeClock
 from diastole.engine.cost import LinearCost
-from diastole.engine.dispatch import FirstCome, LeastSlack
+from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
 from diastole.engine.executor import Simulated
 from diastole.slots import Dispatcher, Facts

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from diastole.bench.firstcome import FirstCome
 from diastole.clock import FakeClock
-from diastole.engine.dispatch import FirstCome, LeastSlack
+from diastole.engine.dispatch import LeastSlack
 from diastole.engine.engine import Engine
 from diastole.engine.executor import Simulated
 from diastole.engine.service import Service

@@ -138,9 +138,9 @@ def _mixed(
 
     from diastole import registry
     from diastole.bench import livemix
+    from diastole.bench.firstcome import FirstCome
     from diastole.bench.longtext import Corpus
     from diastole.bench.streaming import opened
-    from diastole.engine.dispatch import FirstCome
     from diastole.kernels.table import load as load_ops
     from diastole.llm import LLM
     from diastole.slots import Facts
