@@ -24,7 +24,7 @@ from diastole.cluster import states
 from diastole.cluster.door import Address, answer, exactly
 from diastole.cluster.fetching import STATE, Fetcher
 from diastole.frontend import wire
-from diastole.frontend.worker import hear, live
+from diastole.frontend.worker import hear, run_process
 from diastole.types import UserError
 
 if TYPE_CHECKING:
@@ -173,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    live(main)
+    run_process(main)

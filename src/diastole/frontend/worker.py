@@ -104,8 +104,8 @@ def _exactly(link: socket.socket, size: int) -> bytes:
     return bytes(parts)
 
 
-def live(life: Callable[[], None]) -> NoReturn:
-    """A whole process: an interpreter that takes itself apart would complain of native objects that still live."""
+def run_process(life: Callable[[], None]) -> NoReturn:
+    """All that a process does: an interpreter that takes itself apart would complain of native objects that still live."""
     code = 0
     try:
         life()
@@ -118,4 +118,4 @@ def live(life: Callable[[], None]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    live(lambda: main(int(sys.argv[1])))
+    run_process(lambda: main(int(sys.argv[1])))
