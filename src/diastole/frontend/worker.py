@@ -105,7 +105,7 @@ def _exactly(link: socket.socket, size: int) -> bytes:
 
 
 def run_process(life: Callable[[], None]) -> NoReturn:
-    """All that a process does: an interpreter that takes itself apart would complain of native objects that still live."""
+    """All that a process does. It ends at once: an interpreter that takes itself apart complains of native objects."""
     code = 0
     try:
         life()

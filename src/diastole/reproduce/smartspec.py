@@ -167,7 +167,7 @@ def _judge(
         unit="x",
         claim="never worse than without, at any rate",
         headline=True,
-        why=f"the best of {len(latencies[worst]) - 2} others where it is worst of {len(ratios)} loads is the luckiest, too",
+        why=f"the best of {len(latencies[worst]) - 2} others where it is worst of {len(ratios)} is the luckiest, too",
     )
     low, high = min(rate for _, rate in latencies), max(rate for _, rate in latencies)
     edit = latencies["edit", low]
