@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -60,9 +59,6 @@ def up(
     All other flags are those of `diastole serve`. On one machine the engines share its cores evenly.
     """
     roles = roles_of(prefill, decode, replicas)
-    for name, value in (("replan", replan), ("link-gbit", link_gbit)):
-        if not math.isfinite(value):
-            raise UserError(f"--{name} must be a number, not {value}", param=name)
     if replan and (replicas or len(roles) < 3):
         raise UserError("--replan needs --prefill and --decode with three engines in all at least", param="replan")
     config = configure(target, flags)

@@ -104,6 +104,7 @@ def beside(study: Study) -> None:
         at_most(5),
         unit="%",
         claim="within 2 %",
+        why=f"each of {count} requests is {100 / count:.1f} points",
     )
     busy_enough = [r for r in rates if measured[r].attainment > 0.5]
     goodputs = [abs(predicted[r][1] / measured[r].goodput - 1) for r in busy_enough]
