@@ -138,23 +138,22 @@ def test_a_killed_engine_loses_nobody(cluster: Cluster, alone: list[str], victim
     assert cluster.say(PROMPTS[0]) == alone[0]
 
 
-@pytest.mark.xfail(
-    strict=False, reason="in one of some four runs a request whose step finds no memory ends with an error"
-)
-def test_an_engine_without_memory_loses_nobody(cluster: Cluster, alone: list[str]) -> None:
-    eventually(lambda: len(cluster.workers()) == 2, "both engines run")
-    starved = cluster.workers()[0]
+def test_an_engine_without_memory_loses_nobody(alone: list[str]) -> None:
+    """One that has not run a step yet: what has run may go on in the memory that it has."""
+    fresh = Cluster("--prefill", "1", "--decode", "1", "--no-ray")
+    starved = fresh.workers()[0]
     size = int(Path(f"/proc/{starved}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.prlimit(starved, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))  # not a page more
     long = "Once upon a time " * 200
     said: list[str] = []
-    talkers = [threading.Thread(target=lambda p=p: said.append(cluster.say(p))) for p in [*PROMPTS, long]]
+    talkers = [threading.Thread(target=lambda p=p: said.append(fresh.say(p))) for p in [*PROMPTS, long]]
     for talker in talkers:
         talker.start()
     for talker in talkers:
         talker.join(90)
-    assert sorted(said) == sorted([*alone, cluster.say(long)])
-    # Whether it has ended is chance: what it has taken from the system before may be enough for these.
+    assert sorted(said) == sorted([*alone, fresh.say(long)])
+    eventually(lambda: starved not in fresh.workers(), "it has ended")
+    assert fresh.stop() == 0
 
 
 def test_what_remembers_more_than_keys_and_values_is_refused() -> None:

@@ -63,6 +63,9 @@ class Blame:
         Raises:
             Exception: the first of the errors, if the fault is the engine's.
         """
+        for _, error in ran.failed:
+            if isinstance(error, MemoryError):  # of the machine: no request is to blame
+                raise error
         ids = {stream.req.id for stream, _ in ran.failed}
         if not ran.well:
             self._suspect(service, len(ids), ran.failed[0][1])

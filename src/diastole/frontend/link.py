@@ -113,7 +113,8 @@ class Wired:
     def write(self, body: bytes) -> None:
         """Send a frame."""
         assert self._out is not None  # nothing is sent before start()
-        self._out.write(len(body).to_bytes(wire.FRAME_BYTES, "little") + body)
+        if not self._out.is_closing():  # else it is lost, and who reads tells so in a moment
+            self._out.write(len(body).to_bytes(wire.FRAME_BYTES, "little") + body)
 
     def hang_up(self) -> None:
         """Speak no more."""
