@@ -20,6 +20,7 @@ class Params:
     size: int = 4  # of it
     rate: float = 0.5
     on: bool = False
+    long_knob: int = 0
 def TECHNIQUE(p, facts):
     return {{{slots}}}
 '''
@@ -67,6 +68,7 @@ def test_slots_are_filled_by_name_with_checked_knobs(fakes: Path) -> None:
 def test_fingerprints_follow_techniques_and_knobs(fakes: Path) -> None:
     prints = {build(*s).fingerprint for s in ([], ["one-fake"], ["one-fake:size=5"], ["two-fake"])}
     assert len(prints) == 4
+    assert build("one-fake:long-knob=5").select.long_knob == build("one-fake:long_knob=5").select.long_knob == 5
     assert build("one-fake:size=5,rate=1").fingerprint == build("one_fake:rate=1,size=5").fingerprint
 
 

@@ -48,9 +48,10 @@ class Spec(NamedTuple):
         args: dict[str, str] = {}
         for part in rest.split(",") if rest else []:
             key, equals, value = part.partition("=")
+            key = key.strip().replace("-", "_")
             if not equals or not key or key in args:
                 raise UserError(f"--use {text!r}: {part!r} is not knob=value, or twice", param="use")
-            args[key.strip()] = value.strip()
+            args[key] = value.strip()
         if not name.replace("-", "").replace("_", "").isalnum():
             raise UserError(f"--use {text!r}: write name or name:knob=value,knob=value", param="use")
         return cls(name.replace("_", "-"), args)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from diastole import LLM, SamplingParams
 from diastole.assets import resolve
-from diastole.cluster.afd import Apart, parted
-from diastole.cluster.rings import STOP, Gone, Ring, Shape, rounded
+from diastole.cluster.afd import Apart, ffn_apart, halves, parted
+from diastole.cluster.rings import STOP, Gone, Ring, Shape, Split, rounded
+from diastole.config import Config, ServiceConfig
 from diastole.types import Batch, UserError
 from models.common import embedded
 
@@ -147,6 +148,51 @@ def test_texts_are_those_of_one_process(llm: LLM, micro_batches: int) -> None:
         assert apart.stages.steps >= 12
         assert apart.ffn_seconds > 0
     assert apart._child.poll() == 0
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize("use", ["hidden-transfer", "tidaldecode:budget=32,dense-below=32", "zipcache"])
+def test_techniques_say_what_they_say_in_one_process(use: str) -> None:
+    """One sends drafts another way through the model, one selects within the layers, one packs what is written."""
+    embedded()
+    config = Config(service={"": ServiceConfig(context=1024, max_streams=8, prefix_cache=False, use=(use,))})
+    with LLM.of(config) as llm:
+        want = texts(llm)
+        with ffn_apart(llm.engine.services, config, Split(), sorted(os.sched_getaffinity(0))):
+            assert texts(llm) == want
+            apart: Any = llm.engine.services[0].model
+            assert apart.ffn_seconds > 0
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_vectors_are_those_of_one_process(llm: LLM) -> None:
+    service = llm.engine.services[0]
+    whole: Any = service.model
+    want = llm.embed(PROMPTS)
+    with Apart(whole, str(resolve("smollm2-135m"))) as apart:
+        service.model = apart
+        try:
+            np.testing.assert_array_equal(llm.embed(PROMPTS), want)
+        finally:
+            service.model = whole
+
+
+def test_cores_are_shared_out() -> None:
+    assert halves([3]) == ([3], [3])
+    assert halves([0, 1]) == ([0], [1])
+    assert halves([0, 1, 2]) == ([0], [1, 2])
+
+
+def test_what_has_no_layers_is_refused() -> None:
+    class Service:
+        name, model = "ears", object()
+
+    services: Any = [Service()]
+    with pytest.raises(UserError, match="ears has no layers") as refused, ffn_apart(services, Config(), Split(), [0]):
+        pass
+    assert refused.value.param == "ffn_apart"
 
 
 @pytest.mark.model

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class ToyWorker(Worker):
         self.dead = False
         self.done = threading.Event()
 
-    def _build(self, send: Callable[[wire.Reply], None]) -> EngineHost:
+    def _build(self, send: Callable[[wire.Reply], None], stack: ExitStack) -> EngineHost:
         self.engine = Engine(self.services(), RealClock(), LeastSlack())
         step = self.engine.step
 

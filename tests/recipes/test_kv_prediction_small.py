@@ -26,7 +26,7 @@ def plan(recipe: Any, **changed: Any) -> Any:
     base = replace(recipe.BASE, vocab=300, layers=4, hidden=64, inner=64, heads=2, kv_heads=1, context=256)
     small = replace(base, layers=2, hidden=32, inner=32, heads=1)
     return recipe.Plan(
-        **{"steps": 4, "told": 3, "tokens": 128, "base": base, "small": small, "kept": (0, 2), **changed}
+        **{"strings": 2, "steps": 4, "told": 3, "tokens": 128, "base": base, "small": small, "kept": (0, 2), **changed}
     )
 
 
@@ -123,9 +123,37 @@ def test_what_is_trained_is_what_is_served(recipe: Any, torch: Any, tmp_path: Pa
 
 def test_batches_hold_texts_and_copying_in_turn(recipe: Any) -> None:
     taught = {"code": np.full(2000, 7, np.int32), "documentation": np.full(2000, 9, np.int32)}
-    rows = recipe.batch(0, plan(recipe, tokens=512 * 3), taught)
+    rows, since = recipe.passages(0, plan(recipe, tokens=512 * 3), taught)
+    assert since == 0
     assert rows.shape == (3, 513)
     assert (rows[0] == 7).all()
     assert (rows[1] == 9).all()
     assert any((rows[2][:-n] == rows[2][n:]).all() for n in range(8, 256))
     assert len(set(rows[2].tolist())) > 5
+
+
+def test_what_counts_of_strings_has_come_before(recipe: Any) -> None:
+    rows, since = recipe.strings(2, plan(recipe, tokens=64 * 40), {})
+    assert rows.shape == (40, 65)
+    assert all(token in row[: since + 1] for row in rows for token in row[since + 1 :])
+    assert len({len(set(row.tolist())) for row in rows}) > 5  # they come again after more or fewer
+
+
+def test_a_loss_from_the_middle_on_is_of_what_follows_there(recipe: Any, torch: Any) -> None:
+    torch.manual_seed(0)
+    model, ids = recipe.Llama(plan(recipe).base), torch.randint(0, 300, (3, 21))
+    logits = model.logits(model(ids[:, :-1]))[:, 8:].flatten(0, 1)
+    z = recipe.Z_LOSS * torch.logsumexp(logits, -1).square().mean()
+    want = torch.nn.functional.cross_entropy(logits, ids[:, 9:].flatten()) + z
+    torch.testing.assert_close(recipe.own_loss(model, ids, 8), want)
+
+
+def test_a_model_that_has_grown_says_what_it_said(recipe: Any, torch: Any) -> None:
+    torch.manual_seed(0)
+    shape, ids = plan(recipe).base, torch.randint(0, 300, (2, 17))
+    few = recipe.Llama(replace(shape, layers=2))
+    more = recipe.grown(few, shape)
+    torch.testing.assert_close(more(ids), few(ids))
+    assert torch.equal(more.layers[2].self_attn.q_proj.weight, few.layers[1].self_attn.q_proj.weight)
+    recipe.own_loss(more, ids).backward()
+    assert more.layers[1].mlp.down_proj.weight.grad.abs().max() > 0  # and learns with all that it has

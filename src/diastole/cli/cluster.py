@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,6 +44,15 @@ def up(
     link_gbit: Annotated[
         float, typer.Option(min=0.0, help="slow states down to a network of so many Gbit/s; 0: do not")
     ] = 0.0,
+    ffn_apart: Annotated[
+        bool, typer.Option("--ffn-apart", help="each engine keeps attention, and has its FFNs in a process beside it")
+    ] = False,
+    micro_batches: Annotated[
+        int, typer.Option(min=1, max=16, help="of streams, that go between the two in turn, with --ffn-apart")
+    ] = 3,
+    transfer: Annotated[
+        Literal["f32", "bf16"], typer.Option(help="what goes between them; bf16: half of the bytes, other texts")
+    ] = "f32",
     replan: Annotated[
         float,
         typer.Option(
@@ -72,10 +81,12 @@ def up(
         config = replace(config, engine=replace(config.engine, threads=len(shares[0])))
 
     def connect(config: Config) -> Cluster:
+        from diastole.cluster.rings import Split
         from diastole.cluster.router import Cluster
 
         placer, replanning = _placer(ray, address, cpus), _replanning(config, replan)
-        return Cluster(config, roles, placer, shares, link_gbit * GIGABIT, replanning)
+        ffn = Split(micro_batches, transfer) if ffn_apart else None
+        return Cluster(config, roles, placer, shares, link_gbit * GIGABIT, replanning, ffn)
 
     if config.server.log_format == "text":
         print(f"starting {len(roles)} engines ...", file=sys.stderr, flush=True)

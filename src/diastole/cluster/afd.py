@@ -7,7 +7,8 @@ stream. A batch is cut into micro-batches by streams: while one is at the other 
     attention   mix 0/a  mix 0/b  mix 0/c  mix 1/a  mix 1/b ...
     FFN                  ffn 0/a  ffn 0/b  ffn 0/c  ffn 1/a ...
 
-States travel as float32, and a step has the bits of one process; or as bfloat16, for half of the bytes.
+States travel as float32, and a step has the bits of one process; or as bfloat16, for half of the bytes. What goes
+another way through the model runs on the attention side alone, which has all weights: both map the same file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,14 +30,20 @@ import msgspec
 import numpy as np
 
 from diastole import registry
+from diastole.assets import resolve
 from diastole.assets.models import open_model
-from diastole.cluster.rings import STOP, Gone, Ring, Shape, Transfer
+from diastole.cluster.rings import STOP, Gone, Ring, Shape, Split, Transfer
+from diastole.config import Config
+from diastole.engine.service import Service
+from diastole.frontend.assembly import packs
 from diastole.kernels.table import load
 from diastole.nn.arena import Arena
 from diastole.nn.decoder import Decoder
 from diastole.nn.inside import NOBODY
 from diastole.nn.linear import Loader, WeightFormat
 from diastole.types import Array, Batch, UserError
+
+DRAFTED = 32  # rows of a stream in one step, at most, beside those of prompts
 
 
 class Start(msgspec.Struct):
@@ -147,18 +155,19 @@ class Apart:
 
         Raises:
             Gone: the other side has ended: no step can be run any more.
-            ValueError: the batch goes another way through the model, hidden states are read, or it has too many rows.
+            ValueError: the batch has too many rows.
         """
-        if b.relay is not None or b.tap is not None:
-            raise ValueError("what goes another way through the model, or reads hidden states, cannot be run apart")
+        if b.relay is not None:
+            return self.decoder.forward(b, state)
         began = time.perf_counter()
-        parts = parted(b, self.most)
+        kv, inside = state["kv"], state.get("inside", NOBODY)
+        # What acts within the layers may remember its batch from one layer to the next.
+        parts = parted(b, self.most if inside.idle else 1)
         x = self.decoder.embedded(b.inputs, self._arena.get("x", len(b.inputs), self.decoder.width))
         ends = np.cumsum([len(p.inputs) for p in parts]).tolist()
         if max(len(p.inputs) for p in parts) > self.ring.shape.rows:
             raise ValueError(f"a step of {len(b.inputs)} rows is larger than rows = {self.ring.shape.rows} allows")
         views = [x[end - len(p.inputs) : end] for p, end in zip(parts, ends, strict=True)]
-        kv, inside = state["kv"], state.get("inside", NOBODY)
         layers = len(self.decoder.blocks)
         for layer in range(layers):
             for part, view in zip(parts, views, strict=True):
@@ -171,6 +180,8 @@ class Apart:
                 self._sent += 1
         for nth, view in enumerate(views):
             self._back(view, self._sent - len(parts) + nth)
+        if b.tap is not None:
+            self.decoder.norm(x[b.tap.rows], b.tap.hidden)
         out = self.decoder.logits(x[b.want])
         self.stages.whole += time.perf_counter() - began
         self.stages.steps += 1
@@ -217,6 +228,46 @@ def _some(b: Batch, first: int, last: int) -> Batch:
     )
 
 
+@contextmanager
+def ffn_apart(services: Sequence[Service], config: Config, split: Split, cpus: Sequence[int]) -> Iterator[None]:
+    """Each of these services, which a configuration made, runs its FFNs in a process of its own.
+
+    Args:
+        cpus: for these processes.
+
+    Raises:
+        UserError: a service has no layers that could be cut in two, or a process does not come up.
+    """
+    with ExitStack() as stack:
+        for service, wanted in zip(services, config.service.values(), strict=True):
+            model: Any = service.model
+            if not hasattr(model, "open_forward"):
+                message = f"{service.name} has no layers of attention and FFN that could stand apart"
+                raise UserError(message, param="ffn_apart")
+            weights: Any = wanted.weights
+            apart = Apart(
+                model,
+                str(resolve(wanted.model)),
+                split.micro_batches,
+                split.transfer,
+                wanted.step_tokens + DRAFTED * wanted.max_streams,
+                weights,
+                wanted.kernels,
+                len(cpus),
+                cpus,
+            )
+            service.model = stack.enter_context(apart)
+        yield
+
+
+def halves(cores: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Cores for the attention side and for the FFN side, which has the one that is over; a single one they share."""
+    if len(cores) == 1:
+        return [*cores], [*cores]
+    half = len(cores) // 2
+    return [*cores[:half]], [*cores[half:]]
+
+
 # ---- the FFN side
 
 
@@ -247,9 +298,10 @@ def main(memory: int, hear: int, tell: int) -> None:
 def _loaded(start: Start) -> Decoder:
     checkpoint = open_model(Path(start.model))
     ops = load(start.threads, start.kernels)
-    loader = Loader(ops, checkpoint, start.weights)  # type: ignore[arg-type]
+    weights: Any = start.weights
     architecture = registry.model(str(checkpoint.config.get("model_type")))
-    model: Decoder = architecture.build(loader, checkpoint.config, 0)
+    with packs(checkpoint, weights, ops) as kept:
+        model: Decoder = architecture.build(Loader(ops, checkpoint, weights, kept), checkpoint.config, 0)
     checkpoint.close()
     return model
 

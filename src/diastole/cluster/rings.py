@@ -28,6 +28,13 @@ class Gone(ConnectionError):
     """The other side has ended."""
 
 
+class Split(msgspec.Struct):
+    """That the services of an engine have their FFNs apart, and how."""
+
+    micro_batches: int = 3
+    transfer: Transfer = "f32"
+
+
 class Shape(msgspec.Struct):
     """What both sides agree on."""
 

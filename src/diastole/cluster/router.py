@@ -26,6 +26,7 @@ from diastole.cluster.journal import Journal, Wish
 from diastole.cluster.members import Member, Role
 from diastole.cluster.merging import merged
 from diastole.cluster.placing import Placer
+from diastole.cluster.rings import Split
 from diastole.cluster.staying import Staying
 from diastole.cluster.watching import Watching
 from diastole.cluster.worker import Start
@@ -48,6 +49,7 @@ class Cluster:
         cpus: by member, the processors to run on; empty: as they come.
         rate: bytes per second at which states leave a member, to see what a slow network does; 0: as fast as they can.
         replanning: decides anew who reads prompts and who decodes; None: that stays as it is.
+        ffn: each member's FFNs have a process of their own; None: they do not.
 
     Raises:
         UserError: these roles make no cluster.
@@ -61,6 +63,7 @@ class Cluster:
         cpus: Sequence[list[int]] = (),
         rate: float = 0.0,
         replanning: Replanning | None = None,
+        ffn: Split | None = None,
     ) -> None:
         kinds = set(roles)
         if kinds not in ({"both"}, {"prefill", "decode"}):
@@ -75,7 +78,7 @@ class Cluster:
                 f"{role if replanning is None else 'engine'}-{i}",
                 role,
                 placer,
-                Start(toml, secret, cpus=cpus[i] if i < len(cpus) else [], rate=rate, moves=self.split),
+                Start(toml, secret, cpus=cpus[i] if i < len(cpus) else [], rate=rate, moves=self.split, ffn=ffn),
                 timeout,
                 self._heard,
                 self._changed,

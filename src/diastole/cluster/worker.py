@@ -15,6 +15,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ import msgspec
 from diastole.cluster import states
 from diastole.cluster.door import Address, answer, exactly
 from diastole.cluster.fetching import STATE, Fetcher
+from diastole.cluster.rings import Split
 from diastole.frontend import wire
 from diastole.frontend.worker import hear, run_process
 from diastole.types import UserError
@@ -49,6 +52,7 @@ class Start(msgspec.Struct):
     cpus: list[int] = []  # to run on; none: all that there are
     rate: float = 0.0  # bytes per second at which states leave; 0: as fast as they can
     moves: bool = False  # streams come or go
+    ffn: Split | None = None  # apart
 
 
 class Worker:
@@ -71,7 +75,7 @@ class Worker:
 
     def serve(self) -> None:
         """Load the engine and serve the router that calls, until it hangs up or says so."""
-        with self._door, self._router.get(timeout=PATIENCE) as link:
+        with self._door, self._router.get(timeout=PATIENCE) as link, ExitStack() as stack:
             encode, lock = msgspec.msgpack.Encoder().encode, threading.Lock()
 
             def send(reply: wire.Reply) -> None:
@@ -80,7 +84,7 @@ class Worker:
                     link.sendall(len(body).to_bytes(wire.FRAME_BYTES, "little") + body)
 
             try:
-                host = self._build(send)
+                host = self._build(send, stack)
             except UserError as e:
                 send(wire.Failed(e.message, e.param))
                 return
@@ -89,7 +93,8 @@ class Worker:
                 host.run()
                 host.engine.close()
 
-    def _build(self, send: Callable[[wire.Reply], None]) -> EngineHost:
+    def _build(self, send: Callable[[wire.Reply], None], stack: ExitStack) -> EngineHost:
+        from diastole.cluster.afd import ffn_apart, halves
         from diastole.config import from_toml
         from diastole.frontend import logs
         from diastole.frontend.assembly import build_engine, cost_folder, load_service, slos
@@ -97,7 +102,14 @@ class Worker:
 
         config = from_toml(self._start.toml)
         logs.start(config.server)
-        engine, cards, kernels = build_engine(config, cost_folder(config))
+        ffn, costs = self._start.ffn, cost_folder(config)
+        if ffn is not None:
+            near, far = halves(sorted(os.sched_getaffinity(0)))
+            os.sched_setaffinity(0, near)
+            config, costs = replace(config, engine=replace(config.engine, threads=len(near))), None
+        engine, cards, kernels = build_engine(config, costs)
+        if ffn is not None:
+            stack.enter_context(ffn_apart(engine.services, config, ffn, far))
         for service in engine.services if self._start.moves else ():
             portable(service)
         send(wire.Ready(cards, kernels))

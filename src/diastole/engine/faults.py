@@ -64,7 +64,7 @@ class Blame:
             Exception: the first of the errors, if the fault is the engine's.
         """
         for _, error in ran.failed:
-            if isinstance(error, MemoryError):  # of the machine: no request is to blame
+            if isinstance(error, MemoryError | ConnectionError):  # of the machine, or a part of the model is gone
                 raise error
         ids = {stream.req.id for stream, _ in ran.failed}
         if not ran.well:

@@ -166,8 +166,8 @@ def _build(
     fills = hasattr(architecture, "masked")
     eos = tokenizer_of(path).eos_ids
     weights = cast(WeightFormat, wanted.weights)
-    with _packs(checkpoint, weights, ops) as packs, LoadingBar(name) as bar:
-        load_from = Loader(ops, checkpoint, weights, packs, bar.tell)
+    with packs(checkpoint, weights, ops) as kept, LoadingBar(name) as bar:
+        load_from = Loader(ops, checkpoint, weights, kept, bar.tell)
         tokenizer, policy = partial(tokenizer_of, path), admission(config)
         peak, swap = config.engine.admission_room == "peak", int(config.engine.swap)
         if fills:
@@ -260,15 +260,15 @@ def _hash(text: str) -> str:
 
 
 @contextmanager
-def _packs(checkpoint: Checkpoint, weights: WeightFormat, ops: Ops) -> Iterator[Packs]:
+def packs(checkpoint: Checkpoint, weights: WeightFormat, ops: Ops) -> Iterator[Packs]:
     """Where this checkpoint's matrices are kept between starts, in this format."""
     if not ops.layout:
         yield NoPacks()
         return
     key = _hash(f"{checkpoint.fingerprint}/{weights}/{ops.layout}")
     path = cache.root() / "packed" / f"{checkpoint.path.stem}-{weights}-{key}.pack"
-    with PackFile(path, ops, partial(warnings.warn, stacklevel=2)) as packs:
-        yield packs
+    with PackFile(path, ops, partial(warnings.warn, stacklevel=2)) as found:
+        yield found
 
 
 def priorities(config: Config) -> bool:

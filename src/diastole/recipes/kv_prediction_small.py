@@ -9,7 +9,13 @@ with the true ones from the base's own reading. An auxiliary is a smaller model 
 which learn on ("lp"); baselines are the same auxiliaries by themselves, and predictors without one part of the loss.
 
 Text: source and documentation of Python on this machine, and copying, so that prompts matter: random tokens that come
-again after up to half a passage. The end of each text is kept apart. Ours: sizes, steps, copying.
+again after up to half a passage. The end of each text is kept apart.
+
+Eight layers that begin with passages that long do not find where a token stood before in any time there is here. So two
+layers learn it, from strings of 64 tokens whose second half is all that counts; they become a model's first and the one
+in its middle, and those that are put between and after them add nothing at first. The middle is also where it can be
+foretold: an auxiliary's first layer, whose keys are the base's first layers', has seen no other token.
+Ours: sizes, steps, copying, strings.
 """
 
 from __future__ import annotations
@@ -32,13 +38,14 @@ from diastole.recipes.keeping import Kept
 from diastole.recipes.llama import Llama, LlamaShape
 from diastole.types import Array
 
-CONTEXT, PASSAGE = 2304, 512  # tokens: served; of a passage
-BASE = LlamaShape(2048, layers=8, hidden=128, inner=256, heads=4, kv_heads=2, context=CONTEXT)
+CONTEXT, PASSAGE, STRING = 2304, 512, 64  # tokens: served; of a passage; of a string
+BASE = LlamaShape(2048, layers=8, hidden=128, inner=256, heads=2, kv_heads=1, context=CONTEXT)
 SMALL = replace(BASE, layers=4, hidden=64, inner=128, heads=2, kv_heads=1)
 KEPT_LAYERS = (0, 4)  # of the base, a quarter
 COPYING = "copying"
 Z_LOSS = 1e-4
 _RATE, _WARM, _LOWEST = 2e-3, 0.05, 0.1
+_STRINGS_RATE = 3e-3  # stays, once it is reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,9 @@ STUDENTS: Mapping[str, tuple[str, Loss]] = {  # name: auxiliary, loss
 class Plan:
     """What decides the outcome."""
 
-    steps: int = 400  # of the base and of the small model, of ``tokens`` each
-    told: int = 120  # of each auxiliary and predictor after that
+    strings: int = 500  # steps of two layers of the base and of the small model, of ``tokens`` each
+    steps: int = 600  # of base and small model, from passages
+    told: int = 160  # of each auxiliary and predictor after that
     tokens: int = 4096
     seed: int = 0
     base: LlamaShape = BASE
@@ -207,21 +215,26 @@ def train(plan: Plan, out: Path, tell: Callable[[str, int, float], None], save_e
     seconds = 0.0
 
     def run(
-        name: str, made: Callable[[], nn.Module], loss: Callable[[Any, Tensor], Tensor], steps: int, at: int
+        name: str,
+        made: Callable[[], nn.Module],
+        loss: Callable[[Any, Tensor, int], Tensor],
+        steps: int,
+        of: Stage,
+        at: int = 0,
     ) -> Any:
         nonlocal seconds
         torch.manual_seed(plan.seed)
         module = made()
-        optimizer = torch.optim.AdamW(module.parameters(), _RATE, betas=(0.9, 0.95), weight_decay=0.1)
+        optimizer = torch.optim.AdamW(module.parameters(), of.rate, betas=(0.9, of.beta), weight_decay=of.decay)
         kept = Kept(out / f"{name.replace(' ', '-')}.state", module, optimizer, _json(plan))
         step, took = kept.resume()
         began = time.monotonic()
         while step < steps:
-            ids = torch.from_numpy(batch(at + step, plan, taught))
+            ids, since = of.batch(at + step, plan, taught)
             with torch.autocast("cpu", torch.bfloat16):
-                value = loss(module, ids)
+                value = loss(module, torch.from_numpy(ids), since)
             for group in optimizer.param_groups:
-                group["lr"] = _RATE * pace((step + 1) / steps)
+                group["lr"] = of.rate * of.pace((step + 1) / steps)
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -233,17 +246,25 @@ def train(plan: Plan, out: Path, tell: Callable[[str, int, float], None], save_e
         seconds += took + time.monotonic() - began
         return module.requires_grad_(False)
 
-    base = run("base", lambda: Llama(plan.base), own_loss, plan.steps, 0)
+    def own(name: str, shape: LlamaShape) -> Llama:
+        few = run(f"{name}, strings", lambda: begun(replace(shape, layers=2)), own_loss, plan.strings, STRINGS)
+        found: Llama = run(name, lambda: grown(few, shape), own_loss, plan.steps, PASSAGES)
+        return found
+
+    base = own("base", plan.base)
     # The small model has learned as long as the base before it learns beside predictors; the pruned one begins as it.
-    small = run("c", lambda: Llama(plan.small), own_loss, plan.steps, 0)
-    begun = {"c": lambda: copied(small), "lp": lambda: pruned(base, plan.kept)}
-    alone = {name: run(f"{name} on", made, own_loss, plan.told, plan.steps) for name, made in begun.items()}
+    small = own("c", plan.small)
+    auxiliaries = {"c": lambda: copied(small), "lp": lambda: pruned(base, plan.kept)}
+    alone = {
+        name: run(f"{name} on", made, own_loss, plan.told, PASSAGES, plan.steps) for name, made in auxiliaries.items()
+    }
     students = {
         name: run(
             name,
-            lambda of=of: Predictor(begun[of](), plan.base),  # type: ignore[misc]
-            lambda student, ids, parts=parts: predicted(student, base, ids, parts),  # type: ignore[misc]
+            lambda of=of: Predictor(auxiliaries[of](), plan.base),  # type: ignore[misc]
+            lambda student, ids, _, parts=parts: predicted(student, base, ids, parts),  # type: ignore[misc]
             plan.told,
+            PASSAGES,
             plan.steps,
         )
         for name, (of, parts) in STUDENTS.items()
@@ -251,9 +272,29 @@ def train(plan: Plan, out: Path, tell: Callable[[str, int, float], None], save_e
     return Trained(base, alone, students, apart, seconds)
 
 
-def own_loss(model: Llama, ids: Tensor) -> Tensor:
-    """Of a model by itself; ids (B, T + 1)."""
-    return said(model, model(ids[:, :-1]), ids)
+def own_loss(model: Llama, ids: Tensor, since: int = 0) -> Tensor:
+    """Of a model by itself, of what comes after so many tokens; ids (B, T + 1)."""
+    return said(model, model(ids[:, :-1])[:, since:], ids[:, since:])
+
+
+def begun(shape: LlamaShape) -> Llama:
+    """A model whose layers add nothing yet."""
+    found = Llama(shape)
+    for name, p in found.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.zeros_(p)
+    return found
+
+
+def grown(few: Llama, shape: LlamaShape) -> Llama:
+    """A model of more layers that says the same: two are its first and its middle one, the others add nothing yet."""
+    found, state = begun(shape), few.state_dict()
+    layers = {0: 0, 1: shape.layers // 2}
+    for key, value in state.items():
+        head, _, rest = key.removeprefix("layers.").partition(".")
+        name = f"layers.{layers[int(head)]}.{rest}" if key.startswith("layers.") else key
+        found.get_parameter(name).data.copy_(value)
+    return found
 
 
 def copied(model: Llama) -> Llama:
@@ -291,8 +332,8 @@ def data(plan: Plan, out: Path) -> tuple[dict[str, Array], dict[str, Array]]:
     return {n: x[: cuts[n]] for n, x in ids.items()}, {n: x[cuts[n] :] for n, x in ids.items()}
 
 
-def batch(step: int, plan: Plan, taught: Mapping[str, Array]) -> Array:
-    """What a step learns from: ids (B, n + 1) int64, of texts and copying in turn."""
+def passages(step: int, plan: Plan, taught: Mapping[str, Array]) -> tuple[Array, int]:
+    """What a step learns from: ids (B, n + 1) int64, texts and copying in turn, and after how many the loss begins."""
     rng, names = np.random.default_rng([plan.seed, step]), [*taught, COPYING]
     n, rows = min(PASSAGE, plan.tokens), []
     for i in range(plan.tokens // n):
@@ -302,9 +343,34 @@ def batch(step: int, plan: Plan, taught: Mapping[str, Array]) -> Array:
         else:
             at = int(rng.integers(0, len(taught[name]) - n))
             rows.append(taught[name][at : at + n + 1])
-    return np.stack(rows).astype(np.int64)
+    return np.stack(rows).astype(np.int64), 0
+
+
+def strings(step: int, plan: Plan, taught: Mapping[str, Array]) -> tuple[Array, int]:
+    """As ``passages``, of distinct tokens that come again after 4 to half a string; the loss begins when all have."""
+    rng = np.random.default_rng([plan.seed, step, STRING])
+    ids = np.empty((plan.tokens // STRING, STRING + 1), np.int64)
+    for row in ids:
+        period = int(rng.integers(4, STRING // 2 + 1))
+        row[:] = np.resize(rng.choice(plan.base.vocab, period, replace=False), STRING + 1)
+    return ids, STRING // 2 - 1
 
 
 def repeated(n: int, period: int, vocab: int, rng: np.random.Generator) -> Array:
     """n random tokens that come again after so many."""
     return np.resize(rng.integers(1, vocab, period), n)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is learned from, and how fast. AdamW's second moment and weight decay are the paper's for passages."""
+
+    batch: Callable[[int, Plan, Mapping[str, Array]], tuple[Array, int]]
+    rate: float
+    beta: float
+    decay: float
+    pace: Callable[[float], float]
+
+
+STRINGS = Stage(strings, _STRINGS_RATE, 0.98, 0.01, lambda done: min(1.0, done / (2 * _WARM)))
+PASSAGES = Stage(passages, _RATE, 0.95, 0.1, pace)

@@ -40,7 +40,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(Plan(), 24, 9)
-QUICK = Size(Plan(steps=2, told=1, tokens=512), 1, 3)
+QUICK = Size(Plan(strings=1, steps=2, told=1, tokens=512), 1, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,15 @@ def run(study: Study) -> None:
     with ExitStack() as stack:
         place = Path(stack.enter_context(TemporaryDirectory())) if study.quick else PLACE
         plan = size.plan
-        steps = 2 * plan.steps + (len(ALONE) + len(STUDENTS)) * plan.told
+        steps = 2 * (plan.strings + plan.steps) + (len(ALONE) + len(STUDENTS)) * plan.told
         with study.progress("small models learn", steps) as done:
             trained = recipe.train(plan, place, lambda name, step, loss: done())
         served = stack.enter_context(serve(trained, place))
         kept = ttft(study, served, size.rounds)
         found = judged(study, served, kept, size.texts)
-    study.note(f"small models: trained for {trained.seconds / 60:.1f} minutes in all, {plan.steps} + {plan.told} steps")
+    taught = " + ".join(map(str, (plan.strings, plan.steps, plan.told)))
+    study.note(f"small models: trained for {trained.seconds / 60:.1f} minutes in all, {taught} steps")
+    study.note("what the small models look back with lies in the first and the middle layer, where it was begun")
     if study.quick:
         study.note(f"{plan.steps} steps teach too little: what small models say is not judged")
     else:
