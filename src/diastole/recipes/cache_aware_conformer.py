@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from diastole.recipes import spoken
 from diastole.recipes.keeping import Kept
 from diastole.recipes.shipping import write_model
+from diastole.recipes.stepping import Steps, descend
 from diastole.recipes.transducer_loss import transducer_loss
 from diastole.types import Array
 
@@ -213,16 +213,12 @@ def train(
     net.mel_mean.copy_(torch.from_numpy(mean))
     net.mel_scale.copy_(torch.from_numpy(scale))
     optimizer = torch.optim.AdamW(net.parameters(), plan.rate, (0.9, 0.98), weight_decay=1e-3)
-    kept = None if out is None else Kept(out / "training", net, optimizer, json.loads(json.dumps(asdict(plan))))
-    step, before = (0, 0.0) if kept is None else kept.resume()
-    began = time.monotonic()
+    kept = None if out is None else Kept(out / "training", net, optimizer, asdict(plan))
+    steps = Steps(plan.steps, kept, 100)
     rights = plan.rights or plan.sizes.rights
     losses: list[tuple[float, float]] = []
-    while step < plan.steps:
+    for step in steps:
         rng = np.random.default_rng((plan.seed, step))
-        for group in optimizer.param_groups:
-            warm = min(1.0, (step + 1) / 200)
-            group["lr"] = plan.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
         if step < plan.early * plan.steps:
             # Which symbol is said when is known of strung words, about: so the encoder learns to hear before it has to
             # find out by itself where things are.
@@ -232,18 +228,13 @@ def train(
         else:
             fresh = step < (plan.early + 0.05) * plan.steps
             loss, ctc = _loss(net, corpus.batch(rng, plan.batch), int(rng.choice(rights)), plan.ctc, rng, fresh)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
+        warm, falls = min(1.0, (step + 1) / 200), 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+        descend(optimizer, loss, plan.rate * warm * falls)
         losses = [*losses[-49:], (float(loss.detach()), float(ctc.detach()))]
-        step += 1
-        tell(Progress(step, *(float(v) for v in np.mean(losses, 0))))
-        if kept is not None and step % 100 == 0:
-            kept.keep(step, before + time.monotonic() - began)
+        tell(Progress(step + 1, *(float(v) for v in np.mean(losses, 0))))
     figures: dict[str, Any] = {
         "parameters": sum(p.numel() for p in net.parameters()),
-        "seconds": round(before + time.monotonic() - began),
+        "seconds": round(steps.seconds),
         "loss": round(float(np.mean(losses, 0)[0]), 4) if losses else None,
     }
     if out is not None and kept is not None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from diastole.recipes import brainwaves
 from diastole.recipes.shipping import write_model
+from diastole.recipes.stepping import descend
 from diastole.types import Array
 
 WIDTH, HEADS, DEPTH = 40, 10, 2
@@ -151,15 +152,11 @@ def fit(net: nn.Module, x: Array, y: Array, plan: Plan, tell: Callable[[int], No
     inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
     net.train()
     for epoch in range(plan.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * epoch / plan.epochs)))
+        rate = plan.rate * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * epoch / plan.epochs)))
         for part in torch.randperm(len(x)).split(plan.batch):
             if len(part) < 2:  # a batch norm needs two
                 continue
-            loss = F.cross_entropy(net(inputs[part]), labels[part])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            descend(optimizer, F.cross_entropy(net(inputs[part]), labels[part]), rate, longest=None)
         tell(epoch + 1)
     return net.eval()
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from diastole.bench.rig import Rig
 from diastole.heads.glide import quantized
 from diastole.recipes.own_text import Texts
+from diastole.recipes.stepping import descend
 from diastole.recipes.target import Target
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch, UserError
@@ -107,12 +108,7 @@ def train(
         loss = torch.stack(
             [F.kl_div(x.float().log_softmax(-1), truth, reduction="batchmean", log_target=True) for x in said]
         ).mean()
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * _pace(step / plan.steps)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(adapters.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, loss, plan.rate * _pace(step / plan.steps))
         first = truth.argmax(-1)
         shares.append(tuple((x.argmax(-1) == first).float().mean().item() for x in said))
         losses.append(loss.item())

@@ -12,7 +12,6 @@ heads as of Medusa-1 (Cai et al., 2024, arXiv 2401.10774): h + SiLU(W h + b) of 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from diastole.nn.norm import RMSNorm
 from diastole.recipes.keeping import Pickled
 from diastole.recipes.longspec import VOCAB, frequent
 from diastole.recipes.own_text import Texts
+from diastole.recipes.stepping import Steps
 from diastole.recipes.target import Target
 from diastole.state.pages import PAGE
 from diastole.types import Array, Batch, UserError
@@ -262,20 +262,15 @@ def train(
     optimizer = torch.optim.AdamW([p for p in learned.parameters() if p.requires_grad], plan.rate, weight_decay=0.0)
     about = {"plan": {**asdict(plan), "layers": [*plan.layers]}, "tokens": len(texts.ids), "of": texts.fingerprint}
     file = None if kept is None else Pickled(kept, learned, optimizer, about)
-    step, seconds = (0, 0.0) if file is None else file.resume()
-    if not step:
+    steps = Steps(plan.steps, file, save_every)
+    if not steps.first:
         _take_scales(students, [reader.passage(*_chosen(lessons, plan.seed, i)) for i in range(_SCALED)], above)
-    while step < plan.steps:
-        began = time.monotonic()
-        done = _step(students, optimizer, reader.passage(*_chosen(lessons, plan.seed, step)), above, step, plan)
-        step, seconds = step + 1, seconds + time.monotonic() - began
-        if file is not None and (step % save_every == 0 or step == plan.steps):
-            file.keep(step, seconds)
-        tell(done)
+    for step in steps:
+        tell(_step(students, optimizer, reader.passage(*_chosen(lessons, plan.seed, step)), above, step, plan))
     exams = [reader.passage(*_chosen([lesson], plan.seed, i)) for i, lesson in enumerate(held)]
     figures = {
         "steps": plan.steps,
-        "seconds": round(seconds, 1),
+        "seconds": round(steps.seconds, 1),
         "parameters": students[0].weight.numel(),
         "right": {student.name: shares(student, exams, above) for student in students},
     }

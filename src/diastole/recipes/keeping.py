@@ -22,7 +22,7 @@ class Kept:
 
     Args:
         place: not named .safetensors: it is no part of a model.
-        plan: what decides the outcome, as JSON has it; a file by another is refused. None: others see to that.
+        plan: what decides the outcome, of what JSON has; a file by another is refused. None: others see to that.
     """
 
     place: Path
@@ -43,12 +43,17 @@ class Kept:
         except Exception as e:  # whatever a torn file does to the reader
             said = f"{self.place} cannot be read as a training under way: remove it ({e!s:.80})"
             raise UserError(said, param="out") from None
-        if plan != self.plan:
+        if plan != self._known:
             said = f"{self.place} is of a training by another plan: give another place or remove it"
             raise UserError(said, param="out")
         self.model.load_state_dict(learned)
         self.optimizer.load_state_dict(remembered)
         return step, seconds
+
+    @property
+    def _known(self) -> Any:
+        """The plan as it comes back from a file."""
+        return None if self.plan is None else json.loads(json.dumps(self.plan))
 
     def keep(self, step: int, seconds: float) -> None:
         """Replace what is kept."""
@@ -84,7 +89,7 @@ class Pickled(Kept):
 
     def _write(self, part: Path, step: int, seconds: float) -> None:
         state = {"learned": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({"about": self.plan, "step": step, "seconds": seconds, **state}, part)
+        torch.save({"about": self._known, "step": step, "seconds": seconds, **state}, part)
 
 
 def whole(place: Path, write: Callable[[Path], object]) -> None:

@@ -20,7 +20,6 @@ Ours: sizes, steps, copying, strings.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import cos, pi
@@ -36,6 +35,7 @@ from diastole.heads.kv_maps import packed
 from diastole.recipes import layerskip
 from diastole.recipes.keeping import Kept
 from diastole.recipes.llama import Llama, LlamaShape
+from diastole.recipes.stepping import Steps, descend
 from diastole.types import Array
 
 CONTEXT, PASSAGE, STRING = 2304, 512, 64  # tokens: served; of a passage; of a string
@@ -226,24 +226,15 @@ def train(plan: Plan, out: Path, tell: Callable[[str, int, float], None], save_e
         torch.manual_seed(plan.seed)
         module = made()
         optimizer = torch.optim.AdamW(module.parameters(), of.rate, betas=(0.9, of.beta), weight_decay=of.decay)
-        kept = Kept(out / f"{name.replace(' ', '-')}.state", module, optimizer, _json(plan))
-        step, took = kept.resume()
-        began = time.monotonic()
-        while step < steps:
+        kept = Kept(out / f"{name.replace(' ', '-')}.state", module, optimizer, asdict(plan))
+        under_way = Steps(steps, kept, save_every)
+        for step in under_way:
             ids, since = of.batch(at + step, plan, taught)
             with torch.autocast("cpu", torch.bfloat16):
                 value = loss(module, torch.from_numpy(ids), since)
-            for group in optimizer.param_groups:
-                group["lr"] = of.rate * of.pace((step + 1) / steps)
-            optimizer.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            if step % save_every == 0 or step == steps:
-                kept.keep(step, took + time.monotonic() - began)
-            tell(name, step, value.item())
-        seconds += took + time.monotonic() - began
+            descend(optimizer, value, of.rate * of.pace((step + 1) / steps))
+            tell(name, step + 1, value.item())
+        seconds += under_way.seconds
         return module.requires_grad_(False)
 
     def own(name: str, shape: LlamaShape) -> Llama:
@@ -309,10 +300,6 @@ def pace(done: float) -> float:
     if done < _WARM:
         return done / _WARM
     return _LOWEST + (1 - _LOWEST) / 2 * (1 + cos(pi * (done - _WARM) / (1 - _WARM)))
-
-
-def _json(plan: Plan) -> dict[str, Any]:
-    return {**asdict(plan), "kept": [*plan.kept]}
 
 
 # ---- data

@@ -12,7 +12,6 @@ text. Nothing is fetched. The end of each text is kept apart and judged at the e
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from math import exp, log
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 from diastole.bench.longtext import DOMAINS
 from diastole.recipes.keeping import Kept
 from diastole.recipes.llama import Llama, LlamaShape
+from diastole.recipes.stepping import Steps, descend
 from diastole.types import Array
 
 VOCAB, CONTEXT = 2048, 1024
@@ -84,19 +84,12 @@ def train(plan: Plan, out: Path, tell: Callable[[Progress], None], save_every: i
     torch.manual_seed(plan.seed)
     model = Llama(plan.shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, 0.98), weight_decay=_DECAY)
-    kept = Kept(out / "training.state", model, optimizer, asdict(plan))
-    step, seconds = kept.resume()
-    taught, apart = data(plan, out, fresh=step == 0)
-    while step < plan.steps:
-        began = time.perf_counter()
-        done = _step(model, optimizer, step, plan, taught)
-        step += 1
-        seconds += time.perf_counter() - began
-        if step % save_every == 0 or step == plan.steps:
-            kept.keep(step, seconds)
-        tell(done)
+    steps = Steps(plan.steps, Kept(out / "training.state", model, optimizer, asdict(plan)), save_every)
+    taught, apart = data(plan, out, fresh=not steps.first)
+    for step in steps:
+        tell(_step(model, optimizer, step, plan, taught))
     figures = {
-        "seconds": seconds,
+        "seconds": steps.seconds,
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "agreement": {name: agreement(model, ids) for name, ids in apart.items()},
@@ -227,14 +220,9 @@ def _step(
     model: Llama, optimizer: torch.optim.Optimizer, step: int, plan: Plan, taught: Mapping[str, Array]
 ) -> Progress:
     rate = _RATE * min(1.0, (step + 1) / _WARM, 0.02 + 2 * (1 - (step + 1) / plan.steps))  # falls over the last half
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     found, share = losses(model, step, plan, batch(step, plan, taught)), weights(step, plan.shape.layers)
     loss = torch.stack([share[layer] * value for layer, value in found.items()]).sum()
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    descend(optimizer, loss, rate)
     early = [value.item() for layer, value in found.items() if layer < plan.shape.layers]
     last = found[plan.shape.layers].item()
     return Progress(step + 1, plan.steps, last, sum(early) / len(early) if early else last)

@@ -16,7 +16,6 @@ only.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch.nn import functional as F
 
 from diastole.recipes.keeping import Kept, whole
 from diastole.recipes.llama import Llama, LlamaShape
+from diastole.recipes.stepping import Steps, descend
 from diastole.recipes.unit_texts import END, PLACEHOLDER, texts, vocabulary
 from diastole.types import Array, UserError
 
@@ -305,22 +305,12 @@ def _fit(
     """Train the model in place from the step where its stage stands: seconds, over all of them."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATES[stage], betas=(0.9, 0.98), weight_decay=_DECAY)
     kept = Kept(out / stage / "training.state", model, optimizer)  # the plan is the corpus's
-    step, seconds = kept.resume()
-    while step < steps:
-        began = time.perf_counter()
-        for group in optimizer.param_groups:  # up over the first steps, down over the last half
-            group["lr"] = _RATES[stage] * min(1.0, (step + 1) / _WARM, 0.02 + 2 * (1 - (step + 1) / steps))
-        loss = loss_of(step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        seconds += time.perf_counter() - began
-        if step % save_every == 0 or step == steps:
-            kept.keep(step, seconds)
-        tell(step, loss.item())
-    return seconds
+    under_way = Steps(steps, kept, save_every)
+    for step in under_way:
+        loss, pace = loss_of(step), min(1.0, (step + 1) / _WARM, 0.02 + 2 * (1 - (step + 1) / steps))
+        descend(optimizer, loss, _RATES[stage] * pace)  # up over the first steps, down over the last half
+        tell(step + 1, loss.item())
+    return under_way.seconds
 
 
 def _marks(model: Llama, held: Array, out: Path) -> Array:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from diastole.bench.rig import Rig
 from diastole.heads.glide import quantized
 from diastole.recipes.own_text import Texts
+from diastole.recipes.stepping import descend
 from diastole.recipes.target import Target
 from diastole.types import Array
 
@@ -138,12 +139,7 @@ def train(
             with torch.no_grad():
                 want = F.softmax(F.linear(own, head).float(), -1)
         loss = F.cross_entropy(logits.float(), want)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * _pace(step / plan.steps)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(block.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, loss, plan.rate * _pace(step / plan.steps))
         shares.append((logits.argmax(-1) == want.argmax(-1)).float().mean().item())
         tell(Progress(step + 1, plan.steps, loss.item(), shares[-1]))
     figures = {

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 from diastole.recipes.keeping import Kept, whole
 from diastole.recipes.masked_tasks import SHORT, TASKS, Item
 from diastole.recipes.shipping import write_model
+from diastole.recipes.stepping import Steps, descend
 from diastole.types import Array
 
 MASK, END = "<|mask|>", "<|endoftext|>"
@@ -200,23 +200,16 @@ def train(
     torch.manual_seed(plan.seed)
     net = Net(plan.sizes)
     optimizer = torch.optim.AdamW(net.parameters(), plan.rate, (0.9, 0.98), weight_decay=0.01)
-    kept = None if out is None else Kept(out / "training", net, optimizer, json.loads(json.dumps(asdict(plan))))
-    step, before = (0, 0.0) if kept is None else kept.resume()
-    began, known = time.monotonic(), text()[0]
+    kept = None if out is None else Kept(out / "training", net, optimizer, asdict(plan))
+    steps, known = Steps(plan.steps, kept, 100), text()[0]
     latest: list[tuple[float, float]] = []
-    while step < plan.steps:
-        for group in optimizer.param_groups:
-            warm = min(1.0, (step + 1) / 100)
-            group["lr"] = plan.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
+    for step in steps:
         latest = [*latest[-99:], _step(net, optimizer, plan, step, known)]
-        step += 1
-        tell(Progress(step, *(float(v) for v in np.mean(latest, 0))))
-        if kept is not None and step % 100 == 0:
-            kept.keep(step, before + time.monotonic() - began)
+        tell(Progress(step + 1, *(float(v) for v in np.mean(latest, 0))))
     loss, right = np.mean(latest, 0) if latest else (0.0, 0.0)
     figures: dict[str, Any] = {
         "parameters": sum(p.numel() for p in net.parameters()),
-        "seconds": round(before + time.monotonic() - began),
+        "seconds": round(steps.seconds),
         "loss": round(float(loss), 4),
         "right": round(float(right), 4),
     }
@@ -240,10 +233,8 @@ def _step(net: Net, optimizer: torch.optim.Optimizer, plan: Plan, step: int, kno
         logits = net(ids.masked_fill(where, plan.mask))[where]
     weight = torch.where(far, BEHIND, 1.0)
     loss = (F.cross_entropy(logits.float(), ids[where], reduction="none") * weight).sum() / weight.sum()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-    optimizer.step()
+    warm, falls = min(1.0, (step + 1) / 100), 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+    descend(optimizer, loss, plan.rate * warm * falls)
     return float(loss.detach()), float((logits.argmax(1) == ids[where])[~far].float().mean())
 
 

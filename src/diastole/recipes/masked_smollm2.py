@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from diastole.recipes.llama import Llama, LlamaShape
 from diastole.recipes.lora import adapt, write_adapter
 from diastole.recipes.masked_tasks import IN_WORDS, SHORT
 from diastole.recipes.own_text import Texts
+from diastole.recipes.stepping import Steps, descend
 from diastole.text import Tokenizer
 from diastole.types import Array
 from diastole.weights import Checkpoint
@@ -147,23 +147,16 @@ def train(
     net = network(checkpoint)
     changes = adapt(net, MATRICES, plan.rank, SCALE)
     optimizer = torch.optim.AdamW(changes.parameters(), plan.rate, (0.9, 0.98), weight_decay=0.0)
-    kept = Kept(out / "training", changes, optimizer, json.loads(json.dumps(asdict(plan))))
-    step, before = kept.resume()
-    began = time.monotonic()
+    kept = Kept(out / "training", changes, optimizer, asdict(plan))
+    steps = Steps(plan.steps, kept)
     latest: list[tuple[float, float]] = []
-    while step < plan.steps:
-        for group in optimizer.param_groups:
-            falls = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
-            group["lr"] = plan.rate * min(1.0, (step + 1) / 30) * falls
-        latest = [*latest[-49:], _step(net, changes, optimizer, plan, data, step)]
-        step += 1
-        tell(Progress(step, *(float(v) for v in np.mean(latest, 0))))
-        if step % 50 == 0:
-            kept.keep(step, before + time.monotonic() - began)
+    for step in steps:
+        latest = [*latest[-49:], _step(net, optimizer, plan, data, step)]
+        tell(Progress(step + 1, *(float(v) for v in np.mean(latest, 0))))
     loss, right = np.mean(latest, 0) if latest else (0.0, 0.0)
     figures: dict[str, Any] = {
         "parameters": sum(p.numel() for p in changes.parameters()),
-        "seconds": round(before + time.monotonic() - began),
+        "seconds": round(steps.seconds),
         "loss": round(float(loss), 4),
         "right": round(float(right), 4),
     }
@@ -193,9 +186,7 @@ def masked_loss(net: Llama, ids: Tensor, hidden: Tensor, behind: Tensor) -> tupl
     return loss, float(right.float().mean()) if len(right) else 1.0
 
 
-def _step(
-    net: Llama, changes: torch.nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, data: Data, step: int
-) -> tuple[float, float]:
+def _step(net: Llama, optimizer: torch.optim.Optimizer, plan: Plan, data: Data, step: int) -> tuple[float, float]:
     ids, begins, ends = data.batch(step)
     rng = np.random.default_rng((plan.seed, step, 1))
     b, length = ids.shape
@@ -204,8 +195,6 @@ def _step(
     hidden = (rng.random((b, length)) < share[:, None]) & (place >= begins[:, None])
     behind = place >= ends[:, None]
     loss, right = masked_loss(net, *(torch.from_numpy(x) for x in (ids, hidden, behind)))
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(changes.parameters(), 1.0)
-    optimizer.step()
+    falls = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+    descend(optimizer, loss, plan.rate * min(1.0, (step + 1) / 30) * falls)
     return float(loss.detach()), right

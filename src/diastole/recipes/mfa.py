@@ -12,7 +12,6 @@ Data and tokenizer: the texts of ``layerskip``, in the same order for all kinds;
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from diastole.recipes.keeping import Kept
 from diastole.recipes.layerskip import APART, END, texts, tokenizer
 from diastole.recipes.llama import Llama, LlamaShape
+from diastole.recipes.stepping import Steps, descend
 from diastole.sim.step_costs import AttentionShape, Factored, Grouped
 from diastole.types import Array, UserError
 
@@ -189,24 +189,17 @@ def train(plan: Plan, out: Path, tell: Callable[[Progress], None], save_every: i
     torch.manual_seed(plan.seed)
     model = build(plan.shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, 0.98), weight_decay=_DECAY)
-    kept = Kept(out / "training.state", model, optimizer, asdict(plan))
-    step, seconds = kept.resume()
-    taught, apart = data(plan, out, fresh=step == 0)
-    while step < plan.steps:
-        began = time.perf_counter()
-        done = _step(model, optimizer, step, plan, taught)
-        step += 1
-        seconds += time.perf_counter() - began
-        if step % save_every == 0 or step == plan.steps:
-            kept.keep(step, seconds)
-        tell(done)
+    steps = Steps(plan.steps, Kept(out / "training.state", model, optimizer, asdict(plan)), save_every)
+    taught, apart = data(plan, out, fresh=not steps.first)
+    for step in steps:
+        tell(_step(model, optimizer, step, plan, taught))
     losses = {name: judged(model, ids) for name, ids in apart.items()}
     figures = {
         "loss": float(np.concatenate(list(losses.values())).mean()),
         "losses": {name: float(of.mean()) for name, of in losses.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "kept": plan.shape.attention.kv_values,
-        "seconds": seconds,
+        "seconds": steps.seconds,
         "threads": torch.get_num_threads(),
         **asdict(plan),
     }
@@ -244,16 +237,11 @@ def _step(
 ) -> Progress:
     done = (step + 1) / plan.steps
     rate = _RATE * min(1.0, done / _WARM, 0.02 + 2 * (1 - done))  # falls over the last half
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     x = torch.from_numpy(batch(step, plan, taught))
     with torch.autocast("cpu", torch.bfloat16):
         told = model.logits(model(x[:, :-1]))
     loss = F.cross_entropy(told.float().flatten(0, 1), x[:, 1:].flatten())
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    descend(optimizer, loss, rate)
     return Progress(step + 1, plan.steps, loss.item())
 
 

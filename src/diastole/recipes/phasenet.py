@@ -7,7 +7,6 @@ checkpoint that comes along had.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from diastole.recipes import quakes
 from diastole.recipes.keeping import Kept
 from diastole.recipes.shipping import write_model
+from diastole.recipes.stepping import Steps, descend
 
 WIDTH, STRIDE, DEPTH, ROOT = 7, 4, 5, 8
 
@@ -112,27 +112,19 @@ def train(plan: Plan, out: Path, tell: Callable[[Progress], None] = lambda p: No
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), plan.rate)
     kept = Kept(out / "training", net, optimizer, asdict(plan))
-    step, before = kept.resume()
-    began = time.monotonic()
+    steps = Steps(plan.steps, kept, 500)
     losses: list[float] = []
-    while step < plan.steps:
+    for step in steps:
         rng = np.random.default_rng((plan.seed, step))
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * step / plan.steps))
         x, y = (torch.from_numpy(a) for a in quakes.batch(rng, quiet, plan.batch))
         loss = -(y * F.log_softmax(net(x), 1)).sum(1).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        pace = min(1.0, (step + 1) / 100) * (0.5 + 0.5 * np.cos(np.pi * step / plan.steps))
+        descend(optimizer, loss, plan.rate * pace, longest=None)
         losses = [*losses[-99:], float(loss.detach())]
-        step += 1
-        tell(Progress(step, float(np.mean(losses))))
-        if step % 500 == 0:
-            kept.keep(step, before + time.monotonic() - began)
-    seconds = before + time.monotonic() - began
+        tell(Progress(step + 1, float(np.mean(losses))))
     figures = {
         "parameters": sum(p.numel() for p in net.parameters()),
-        "seconds": round(seconds),
+        "seconds": round(steps.seconds),
         "loss": round(float(np.mean(losses)), 5) if losses else None,
     }
     about = {

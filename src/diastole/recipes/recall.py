@@ -9,7 +9,6 @@ so these come first; then questions, over contexts that double in length.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 from diastole.bench.longcontext.recall import END, FIRST_KEY, START, UNKNOWN, WORDS, examples
 from diastole.recipes.keeping import Kept
 from diastole.recipes.llama import Llama, LlamaShape
+from diastole.recipes.stepping import Steps, descend
 from diastole.types import Array
 
 CONTEXT = 2048  # the longest that is trained
@@ -75,18 +75,11 @@ def train(plan: Plan, out: Path, tell: Callable[[Progress], None], save_every: i
     torch.manual_seed(plan.seed)
     model = Llama(plan.shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, 0.98), weight_decay=_DECAY)
-    kept = Kept(out / "training.state", model, optimizer, asdict(plan))
-    step, seconds = kept.resume()
-    while step < plan.steps:
-        began = time.perf_counter()
-        done = _step(model, optimizer, step, plan)
-        step += 1
-        seconds += time.perf_counter() - began
-        if step % save_every == 0 or step == plan.steps:
-            kept.keep(step, seconds)
-        tell(done)
+    steps = Steps(plan.steps, Kept(out / "training.state", model, optimizer, asdict(plan)), save_every)
+    for step in steps:
+        tell(_step(model, optimizer, step, plan))
     figures = {
-        "seconds": seconds,
+        "seconds": steps.seconds,
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "accuracy": {n: accuracy(model, n, plan.seed + 1) for n in (256, 512, 1024, 2048) if n <= plan.shape.context},
@@ -122,14 +115,9 @@ def repeats(n: int, count: int, rng: np.random.Generator) -> tuple[Array, Array]
 def _step(model: Llama, optimizer: torch.optim.Optimizer, step: int, plan: Plan) -> Progress:
     ids, places = batch(step, plan)
     rate = _RATE * min(1.0, (step + 1) / _WARM, 0.02 + 4 * (1 - (step + 1) / plan.steps))  # falls over the last quarter
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     told, right = _tell(model, ids, places)
     loss = F.cross_entropy(told.flatten(0, 1), right.flatten())
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    descend(optimizer, loss, rate)
     return Progress(step + 1, plan.steps, ids.shape[1], loss.item(), _share(told, right))
 
 

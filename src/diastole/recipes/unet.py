@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from diastole.recipes import pictures
 from diastole.recipes.keeping import Kept
 from diastole.recipes.shipping import write_model
+from diastole.recipes.stepping import Steps, descend
 
 TIMES = 1000
 NOBODY = 0.1  # of the labels are left out
@@ -230,16 +230,12 @@ def train(
     net, mean = both["net"], both["mean"].requires_grad_(False)
     mean.load_state_dict(net.state_dict())
     optimizer = torch.optim.AdamW(net.parameters(), plan.rate, weight_decay=1e-3)
-    kept = None if out is None else Kept(out / "training", both, optimizer, json.loads(json.dumps(asdict(plan))))
-    step, before = (0, 0.0) if kept is None else kept.resume()
-    began, data = time.monotonic(), pictures.fashion()[0]
+    kept = None if out is None else Kept(out / "training", both, optimizer, asdict(plan))
+    steps, data = Steps(plan.steps, kept, 100), pictures.fashion()[0]
     shares = torch.from_numpy(kept_shares()).float()
     losses: list[float] = []
-    while step < plan.steps:
+    for step in steps:
         rng = np.random.default_rng((plan.seed, step))
-        for group in optimizer.param_groups:
-            warm = min(1.0, (step + 1) / 200)
-            group["lr"] = plan.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
         which = rng.integers(0, len(data.x), plan.batch)
         x = torch.from_numpy(data.x[which])
         labels = np.where(rng.random(plan.batch) < NOBODY, len(pictures.LABELS), data.y[which])
@@ -248,22 +244,17 @@ def train(
         share = shares[t][:, None, None, None]
         found = net(share.sqrt() * x[:, None] + (1 - share).sqrt() * noise, t, torch.from_numpy(labels))
         loss = F.mse_loss(found, noise)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
+        warm, falls = min(1.0, (step + 1) / 200), 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+        descend(optimizer, loss, plan.rate * warm * falls)
         rate = min(plan.average, step / (step + 10))
         with torch.no_grad():
             for a, b in zip(mean.parameters(), net.parameters(), strict=True):
                 a.lerp_(b, 1 - rate)
         losses = [*losses[-199:], float(loss.detach())]
-        step += 1
-        tell(Progress(step, float(np.mean(losses))))
-        if kept is not None and step % 100 == 0:
-            kept.keep(step, before + time.monotonic() - began)
+        tell(Progress(step + 1, float(np.mean(losses))))
     figures: dict[str, Any] = {
         "parameters": sum(p.numel() for p in net.parameters()),
-        "seconds": round(before + time.monotonic() - began),
+        "seconds": round(steps.seconds),
         "loss": round(float(np.mean(losses)), 4) if losses else None,
     }
     if out is not None and kept is not None:
