@@ -76,6 +76,15 @@ def test_an_engine_that_dies_takes_its_ffn_side_along(cluster: Cluster, alone: l
     assert cluster.say(PROMPTS[0]) == alone[0]
 
 
+def test_who_interrupts_all_gets_what_runs_to_its_end(cluster: Cluster, alone: list[str]) -> None:
+    eventually(lambda: len(ffns(cluster)) == 1, "the engine is whole")
+    (side,) = ffns(cluster)
+    os.kill(side, signal.SIGINT)  # as a terminal does to all processes of a command
+    os.kill(side, signal.SIGTERM)
+    assert said(cluster, PROMPTS) == alone
+    assert ffns(cluster) == [side]
+
+
 def test_prompts_and_answers_apart_have_their_ffns_apart(alone: list[str]) -> None:
     both = Cluster("--prefill", "1", "--decode", "1", "--no-ray", "--ffn-apart", "--micro-batches", "2")
     assert len(ffns(both)) == 2

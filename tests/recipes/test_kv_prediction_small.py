@@ -157,3 +157,13 @@ def test_a_model_that_has_grown_says_what_it_said(recipe: Any, torch: Any) -> No
     assert torch.equal(more.layers[2].self_attn.q_proj.weight, few.layers[1].self_attn.q_proj.weight)
     recipe.own_loss(more, ids).backward()
     assert more.layers[1].mlp.down_proj.weight.grad.abs().max() > 0  # and learns with all that it has
+
+
+def test_what_linear_maps_could_tell(recipe: Any, torch: Any) -> None:
+    torch.manual_seed(0)
+    base, other = recipe.Llama(plan(recipe).base), recipe.Llama(plan(recipe).small)
+    ids = torch.randint(0, 300, (6, 60))
+    whole = recipe.explained(recipe.Predictor(recipe.pruned(base, range(4)), base.shape), base, ids)
+    assert whole == pytest.approx([1.0] * 4, abs=1e-3)
+    few = recipe.explained(recipe.Predictor(other, base.shape), base, ids)
+    assert all(share < 0.5 for share in few)

@@ -286,6 +286,7 @@ def test_texts_that_differ_are_counted_in_both_models(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(module, "LLM", Quiet)
     monkeypatch.setattr(module, "_uses", lambda *args: {module.LITERAL: "del"})
+    monkeypatch.setattr(module, "_work", lambda *args: {})
     monkeypatch.setattr(module.del_small, "run", lambda study: 2)
     both = {"chat": cell({PLAIN: 1.0, module.LITERAL: 2.0}, different=1)}
     monkeypatch.setattr(module, "_cells", lambda study, engines, *rest: both if module.LITERAL in engines else {})
@@ -296,3 +297,16 @@ def test_texts_that_differ_are_counted_in_both_models(monkeypatch: pytest.Monkey
     assert row.here == 2 + 2
     assert row.must == equal_to(0)
     assert not study.holds
+
+
+def test_missing_questions_are_told_before_anything_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **kwargs: Any) -> None:
+        raise UserError("the questions are not there", param="data")
+
+    def long(study: Any) -> int:
+        raise AssertionError("it measured first")
+
+    monkeypatch.setattr(module, "requests", missing)
+    monkeypatch.setattr(module.del_small, "run", long)
+    with pytest.raises(UserError, match="the questions are not there"):
+        module.run(Study())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -273,6 +274,8 @@ def halves(cores: Sequence[int]) -> tuple[list[int], list[int]]:
 
 def main(memory: int, hear: int, tell: int) -> None:
     """Work off what comes until told to stop, or until the attention side is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the attention side decides when we stop
     start = msgspec.json.decode(sys.stdin.buffer.readline(1 << 16), type=Start)
     if start.cpus:
         os.sched_setaffinity(0, start.cpus)

@@ -162,6 +162,20 @@ class Predictor(nn.Module):
         return found
 
 
+@torch.no_grad()
+def explained(student: Predictor, base: Llama, ids: Tensor) -> list[float]:
+    """How much of the base's keys the best linear maps of the auxiliary's would tell, by layer: a share of their
+    variance, of rows that the maps were not fitted to; ids (B, T)."""
+    (_, own), (_, true) = keys_of(student.auxiliary, ids), keys_of(base, ids)
+    found = []
+    for j, (k, _) in zip(student.map, true, strict=True):
+        x, y = F.pad(own[j][0].flatten(0, 1), (0, 1), value=1.0), k.flatten(0, 1)
+        half = len(x) // 2
+        off = y[half:] - x[half:] @ torch.linalg.lstsq(x[:half], y[:half]).solution
+        found.append(1 - (off.square().sum() / (y[half:] - y[half:].mean(0)).square().sum()).item())
+    return found
+
+
 # ---- losses
 
 

@@ -3,7 +3,7 @@ found while requests run?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from diastole.bench.drafts import PLAIN, Bench, Cell
@@ -12,6 +12,7 @@ from diastole.llm import LLM
 from diastole.params import SamplingParams
 from diastole.reproduce import del_small
 from diastole.reproduce.aded import facts_of
+from diastole.reproduce.del_small import Prompts
 from diastole.reproduce.must import at_least, equal_to, less_than
 from diastole.reproduce.study import Study
 from diastole.types import UserError
@@ -28,13 +29,14 @@ def run(study: Study) -> None:
     params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
     with ExitStack() as stack:
         plain = stack.enter_context(LLM(max_streams=1))
+        work, few = (_work(study, plain, count) for count in (asked, long))
         uses = _uses(study, plain)
         different = del_small.run(study)
         engines = {PLAIN: plain}
         engines |= {name: stack.enter_context(LLM(use=(use,), max_streams=1)) for name, use in uses.items()}
         cells = {
-            DEL: _cells(study, {n: e for n, e in engines.items() if n != LITERAL}, asked, params),
-            LITERAL: _cells(study, {n: engines[n] for n in (PLAIN, LITERAL)}, long, params),
+            DEL: _cells(study, {n: e for n, e in engines.items() if n != LITERAL}, work, params),
+            LITERAL: _cells(study, {n: engines[n] for n in (PLAIN, LITERAL)}, few, params),
         }
     different += sum(s.different for by in cells.values() for cell in by.values() for s in cell.sides.values())
     study.check("greedy texts that differ, both models", different, equal_to(0), claim="lossless")
@@ -60,18 +62,24 @@ def _uses(study: Study, plain: LLM) -> dict[str, str]:
     return {DEL: "del", COUNTED: "del:cost=layers,rest=0", **literal}
 
 
-def _cells(study: Study, engines: Mapping[str, LLM], asked: int, params: SamplingParams) -> dict[str, Cell]:
+def _work(study: Study, plain: LLM, count: int) -> Prompts:
+    """So many prompts of each kind of work.
+
+    Raises:
+        UserError: the questions of Spec-Bench are not there.
+    """
+    voice = plain.voice
+    asked = {name: requests(kind, count, voice.tokenizer, seed=study.seed) for name, kind in WORK.items()}
+    return {name: [a.ids(voice) for a in of] for name, of in asked.items()}
+
+
+def _cells(study: Study, engines: Mapping[str, LLM], work: Prompts, params: SamplingParams) -> dict[str, Cell]:
     """By kind of work; none where there is nothing to compare."""
     if len(engines) < 2:
         return {}
-    voice, bench, found = engines[PLAIN].voice, Bench(engines, params), {}
-    with study.progress(f"SmolLM2-135M: {' and '.join(engines)}", len(WORK) * asked * len(engines)) as told:
-        for name, kind in WORK.items():
-            texts: Sequence[Sequence[int]] = [
-                a.ids(voice) for a in requests(kind, asked, voice.tokenizer, seed=study.seed)
-            ]
-            found[name] = bench.cell(name, texts, 1, 1, told)
-    return found
+    bench, total = Bench(engines, params), sum(map(len, work.values())) * len(engines)
+    with study.progress(f"SmolLM2-135M: {' and '.join(engines)}", total) as told:
+        return {name: bench.cell(name, texts, 1, 1, told) for name, texts in work.items()}
 
 
 def _judge(study: Study, cells: Mapping[str, Mapping[str, Cell]], adapted: bool) -> None:

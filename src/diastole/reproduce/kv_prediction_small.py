@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from diastole.bench.rig import Rig
 from diastole.recipes import kv_prediction_small as recipe
@@ -71,7 +72,7 @@ def run(study: Study) -> None:
     if study.quick:
         study.note(f"{plan.steps} steps teach too little: what small models say is not judged")
     else:
-        judge(study, found)
+        judge(study, found, linear(trained, study.seed))
     tell(study, found, kept)
 
 
@@ -207,14 +208,24 @@ def nats(of: Mapping[str, tuple[float, float]]) -> float:
     return float(np.mean([loss for loss, _ in of.values()]))
 
 
-def judge(study: Study, found: Grades) -> None:
+def linear(trained: Trained, seed: int) -> dict[str, float]:
+    """Of random tokens: how much of the keys in the base's middle layer, where it looks back, a linear map could tell
+    from each student's auxiliary."""
+    rng = np.random.default_rng([seed, 8])
+    rows = np.stack([recipe.repeated(PROMPT, PROMPT // 2, recipe.BASE.vocab, rng) for _ in range(24)])
+    ids, middle = torch.from_numpy(rows.astype(np.int64)), recipe.BASE.layers // 2
+    return {name: recipe.explained(student, trained.base, ids)[middle] for name, student in trained.students.items()}
+
+
+def judge(study: Study, found: Grades, told: Mapping[str, float]) -> None:
     for name, alone in ((C, ALONE["c"]), (LP, ALONE["lp"])):
         study.check(
             f"small models: nats per token after a prompt, {name}",
             nats(found[name]),
             less_than(nats(found[alone]), alone),
             baseline=nats(found[alone]),
-            why=f"{_blind(found, name)}; it has {nats(found[BASE]):.2f} nats, the {alone} {nats(found[alone]):.2f}",
+            why=f"{_told(found, told, name)}; the base has {nats(found[BASE]):.2f} nats, the {alone} "
+            f"{nats(found[alone]):.2f}",
             claim="more accurate than the auxiliary alone",
             headline=name == LP,
         )
@@ -225,7 +236,7 @@ def judge(study: Study, found: Grades) -> None:
                 nats(found[name]),
                 less_than(other, rival),
                 baseline=other,
-                why=_blind(found, name),
+                why=_told(found, told, name),
                 claim="more accurate than token pruning at equal TTFT",
             )
     for name in (name for name in STUDENTS if name not in (C, LP)):
@@ -234,17 +245,17 @@ def judge(study: Study, found: Grades) -> None:
             nats(found[C]),
             less_than(nats(found[name]), name),
             baseline=nats(found[name]),
-            why=_beside_reading(found, C, name),
+            why=f"{_told(found, told, C)}; {_beside_reading(found, C, name)}",
             claim="each part of the loss helps",
         )
 
 
-def _blind(found: Grades, name: str) -> str:
-    """What a prompt is worth to the base at all."""
-    worth, right = nats(found[f"{SCATTERED}, as {name}"]) - nats(found[BASE]), found[BASE][COPYING][1]
+def _told(found: Grades, told: Mapping[str, float], name: str) -> str:
+    """What the base does with keys and values that it was told, of tokens that come again, and what they can hold."""
+    right, own = found[name][COPYING][1], found[BASE][COPYING][1]
     return (
-        f"to the base itself the dropped tokens of a prompt are worth {worth:.3f} nats, and of tokens that come "
-        f"again it says {right:.1%}"
+        f"of tokens that come again it says {right:.1%}, the base alone {own:.1%}: of the base's keys in its middle "
+        f"layer the best linear map of the auxiliary's tells {max(told[name], 0.0):.0%}"
     )
 
 
