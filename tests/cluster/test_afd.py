@@ -167,6 +167,21 @@ def test_techniques_say_what_they_say_in_one_process(use: str) -> None:
 
 @pytest.mark.model
 @pytest.mark.slow
+def test_a_batch_that_is_too_large_runs_on_one_side(llm: LLM) -> None:
+    service = llm.engine.services[0]
+    whole: Any = service.model
+    want = texts(llm)
+    with Apart(whole, str(resolve("smollm2-135m")), rows=len(PROMPTS)) as apart:
+        service.model = apart
+        try:
+            assert texts(llm) == want
+        finally:
+            service.model = whole
+        assert 0 < apart.stages.steps < 12  # what was decoded went to the other side, what was read did not
+
+
+@pytest.mark.model
+@pytest.mark.slow
 def test_vectors_are_those_of_one_process(llm: LLM) -> None:
     service = llm.engine.services[0]
     whole: Any = service.model
@@ -190,7 +205,7 @@ def test_what_has_no_layers_is_refused() -> None:
         name, model = "ears", object()
 
     services: Any = [Service()]
-    with pytest.raises(UserError, match="ears has no layers") as refused, ffn_apart(services, Config(), Split(), [0]):
+    with pytest.raises(UserError, match="ears does not write") as refused, ffn_apart(services, Config(), Split(), [0]):
         pass
     assert refused.value.param == "ffn_apart"
 

@@ -96,5 +96,5 @@ def test_a_model_of_another_kind_is_refused() -> None:
     command = [sys.executable, "-m", "diastole.cli.main", "cluster", "up", "phasenet", "--replicas", "1", "--no-ray"]
     done = subprocess.run([*command, "--ffn-apart", "--port", "0"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "phasenet has no layers of attention and FFN" in done.stderr
+    assert "phasenet does not write token by token" in done.stderr
     assert "Traceback" not in done.stderr

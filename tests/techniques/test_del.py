@@ -392,7 +392,28 @@ def test_who_guesses_badly_rests_and_tries_again() -> None:
     d.draft = watch
     owed.alone(of, owed.prompt(200), 60)
     assert rounds[:10] == [True] * 3 + [False] * 7
-    assert rounds[10:13] == [True] * 3
+    assert rounds[10:25] == [True] + [False] * 14  # one look is enough now, and the rest is longer
+    assert rounds[25:54] == [True] + [False] * 28
+
+
+def test_rests_grow_and_good_rounds_shorten_them() -> None:
+    notes, rested = spec.Notes(np.zeros((4, 2))), []
+    for _ in range(spec.POOR - 1 + spec.LONGER + 3):
+        notes.judge(1, 2.0, 1.0, 0.9, 8)
+        rested.append(notes.resting)
+        notes.resting = 0
+    grown = [8 << n for n in range(spec.LONGER + 1)]
+    assert rested == [0] * (spec.POOR - 1) + grown + [grown[-1]] * 2
+    for _ in range(spec.LONGER + 3):
+        notes.judge(3, 2.0, 1.0, 0.9, 8)
+    assert notes.rests == 0
+    assert notes.poor == 0
+    before = 0
+    while not notes.resting:
+        notes.judge(1, 5.0, 1.0, 0.9, 8)
+        before += 1
+    assert before >= spec.POOR  # a stream whose guesses paid is not given up for one poor round
+    assert notes.resting == 8
 
 
 def test_notes_are_a_stream_s_own() -> None:

@@ -8,7 +8,8 @@ stream. A batch is cut into micro-batches by streams: while one is at the other 
     FFN                  ffn 0/a  ffn 0/b  ffn 0/c  ffn 1/a ...
 
 States travel as float32, and a step has the bits of one process; or as bfloat16, for half of the bytes. What goes
-another way through the model runs on the attention side alone, which has all weights: both map the same file.
+another way through the model, or is too large, runs on the attention side alone, which has all weights: both map the
+same file.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Apart:
         decoder: the attention side's; its FFNs are not used.
         model: the same model's file or directory.
         micro_batches: at most; a batch of fewer streams has fewer.
-        rows: most rows of a micro-batch.
+        rows: most of a batch; one that has more runs on the attention side alone.
         cpus: for the FFN side; none: all that there are.
 
     Raises:
@@ -156,9 +157,8 @@ class Apart:
 
         Raises:
             Gone: the other side has ended: no step can be run any more.
-            ValueError: the batch has too many rows.
         """
-        if b.relay is not None:
+        if b.relay is not None or len(b.inputs) > self.ring.shape.rows:
             return self.decoder.forward(b, state)
         began = time.perf_counter()
         kv, inside = state["kv"], state.get("inside", NOBODY)
@@ -166,8 +166,6 @@ class Apart:
         parts = parted(b, self.most if inside.idle else 1)
         x = self.decoder.embedded(b.inputs, self._arena.get("x", len(b.inputs), self.decoder.width))
         ends = np.cumsum([len(p.inputs) for p in parts]).tolist()
-        if max(len(p.inputs) for p in parts) > self.ring.shape.rows:
-            raise ValueError(f"a step of {len(b.inputs)} rows is larger than rows = {self.ring.shape.rows} allows")
         views = [x[end - len(p.inputs) : end] for p, end in zip(parts, ends, strict=True)]
         layers = len(self.decoder.blocks)
         for layer in range(layers):
@@ -243,7 +241,7 @@ def ffn_apart(services: Sequence[Service], config: Config, split: Split, cpus: S
         for service, wanted in zip(services, config.service.values(), strict=True):
             model: Any = service.model
             if not hasattr(model, "open_forward"):
-                message = f"{service.name} has no layers of attention and FFN that could stand apart"
+                message = f"{service.name} does not write token by token: only in models that do FFNs stand apart"
                 raise UserError(message, param="ffn_apart")
             weights: Any = wanted.weights
             apart = Apart(

@@ -16,7 +16,8 @@ from diastole.types import Array, Batch
 
 PRIOR = 0.5  # right and wrong shadow tokens that every exit is thought to have had
 SURE, UNSURE = 0.75, 0.25  # how likely those thought themselves
-POOR = 3  # rounds in a row, after which a stream whose guesses do not pay rests
+POOR = 3  # rounds in a row, after which a stream whose guesses do not pay rests; one, after a rest
+LONGER = 4  # times that a rest doubles, where guesses do not pay after it either
 SIZES = (0, 1, 2, 4, 8, 16, 32, 64)  # rows whose costs are measured
 TIMES = 4  # of which the quickest counts
 
@@ -55,6 +56,7 @@ class Notes:
     spent: float = 0.0
     poor: int = 0  # rounds in a row below break-even
     resting: int = 0  # steps still to come
+    rests: int = 0  # in a row; each good round takes one back
 
     def learn(self, matched: Array, odds: Array, omega: float) -> None:
         """matched, odds (C, n) of positions whose context was right."""
@@ -65,9 +67,13 @@ class Notes:
         """A round brought these tokens at this cost; plain: cost of one without guesses."""
         self.rounds += 1
         self.tokens, self.spent = omega * self.tokens + tokens, omega * self.spent + spent
-        self.poor = self.poor + 1 if self.tokens * plain < self.spent else 0
-        if rest and self.poor >= POOR:
-            self.resting, self.poor, self.tokens, self.spent = rest, 0, 0.0, 0.0
+        if self.tokens * plain >= self.spent:
+            self.poor, self.rests = 0, max(self.rests - 1, 0)
+            return
+        self.poor += 1
+        if rest and self.poor >= (1 if self.rests else POOR):
+            self.resting, self.poor, self.tokens, self.spent = rest << min(self.rests, LONGER), 0, 0.0, 0.0
+            self.rests += 1
 
 
 # ---- what rounds cost

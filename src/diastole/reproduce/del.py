@@ -91,6 +91,8 @@ def _judge(study: Study, cells: Mapping[str, Mapping[str, Cell]], adapted: bool)
             speeds[worst],
             at_least(0.97),
             unit="x",
+            why=f"{cells[DEL][worst].sides[DEL].rate:.0%} of its guesses are right, and it learns so from rounds that "
+            "do not pay, in each answer anew",
         )
     literal = {name: cell.speedup(LITERAL) for name, cell in cells[LITERAL].items()}
     best = max(literal, key=lambda name: literal[name])

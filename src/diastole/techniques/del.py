@@ -60,7 +60,7 @@ class Params:
     adapters: str = ""  # file; empty: beside the model or Diastole's own, if there is one; none: bare exits
     vocab: int = 0  # most frequent tokens that may be guessed; 0: all that the adapters know, or else all
     shadow_every: int = 1  # rounds between two looks at what other exits would have guessed
-    rest: int = 32  # steps without guesses after three rounds below break-even; 0: guess on
+    rest: int = 32  # steps without guesses after rounds below break-even, longer each time; 0: guess on
 
 
 # ---- a round
