@@ -396,6 +396,23 @@ def test_who_guesses_badly_rests_and_tries_again() -> None:
     assert rounds[25:54] == [True] + [False] * 28
 
 
+def test_a_new_stream_goes_on_from_what_the_last_one_saw() -> None:
+    of = owed.service("del:adapters=none,cost=layers,exits=1,rest=7")
+    d, rounds = drafter(of), []
+    draft = d.draft
+
+    def watch(streams: list[Stream], lengths: list[int]) -> Any:
+        found = draft(streams, lengths)
+        rounds.append(len(found[0].tokens) > 0)
+        return found
+
+    d.draft = watch
+    owed.alone(of, owed.prompt(200), 12)
+    rounds.clear()
+    owed.alone(of, owed.prompt(100), 30)
+    assert rounds[:15] == [True] + [False] * 14
+
+
 def test_rests_grow_and_good_rounds_shorten_them() -> None:
     notes, rested = spec.Notes(np.zeros((4, 2))), []
     for _ in range(spec.POOR - 1 + spec.LONGER + 3):

@@ -13,7 +13,8 @@ or adapters (``diastole train exits``); any other is served too, but guesses bad
 
 Ours: a few exits instead of all layers, one exit for all streams of a step (the largest sum of what each expects);
 an exit's head may cover a part of the vocabulary, for shadow tokens too; costs in measured seconds; a prior instead of
-0/0; truth is what was chosen, which is the arg-max where a request is greedy; streams whose guesses do not pay rest.
+0/0; truth is what was chosen, which is the arg-max where a request is greedy; streams whose guesses do not pay rest,
+and where that was so lately, new streams rest after their first poor round.
 Left out: statistics from the prompt (they would cost the whole head at 32 positions), and drawing guesses by chance.
 Where somebody acts inside the layers, a guess is drafted without him and verified from the first layer on.
 """
@@ -180,6 +181,7 @@ class Del(Guesser):
         self.work, self.exit = Work(), self.exits[0]
         self._rounds: dict[Stream, _Round] = {}
         self._relay: Relay | None = None
+        self._rested = 0  # rests in a row of whoever drafted last, from which new streams go on
 
     def settle(self, kv: KVStore, streams: int, spans: Sequence[Span]) -> Mapping[str, Pool]:
         self.kv = kv
@@ -215,7 +217,7 @@ class Del(Guesser):
     def _notes(self, stream: Stream) -> Notes:
         notes: Notes | None = stream.scratch.get(NAME)
         if notes is None:
-            notes = stream.scratch[NAME] = Notes(np.zeros((4, len(self.exits))))
+            notes = stream.scratch[NAME] = Notes(np.zeros((4, len(self.exits))), rests=self._rested)
         return notes
 
     def _rests(self, stream: Stream) -> bool:
@@ -318,6 +320,7 @@ class Del(Guesser):
         streams = len(relay.rounds)
         spent = self.costs.rounds(relay.exit, streams)[len(relay.rounds[stream].odds)]
         notes.judge(len(truth), float(spent), self.costs.plain(streams), omega, self.p.rest)
+        self._rested = notes.rests
 
 
 def _last_rows(rounds: Sequence[_Round]) -> Batch:
