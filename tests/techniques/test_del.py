@@ -379,7 +379,8 @@ def test_the_first_round_guesses_one_token_and_doubt_ends_a_round(easy: None, mo
     assert max(len(r.odds) for r in rounds) > 1
 
 
-def test_who_guesses_badly_rests_and_tries_again() -> None:
+def resting() -> tuple[Service, list[bool]]:
+    """A service of a model that guesses badly; whether its latest stream guessed, by step."""
     of = owed.service("del:adapters=none,cost=layers,exits=1,rest=7")
     d, rounds = drafter(of), []
     draft = d.draft
@@ -390,6 +391,11 @@ def test_who_guesses_badly_rests_and_tries_again() -> None:
         return found
 
     d.draft = watch
+    return of, rounds
+
+
+def test_who_guesses_badly_rests_and_tries_again() -> None:
+    of, rounds = resting()
     owed.alone(of, owed.prompt(200), 60)
     assert rounds[:10] == [True] * 3 + [False] * 7
     assert rounds[10:25] == [True] + [False] * 14  # one look is enough now, and the rest is longer
@@ -397,16 +403,7 @@ def test_who_guesses_badly_rests_and_tries_again() -> None:
 
 
 def test_a_new_stream_goes_on_from_what_the_last_one_saw() -> None:
-    of = owed.service("del:adapters=none,cost=layers,exits=1,rest=7")
-    d, rounds = drafter(of), []
-    draft = d.draft
-
-    def watch(streams: list[Stream], lengths: list[int]) -> Any:
-        found = draft(streams, lengths)
-        rounds.append(len(found[0].tokens) > 0)
-        return found
-
-    d.draft = watch
+    of, rounds = resting()
     owed.alone(of, owed.prompt(200), 12)
     rounds.clear()
     owed.alone(of, owed.prompt(100), 30)
