@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
 
 from diastole.bench.streaming import opened, streamed
 from diastole.kernels.table import load
@@ -101,6 +104,16 @@ def test_a_recogniser_is_trained_kept_and_read(tmp_path: Path) -> None:
         opened(str(tmp_path), load(1))
 
 
+def test_a_twin_that_sees_whole_recordings_is_no_server(tmp_path: Path) -> None:
+    assert cache_aware_conformer.twin(7, 3) == replace(
+        cache_aware_conformer.Plan(7, seed=3), sizes=cache_aware_conformer.Sizes(rights=(-1,))
+    )
+    plan = cache_aware_conformer.Plan(steps=2, early=0.5, batch=2, sizes=replace(small.SIZES, rights=(-1,)))
+    cache_aware_conformer.train(plan, tmp_path, corpus())
+    with pytest.raises(UserError, match="whole recordings"):
+        opened(str(tmp_path), load(1))
+
+
 def test_word_errors_are_counted() -> None:
     assert spoken.rate(["one two", "a"], ["one two three", "b"]) == pytest.approx(2 / 4)
     assert spoken.distance("kitten", "sitting") == 3
@@ -164,6 +177,22 @@ def test_alignment_makes_the_mean_covariance_one() -> None:
     x = small.noise(40 * 101, 5).reshape(40, 101, 5).transpose(0, 2, 1) * np.arange(1, 6)[:, None]
     found = dbconformer.covariance(dbconformer.aligned(x.astype(np.float32), dbconformer.covariance(x)))
     np.testing.assert_allclose(found, np.eye(5), atol=1e-4)
+
+
+def test_filtering_by_fourier_is_what_the_convolution_gives() -> None:
+    torch.manual_seed(0)
+    for rows, kernels, n, k in (((3, 40), (40,), 510, 63), ((2, 1, 4), (8, 1), 101, 25), ((2, 5), (5,), 10, 11)):
+        x = torch.randn(*rows, n, requires_grad=True)
+        kernel = torch.randn(*kernels, k, requires_grad=True)
+        every = torch.broadcast_shapes(rows, kernels)
+        wide, by = x.expand(*every, n).reshape(1, -1, n), kernel.expand(*every, k).reshape(-1, 1, k)
+        slow = F.conv1d(wide, by, padding=k // 2, groups=len(by)).view(*every, n)
+        fast = dbconformer.filtered(x, kernel)
+        assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+        weights = torch.randn(*every, n)
+        found, known = (torch.autograd.grad((y * weights).sum(), (x, kernel)) for y in (fast, slow))
+        for a, b in zip(found, known, strict=True):
+            assert_close(a, b, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("branch", ["both", "temporal"])

@@ -66,9 +66,16 @@ def dbconformer(
 
 def cache_aware_conformer(
     steps: Steps = 5_000,
-    out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path(
-        "cache-aware-conformer"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="directory of the model; a training begun there goes on "
+            "[dim]\\[default: cache-aware-conformer, or full-context-twin][/]"
+        ),
+    ] = None,
+    full_context: Annotated[
+        bool, typer.Option("--full-context", help="the twin that sees whole recordings, for the reproduction alone")
+    ] = False,
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
@@ -76,11 +83,11 @@ def cache_aware_conformer(
     from diastole.recipes import cache_aware_conformer as recipe
     from diastole.recipes import spoken
 
+    plan = recipe.twin(steps, seed) if full_context else recipe.Plan(steps, seed=seed)
+    out = out or Path(recipe.TWIN if full_context else "cache-aware-conformer")
     with _bar(steps, threads) as tell:
         train, _ = spoken.corpora(lambda voice: tell(0, f"voice {voice}"))
-        _, figures = recipe.train(
-            recipe.Plan(steps, seed=seed), out, train, lambda p: tell(p.step, f"loss {p.loss:.3f}, ctc {p.ctc:.3f}")
-        )
+        _, figures = recipe.train(plan, out, train, lambda p: tell(p.step, f"loss {p.loss:.3f}, ctc {p.ctc:.3f}"))
     print(f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes, loss {figures['loss']}")
 
 

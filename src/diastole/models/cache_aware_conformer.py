@@ -53,11 +53,14 @@ class Shape(NamedTuple):
         """From a checkpoint's configuration.
 
         Raises:
-            UserError: chunks do not go into the look-back.
+            UserError: chunks do not go into the look-back, or it has learned with whole recordings.
         """
         rights = tuple(int(r) for r in config["rights"])
         numbers = {name: int(config[name]) for name in cls._fields if name != "rights"}
         shape = cls(rights=rights, **numbers)
+        if -1 in rights:
+            message = "this recogniser has learned with whole recordings to see (rights = -1) and cannot stream"
+            raise UserError(message, param="model")
         for right in rights:
             if right < 0 or shape.left % (right + 1):
                 message = f"left = {shape.left} frames must be whole chunks of {right + 1} frames"

@@ -30,6 +30,7 @@ from diastole.types import Array
 SYMBOLS = spoken.SYMBOLS
 FULL = -1  # as a chunk: everything sees everything
 SHORT = 1.92  # seconds of the first examples
+TWIN = "full-context-twin"  # where the command puts one that sees whole recordings
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Sizes:
     inner: int = 256
     kernel: int = 9
     left: int = 24
-    rights: tuple[int, ...] = (11, 5, 1, 0)
+    rights: tuple[int, ...] = (11, 5, 1, 0)  # chunk sizes less one; FULL alone: no model that streams
     channels: int = 64
     bands: int = 80
     text: int = 128  # of the transducer's predictor
@@ -180,7 +181,7 @@ def table(t: int, width: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What decides the outcome. ``rights``: chunk sizes less one to train with, -1 for all of the utterance."""
+    """What decides the outcome."""
 
     steps: int = 5_000
     early: float = 0.6  # of the steps are of three times as many examples of two seconds, frame by frame (see there)
@@ -188,8 +189,12 @@ class Plan:
     rate: float = 1e-3
     seed: int = 0
     ctc: float = 0.3  # of the loss; 1: CTC alone
-    rights: tuple[int, ...] = ()  # empty: those of the sizes
     sizes: Sizes = field(default_factory=Sizes)
+
+
+def twin(steps: int = Plan().steps, seed: int = 0) -> Plan:
+    """The same training with all of each recording to see."""
+    return Plan(steps, seed=seed, sizes=Sizes(rights=(FULL,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +220,6 @@ def train(
     optimizer = torch.optim.AdamW(net.parameters(), plan.rate, (0.9, 0.98), weight_decay=1e-3)
     kept = None if out is None else Kept(out / "training", net, optimizer, asdict(plan))
     steps = Steps(plan.steps, kept, 100)
-    rights = plan.rights or plan.sizes.rights
     losses: list[tuple[float, float]] = []
     for step in steps:
         rng = np.random.default_rng((plan.seed, step))
@@ -223,11 +227,12 @@ def train(
             # Which symbol is said when is known of strung words, about: so the encoder learns to hear before it has to
             # find out by itself where things are.
             batch = corpus.batch(rng, 3 * plan.batch, SHORT)
-            heard = net.ctc(net.encode(torch.from_numpy(batch.mel), int(rng.choice(rights))))
+            heard = net.ctc(net.encode(torch.from_numpy(batch.mel), int(rng.choice(plan.sizes.rights))))
             loss = ctc = F.cross_entropy(heard.flatten(0, 1), torch.from_numpy(batch.aligned).flatten())
         else:
             fresh = step < (plan.early + 0.05) * plan.steps
-            loss, ctc = _loss(net, corpus.batch(rng, plan.batch), int(rng.choice(rights)), plan.ctc, rng, fresh)
+            right = int(rng.choice(plan.sizes.rights))
+            loss, ctc = _loss(net, corpus.batch(rng, plan.batch), right, plan.ctc, rng, fresh)
         warm, falls = min(1.0, (step + 1) / 200), 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
         descend(optimizer, loss, plan.rate * warm * falls)
         losses = [*losses[-49:], (float(loss.detach()), float(ctc.detach()))]

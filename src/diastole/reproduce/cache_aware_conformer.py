@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,16 +17,18 @@ from diastole.kernels.table import load, physical_cores
 from diastole.nn.transducer import Transducer
 from diastole.recipes import cache_aware_conformer as recipe
 from diastole.recipes import spoken
+from diastole.reproduce.conformer_twin import TWIN, about, alike, buffered, in_torch, seen
 from diastole.reproduce.live_parts import carry, check_carried
 from diastole.reproduce.must import at_most, equal_to
 from diastole.reproduce.study import Study
 from diastole.types import Array
-from diastole.weights import open_checkpoint
 
 PAPER = "Cache-aware Conformer: streaming speech recognition that computes nothing twice"
 
 RATE, FRAME = spoken.RATE, spoken.FRAME
 STREAMS = 50  # on one core
+RECORDINGS, QUICK, TWINS = 400, 10, 80  # of error rates, of a quick look, and that the twin hears too
+AT_ONCE = 16  # recordings that are encoded together
 NEVER = np.array([1 << 40])  # frames of silence that end an utterance
 
 
@@ -39,22 +40,29 @@ class Heard(NamedTuple):
 
 
 def run(study: Study) -> None:
-    """Equality, error rates, compute, emission, and streams."""
+    """Equality, error rates, compute, emission, and streams.
+
+    Raises:
+        UserError: the full-context twin is not trained yet, or otherwise than the model, and this is no quick look.
+    """
     torch.set_num_threads(physical_cores())
+    path = resolve("cache-aware-conformer")
+    if not study.quick:
+        alike(path, TWIN)
     _, test = spoken.corpora()
     rng = np.random.default_rng((study.seed, 7))
-    examples = [test.example(rng) for _ in range(10 if study.quick else 80)]
+    examples = [test.example(rng) for _ in range(QUICK if study.quick else RECORDINGS)]
     model: Any = opened("cache-aware-conformer", load(1))
-    net = torch_twin("cache-aware-conformer")
+    net = in_torch(path)
     shape = model.encoder.shape
     study.note(
         f"{sum(p.numel() for p in net.parameters()):,} parameters; voices that were not trained with, one of them "
         "real; noise and rooms simulated. The words are the 148 of the training: numbers, letters, commands"
     )
     _equal(study, model, net, examples[: 4 if study.quick else 20])
-    errors = _errors(study, model, examples, shape.rights)
+    wrong = _errors(study, model, examples, shape.rights)
     if not study.quick:
-        _twin(study, model, examples, errors)
+        _twin(study, model, examples[:TWINS], {key: words[:TWINS] for key, words in wrong.items()})
     _compute(study, model)
     _real(study, model)
     _constant(study, model)
@@ -63,19 +71,6 @@ def run(study: Study) -> None:
     )
     widest = carry(model, STREAMS, 3 if study.quick else 10)
     study.note(f"{widest.at_real_time:.0f} streams on one core where chunks are of {widest.period * 1000:.0f} ms")
-
-
-def torch_twin(name: str) -> recipe.Net:
-    """The shipped weights in torch."""
-    checkpoint = open_checkpoint(resolve(name))
-    config = checkpoint.config
-    names = recipe.Sizes.__dataclass_fields__
-    own_sizes: dict[str, Any] = {n: tuple(config[n]) if n == "rights" else config[n] for n in names}
-    sizes = recipe.Sizes(**own_sizes)
-    net = recipe.Net(sizes)
-    own = {n: torch.from_numpy(checkpoint.f32(n).reshape(checkpoint.raw(n).shape).copy()) for n in checkpoint.names()}
-    net.load_state_dict(own)
-    return net.eval()
 
 
 def spectra(model: Any, x: Array) -> Array:
@@ -88,13 +83,13 @@ def spectra(model: Any, x: Array) -> Array:
 
 
 def chunked(model: Any, x: Array, right: int) -> Array:
-    """(T, d) of a recording, a chunk at a time with what is kept."""
+    """(B, T, d) of recordings (B, N), a chunk at a time with what is kept."""
     encoder = model.encoder
-    state = {name: np.zeros((1, *spec.shape), spec.dtype) for name, spec in encoder.specs().items()}
-    padded = np.zeros(-(-len(x) // FRAME) * FRAME, np.float32)
-    padded[: len(x)] = x
+    state = {name: np.zeros((len(x), *spec.shape), spec.dtype) for name, spec in encoder.specs().items()}
+    padded = np.zeros((len(x), -(-x.shape[1] // FRAME) * FRAME), np.float32)
+    padded[:, : x.shape[1]] = x
     size = (right + 1) * FRAME
-    return np.concatenate([encoder(padded[None, at : at + size], state)[0] for at in range(0, len(padded), size)])
+    return np.concatenate([encoder(padded[:, at : at + size], state) for at in range(0, padded.shape[1], size)], 1)
 
 
 def read(transducer: Transducer, frames: Array, decoder: str) -> list[list[int]]:
@@ -118,7 +113,7 @@ def _equal(study: Study, model: Any, net: recipe.Net, examples: Sequence[spoken.
             for right in rights:
                 with torch.no_grad():
                     offline = net.encode(torch.from_numpy(spectra(model, example.x)), right)[0].numpy()
-                live = chunked(model, example.x, right)
+                live = chunked(model, example.x[None], right)[0]
                 worst = max(worst, float(np.abs(live - offline).max()))
                 for decoder in ("ctc", "rnnt"):
                     total += 1
@@ -175,15 +170,20 @@ def _ms(values: Sequence[float], share: float) -> float | str:
 
 def _errors(
     study: Study, model: Any, examples: Sequence[spoken.Example], rights: Sequence[int]
-) -> dict[tuple[int, str], float]:
-    """Word error rates of every chunk size and reader."""
+) -> dict[tuple[int, str], Array]:
+    """Of every chunk size and reader the words of each recording that are wrong."""
     meant = [e.text for e in examples]
+    sound = np.stack([e.x for e in examples])  # all are as long
     found: dict[tuple[int, str], float] = {}
-    wrong: dict[tuple[int, str], Array] = {}  # words of each recording
+    wrong: dict[tuple[int, str], Array] = {}
     rows: list[tuple[float | str, ...]] = []
-    with study.progress("error rates", len(rights)) as step:
+    parts = range(0, len(sound), AT_ONCE)
+    with study.progress("error rates", len(rights) * len(parts)) as step:
         for right in sorted(rights):
-            frames = [chunked(model, e.x, right) for e in examples]
+            frames: list[Array] = []
+            for at in parts:
+                frames += list(chunked(model, sound[at : at + AT_ONCE], right))
+                step()
             for decoder in ("ctc", "rnnt"):
                 heard = _hear(model, model.transducer, frames, examples, right, decoder)
                 found[right, decoder] = spoken.rate(heard.texts, meant)
@@ -195,7 +195,6 @@ def _errors(
                         _ms(heard.delays, 50), _ms(heard.delays, 90),
                     )
                 )  # fmt: skip
-            step()
     study.table(
         f"word error rate of {len(examples)} recordings, and how long after its end a right word is complete",
         ("look-ahead ms", "reader", "WER %", "p50 ms", "p90 ms"),
@@ -214,7 +213,7 @@ def _errors(
         )
         x = [float(model.frame_ms * right) for right in sorted(rights)]
         study.curve("word error rate", x, rates, label=decoder, xlabel="look-ahead, ms", ylabel="WER, %")
-    return found
+    return wrong
 
 
 def _chance(wrong: dict[int, Array], meant: Sequence[str], ms: int) -> str:
@@ -229,50 +228,45 @@ def _chance(wrong: dict[int, Array], meant: Sequence[str], ms: int) -> str:
     )
 
 
-def _twin(study: Study, model: Any, examples: Sequence[spoken.Example], errors: dict[tuple[int, str], float]) -> None:
-    """A twin that sees everything in training, streamed over a buffer that is computed again with every chunk."""
-    train, _ = spoken.corpora()
-    plan = replace(recipe.Plan(seed=study.seed), rights=(recipe.FULL,))
-    with study.progress("training the full-context twin", plan.steps) as step:
-        net, figures = recipe.train(plan, None, train, lambda p: step())
+def _twin(study: Study, model: Any, examples: Sequence[spoken.Example], wrong: Mapping[tuple[int, str], Array]) -> None:
+    """A twin that saw everything in training, streamed over a buffer that is computed again with every chunk."""
+    net = in_torch(TWIN)
     transducer = Transducer(load(1), {n: x.numpy() for n, x in net.state_dict().items()})
     meant, rows = [e.text for e in examples], []
+    words = sum(len(text.split()) for text in meant)
+    rights = sorted(model.encoder.shape.rights)
     left = model.encoder.shape.left
-    offline = [_frames(net, spectra(model, e.x)) for e in examples]
-    whole = _hear(model, transducer, offline, examples, 0, "rnnt").texts
-    for right in sorted(model.encoder.shape.rights):
-        frames = [_buffered(net, spectra(model, e.x), left, right) for e in examples]
+    offline = [seen(net, spectra(model, e.x)) for e in examples]
+    whole = {d: spoken.rate(_hear(model, transducer, offline, examples, 0, d).texts, meant) for d in ("ctc", "rnnt")}
+    with study.progress("the twin over a buffer", len(rights) * len(examples)) as step:
+        frames: dict[int, list[Array]] = {right: [] for right in rights}
+        for right in rights:
+            for example in examples:
+                frames[right].append(buffered(net, spectra(model, example.x), left, right))
+                step()
+    for right in rights:
         for decoder in ("ctc", "rnnt"):
-            rate = spoken.rate(_hear(model, transducer, frames, examples, right, decoder).texts, meant)
-            rows.append((model.frame_ms * right, decoder, round(100 * errors[right, decoder], 2), round(100 * rate, 2)))
+            here = int(wrong[right, decoder].sum()) / words
+            rate = spoken.rate(_hear(model, transducer, frames[right], examples, right, decoder).texts, meant)
+            rows.append((model.frame_ms * right, decoder, round(100 * here, 2), round(100 * rate, 2)))
             if decoder == "rnnt":
                 study.check(
                     f"WER over the buffered twin's, {model.frame_ms * right} ms",
-                    errors[right, decoder] / max(rate, 1e-9),
+                    here / max(rate, 1e-9),
                     at_most(1.0),
                     unit="x",
                     claim="lower at equal latency",
                 )
-    study.table("word error rate %, and of the twin over a buffer", ("look-ahead ms", "reader", "here", "twin"), rows)
-    study.note(
-        f"the twin: {figures['seconds']} s of the same training with all of each recording to see; offline its error "
-        f"rate is {100 * spoken.rate(whole, meant):.1f}%"
+    study.table(
+        f"word error rate % of {len(examples)} recordings, and of the twin over a buffer",
+        ("look-ahead ms", "reader", "here", "twin"),
+        rows,
     )
-
-
-def _frames(net: recipe.Net, mel: Array) -> Array:
-    with torch.no_grad():
-        found: Array = net.encode(torch.from_numpy(mel), recipe.FULL)[0].numpy()
-    return found
-
-
-def _buffered(net: recipe.Net, mel: Array, left: int, right: int) -> Array:
-    """(T, d): of each chunk what comes out of it with so many frames before it, all computed anew."""
-    chunk, parts = right + 1, []
-    for at in range(0, mel.shape[1] // 8, chunk):
-        lo = max(at - left, 0)
-        parts.append(_frames(net, mel[:, 8 * lo : 8 * (at + chunk)])[at - lo :])
-    return np.concatenate(parts)
+    seconds = about(TWIN)["seconds"]
+    study.note(
+        f"the twin: the same training ({seconds} s) with all of each recording to see; offline its error "
+        f"rates are {100 * whole['ctc']:.1f}% (ctc) and {100 * whole['rnnt']:.1f}% (rnnt)"
+    )
 
 
 def _compute(study: Study, model: Any) -> None:
