@@ -260,7 +260,7 @@ def train(
     students += [Maps(name, last, width) for name in (LAST, MEDUSA) if plan.baselines]
     learned = nn.ModuleDict({student.name: student for student in students})
     optimizer = torch.optim.AdamW([p for p in learned.parameters() if p.requires_grad], plan.rate, weight_decay=0.0)
-    about = {"plan": {**asdict(plan), "layers": [*plan.layers]}, "tokens": len(texts.ids), "of": texts.fingerprint}
+    about = {"plan": asdict(plan), "tokens": len(texts.ids), "of": texts.fingerprint}
     file = None if kept is None else Pickled(kept, learned, optimizer, about)
     steps = Steps(plan.steps, file, save_every)
     if not steps.first:

@@ -230,6 +230,18 @@ def first_test(rig: Rig, n: int, seed: int) -> dict[str, float]:
     return {name: 100 * fmean(errors) for name, errors in found.items()}
 
 
+def _apart(loss: Loss, own: str, other: str) -> str:
+    """How far two ways are apart for sure."""
+    more = np.subtract(loss.surprise[own], loss.surprise[other])
+    error = float(more.std(ddof=1)) / len(more) ** 0.5 if len(more) > 1 else float("nan")
+    sides = [(fmean(loss.divergence[name]), 100 * fmean(loss.equal[name])) for name in (own, other)]
+    return (
+        f"{more.mean():.4f} nats a token more, with a standard error of {error:.4f} over {len(more)} contexts; they "
+        f"diverge by {sides[0][0]:.3f} and {sides[1][0]:.3f} nats and keep {sides[0][1]:.1f} and {sides[1][1]:.1f} % "
+        "of the first choices"
+    )
+
+
 def told(study: Study, loss: Loss, parameters: dict[str, float], overlap: Sequence[float]) -> None:
     """The ladder's inequalities."""
     ppl = {name: loss.perplexity(name) for name in loss.surprise}
@@ -239,12 +251,13 @@ def told(study: Study, loss: Loss, parameters: dict[str, float], overlap: Sequen
         study.check(text, ppl[own], must, unit="%", baseline=ppl[other], why=why, fallback=fallback)
 
     for name in ("random", "accumulated", "recent", "CST 3 bits"):
-        beside(f"probes beside {name}", "probes", name, less_than(ppl[name]))
+        beside(f"probes beside {name}", "probes", name, less_than(ppl[name]), _apart(loss, "probes", name))
     beside("probes beside all rows", "probes", "normalised", at_most(1.1 * ppl["normalised"], "1.1 x all rows"))
     for b in (4, 2):
         own, tokens, groups = f"CST {b} bits", f"by token {b} bits", f"by 32 channels {b} bits"
         mixed = f"keys by channel, values by 32, {b} bits"
-        beside(f"{b} bits, CST beside by token", own, tokens, at_most(ppl[tokens]))
+        whole = f"keys by channel lose {ppl[mixed]:.2f} % even where values have groups of 32 channels"
+        beside(f"{b} bits, CST beside by token", own, tokens, at_most(ppl[tokens]), whole)
         why = (
             "a key's channel spans a wider range over a whole context than over the 32 channels of one token, which "
             f"cost {parameters[groups] / parameters[own]:.0f} x as many bytes of parameters"
