@@ -14,6 +14,7 @@ from diastole.cli.train_kvp import kv_prediction
 from diastole.cli.train_small import cache_aware_conformer, dbconformer, masked_lm, masked_smollm2, phasenet, unet
 from diastole.cli.train_transfer import hidden_transfer
 from diastole.cli.train_units import lexical_units
+from diastole.cli.training import Folder, Model, Seed, Steps, Threads, telling
 
 app = typer.Typer(help="Train a small checkpoint from its recipe.", no_args_is_help=True)
 
@@ -25,33 +26,22 @@ def recipes() -> None:
 
 @app.command()
 def recall(
-    steps: Annotated[int, typer.Option(min=1, help="of training")] = 1_500,
-    out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path("recall"),
+    steps: Steps = 1_500,
+    out: Folder = Path("recall"),
     layers: Annotated[int, typer.Option(min=2, max=32, help="of the model; deeper ones learn later")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="of data and weights")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
+    seed: Seed = 0,
+    threads: Threads = 0,
 ) -> None:
     """A Llama that recalls pairs of a key and a value in up to 2,048 tokens, for the long-context suite."""
-    import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from diastole.kernels.table import physical_cores
     from diastole.recipes import recall as recipe
 
-    torch.set_num_threads(threads or physical_cores())
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        work = bar.add_task("", total=steps)
-
-        def tell(p: recipe.Progress) -> None:
-            said = f"{p.length} tokens, loss {p.loss:.3f}, right {p.accuracy:.0%}"
-            bar.update(work, completed=p.step, description=said)
-            if p.step % 50 == 0:
-                bar.console.print(f"step {p.step}: {said}", highlight=False)
-
-        plan = recipe.Plan(steps, seed, shape=replace(recipe.SHAPE, layers=layers))
-        figures = recipe.train(plan, out, tell)
+    plan = recipe.Plan(steps, seed, shape=replace(recipe.SHAPE, layers=layers))
+    with telling(steps, threads) as tell:
+        figures = recipe.train(
+            plan,
+            out,
+            lambda p: tell(p.step, f"{p.length} tokens, loss {p.loss:.3f}, right {p.accuracy:.0%}"),
+        )
     shares = ", ".join(f"{share:.1%} at {n}" for n, share in figures["accuracy"].items())
     print(
         f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes; right answers: {shares}"
@@ -60,12 +50,12 @@ def recall(
 
 @app.command()
 def own_text(
-    model: Annotated[str, typer.Option(help="asset, GGUF file or directory")] = "smollm2-135m",
+    model: Model = "smollm2-135m",
     out: Annotated[Path, typer.Option(help="file to write")] = Path("own-text.safetensors"),
     tokens: Annotated[int, typer.Option(min=1, help="of answers")] = 1_000_000,
     answer: Annotated[int, typer.Option(min=1, help="most tokens of one answer")] = 320,
     seed: Annotated[int, typer.Option(min=0, help="of requests and answers")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")] = 0,
+    threads: Threads = 0,
 ) -> None:
     """Answers of a model to made-up requests, from which its drafters learn."""
     from rich.console import Console

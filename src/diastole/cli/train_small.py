@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Steps = Annotated[int, typer.Option(min=1, help="of training")]
-Seed = Annotated[int, typer.Option(min=0, help="of data and weights")]
-Threads = Annotated[int, typer.Option(min=0, help="compute threads; 0: one per physical core")]
-
-
-@contextmanager
-def _bar(total: int, threads: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar, and torch's threads."""
-    import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from diastole.kernels.table import physical_cores
-
-    torch.set_num_threads(threads or physical_cores())
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        work = bar.add_task("", total=total)
-        yield lambda done, said: bar.update(work, completed=done, description=said)
+from diastole.cli.training import Folder, Seed, Steps, Threads, telling, text_of
 
 
 def phasenet(
     steps: Steps = 6_000,
-    out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path(
-        "phasenet"
-    ),
+    out: Folder = Path("phasenet"),
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
     """The picker of P and S waves: simulated events over real noise. About 14 minutes on two cores."""
     from diastole.recipes import phasenet as recipe
 
-    with _bar(steps, threads) as tell:
+    with telling(steps, threads) as tell:
         figures = recipe.train(recipe.Plan(steps, seed=seed), out, lambda p: tell(p.step, f"loss {p.loss:.4f}"))
     print(f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes, loss {figures['loss']}")
 
@@ -56,7 +34,7 @@ def dbconformer(
     """The classifier of EEG windows. About three minutes of one core."""
     from diastole.recipes import dbconformer as recipe
 
-    with _bar(epochs, threads) as tell:
+    with telling(epochs, threads) as tell:
         figures = recipe.train(recipe.Plan(data, epochs, seed=seed), out, lambda epoch: tell(epoch, ""))
     print(
         f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes; "
@@ -85,7 +63,7 @@ def cache_aware_conformer(
 
     plan = recipe.twin(steps, seed) if full_context else recipe.Plan(steps, seed=seed)
     out = out or Path(recipe.TWIN if full_context else "cache-aware-conformer")
-    with _bar(steps, threads) as tell:
+    with telling(steps, threads) as tell:
         train, _ = spoken.corpora(lambda voice: tell(0, f"voice {voice}"))
         _, figures = recipe.train(plan, out, train, lambda p: tell(p.step, f"loss {p.loss:.3f}, ctc {p.ctc:.3f}"))
     print(f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes, loss {figures['loss']}")
@@ -93,16 +71,14 @@ def cache_aware_conformer(
 
 def masked_lm(
     steps: Steps = 4_000,
-    out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path(
-        "masked-lm"
-    ),
+    out: Folder = Path("masked-lm"),
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
     """The masked language model of bytes. It took about an hour on one busy core."""
     from diastole.recipes import masked_lm as recipe
 
-    with _bar(steps, threads) as tell:
+    with telling(steps, threads) as tell:
         _, figures = recipe.train(
             recipe.Plan(steps, seed=seed), out, lambda p: tell(p.step, f"loss {p.loss:.3f}, right {p.right:.1%}")
         )
@@ -125,13 +101,10 @@ def masked_smollm2(
     from diastole.assets import resolve
     from diastole.assets.models import open_model, tokenizer_of
     from diastole.recipes import masked_smollm2 as recipe
-    from diastole.recipes.own_text import Texts
 
-    plan, path = recipe.Plan(steps, seed=seed), resolve(recipe.BASE)
+    plan, path, texts = recipe.Plan(steps, seed=seed), resolve(recipe.BASE), text_of(recipe.BASE, own)
     checkpoint = open_model(path)
-    texts = Texts.read(own)
-    texts.expect(checkpoint.fingerprint, own)
-    with _bar(steps, threads) as tell:
+    with telling(steps, threads) as tell:
         data = recipe.Data(plan, tokenizer_of(path), texts)
         figures = recipe.train(
             plan, checkpoint, data, out, lambda p: tell(p.step, f"loss {p.loss:.3f}, right {p.right:.1%}")
@@ -144,13 +117,13 @@ def masked_smollm2(
 
 def unet(
     steps: Steps = 4_000,
-    out: Annotated[Path, typer.Option(help="directory of the model; a training begun there goes on")] = Path("unet"),
+    out: Folder = Path("unet"),
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
     """The UNet that makes pictures of clothes. It took an hour on one busy core."""
     from diastole.recipes import unet as recipe
 
-    with _bar(steps, threads) as tell:
+    with telling(steps, threads) as tell:
         _, figures = recipe.train(recipe.Plan(steps, seed=seed), out, lambda p: tell(p.step, f"loss {p.loss:.4f}"))
     print(f"{out}: {figures['parameters']:,} parameters, {figures['seconds'] / 60:.1f} minutes, loss {figures['loss']}")
