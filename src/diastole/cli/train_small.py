@@ -47,8 +47,8 @@ def cache_aware_conformer(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="directory of the model; a training begun there goes on "
-            "[dim]\\[default: cache-aware-conformer, or full-context-twin][/]"
+            help="directory of the model; a training begun there goes on; "
+            "else cache-aware-conformer, or full-context-twin"
         ),
     ] = None,
     full_context: Annotated[
