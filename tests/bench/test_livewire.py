@@ -77,7 +77,9 @@ def test_streams_beside_prompts(tmp_path: Path) -> None:
             heard = found.models["brain"]
             assert heard.streams == 3
             assert heard.period == pytest.approx(0.25)
-            assert 0 < heard.met <= heard.chunks <= 3 * 20  # all that is sent in five seconds: what is heard late counts
+            assert (
+                0 < heard.met <= heard.chunks <= 3 * 20
+            )  # all that is sent in five seconds: what is heard late counts
             assert len(heard.waits) == len(heard.latencies) > 0
             assert min(heard.waits) > 0
             assert found.busy > 0
