@@ -49,11 +49,11 @@ def run(study: Study) -> None:
     torch.set_num_threads(physical_cores())
     seeds = 1 if study.quick else SEEDS
     sets = SETS[:1] if study.quick else SETS
+    known = {name: brainwaves.load(name) for name in sets}  # before the workers, who would all fetch them
     found = _trained(study, sets, seeds)
     apart, whole = ({key: [r[i] for r in rights] for key, rights in found.items()} for i in (0, 1))
     rows: list[tuple[float | str, ...]] = []
-    for name in sets:
-        data = brainwaves.load(name)
+    for name, data in known.items():
         majority = float(np.bincount(data.test[1]).max() / len(data.test[1]))
         rows.append((name, *(_said(apart[m, name]) for m in MODELS), round(ridge(data), 3), round(majority, 3)))
     study.table(f"accuracy on the sets' own test windows, {seeds} seeds", ("set", *MODELS, "ridge", "majority"), rows)
@@ -90,9 +90,12 @@ def _trained(study: Study, sets: Sequence[str], seeds: int) -> dict[tuple[str, s
         ProcessPoolExecutor(physical_cores(), fresh, torch.set_num_threads, (1,)) as pool,
     ):
         begun = {pool.submit(_accuracies, training): training for training in wanted}
-        for future in as_completed(begun):
-            found[begun[future]] = future.result()
-            step()
+        try:
+            for future in as_completed(begun):
+                found[begun[future]] = future.result()
+                step()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interruption nobody waits for what has not begun
     return {(m, s): [found[t] for t in wanted if (t.model, t.data) == (m, s)] for m in MODELS for s in sets}
 
 
