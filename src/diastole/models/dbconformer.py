@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 HEADS = 10
 KERNEL, SPATIAL, SPATIAL_STRIDE = 63, 25, 5  # widths of the convolutions over time
 EPS = 1e-5
+FEW = 8  # windows that are filtered together: what comes of more does not stay in a core's cache
 BEFORE = 2  # windows per channel that the training's covariance counts for, where one runs along
 
 
@@ -114,18 +115,31 @@ class Net:
             self._constant[length] = (share * self._mixed + self._bias).astype(np.float32)
         return self._constant[length]
 
+    def _stretches(self, x: Array) -> Array:
+        """x (B, T, C) -> (B, P, D): means over stretches of time of the mixed and filtered channels."""
+        b, t, _ = x.shape
+        y = gelu(self.stem(x, KERNEL // 2, KERNEL // 2) + self.constant(t))
+        found: Array = y[:, : t // self.patch * self.patch].reshape(b, -1, self.patch, y.shape[2]).mean(2)
+        return found
+
+    def _filtered(self, x: Array) -> Array:
+        """x (B, T, C) -> (B·C, F): means over time of each channel by itself, filtered."""
+        b, t, c = x.shape
+        each = np.ascontiguousarray(x.transpose(0, 2, 1)).reshape(b * c, t, 1)
+        found: Array = elu(self.each(each, SPATIAL // 2, SPATIAL // 2)).mean(1)
+        return found
+
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """x (B, T, C) -> logits (B, classes), and how much each channel counts (B, C); equally much if nobody says."""
-        b, t, c = x.shape
+        b, _, c = x.shape
         found = []
         weights = np.full((b, c), 1 / c, np.float32)
+        few = [x[at : at + FEW] for at in range(0, b, FEW)]
         if self.branch != "spatial":
-            y = gelu(self.stem(x, KERNEL // 2, KERNEL // 2) + self.constant(t))
-            tokens = y[:, : t // self.patch * self.patch].reshape(b, -1, self.patch, y.shape[2]).mean(2)
+            tokens = np.concatenate([self._stretches(part) for part in few])
             found.append(self.time(tokens + self.time_place).mean(1))
         if self.branch != "temporal":
-            each = np.ascontiguousarray(x.transpose(0, 2, 1)).reshape(b * c, t, 1)
-            y = elu(self.each(each, SPATIAL // 2, SPATIAL // 2)).mean(1)
+            y = np.concatenate([self._filtered(part) for part in few])
             tokens = self.channels(self.widen(y).reshape(b, c, -1) + self.channel_place)
             weights = softmax(self.score(np.tanh(self.look(tokens)))[..., 0])
             found.append((weights[..., None] * tokens).sum(1))
