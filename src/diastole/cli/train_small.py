@@ -31,7 +31,7 @@ def dbconformer(
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
-    """The classifier of EEG windows. About three minutes of one core."""
+    """The classifier of EEG windows. About a minute of one core."""
     from diastole.recipes import dbconformer as recipe
 
     with telling(epochs, threads) as tell:

@@ -1,6 +1,6 @@
 """dbconformer: a classifier of EEG windows, trained on a set that comes in a package.
 
-Data: ``brainwaves``. Alignment is by the training windows alone. SelfRegulationSCP1 takes three minutes of one core.
+Data: ``brainwaves``. Alignment is by the training windows alone. SelfRegulationSCP1 takes a minute of one core.
 """
 
 from __future__ import annotations
