@@ -97,18 +97,20 @@ def test_a_picker_is_its_net(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("branch", ["both", "temporal", "spatial"])
 def test_a_classifier_is_its_net(branch: Any, tmp_path: Path) -> None:
-    from diastole.models.dbconformer import Net
+    from diastole.models.dbconformer import FEW, Net
 
     net = small.classifier(branch)
     weights = {name: x.numpy() for name, x in net.state_dict().items()}
     model = Net(load(1), weights, 20, branch)
-    x = small.noise(3 * 101, 5).reshape(3, 101, 5)
+    count = 2 * FEW + 3
+    x = small.noise(count * 101, 5).reshape(count, 101, 5)
     with torch.no_grad():
         want = net(torch.from_numpy(x.transpose(0, 2, 1).copy())).numpy()
     found, shares = model(x)
     assert np.abs(found - want).max() < 1e-4
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(model(x[2:])[0], found[2:])
+    for some in (slice(2, 3), slice(2, FEW + 5), slice(count - 1, None)):
+        np.testing.assert_array_equal(model(x[some])[0], found[some])
 
 
 def model_of(kind: str, out: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,10 +83,12 @@ def bench(model: str, threads: int, total: int, every: int = EVERY, context: int
     from diastole.assets.models import open_model
     from diastole.bench.rig import Rig
 
-    checkpoint = open_model(resolve(model))
-    with Rig(model, threads=threads, context=context) as rig, telling(total, threads, every) as tell:
+    with (
+        closing(open_model(resolve(model))) as checkpoint,
+        Rig(model, threads=threads, context=context) as rig,
+        telling(total, threads, every) as tell,
+    ):
         yield Bench(rig, rig.decoder.facts(checkpoint), tell)
-    checkpoint.close()
 
 
 def text_of(model: str, own: Path) -> Texts:
@@ -99,9 +101,9 @@ def text_of(model: str, own: Path) -> Texts:
     from diastole.assets.models import open_model
     from diastole.recipes.own_text import Texts
 
-    checkpoint, texts = open_model(resolve(model)), Texts.read(own)
-    texts.expect(checkpoint.fingerprint, own)
-    checkpoint.close()
+    texts = Texts.read(own)
+    with closing(open_model(resolve(model))) as checkpoint:
+        texts.expect(checkpoint.fingerprint, own)
     return texts
 
 
