@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ KEPT = 500  # pieces that can be sent again
 async def stream(
     url: str,
     model: str,
-    pieces: AsyncIterable[Array],
+    pieces: AsyncIterable[Array] | AsyncIterable[tuple[int, Array]],
     *,
     rate: float | None = None,
     channels: Sequence[str] | int | None = None,
@@ -30,6 +30,7 @@ async def stream(
     api_key: str = "",
     chunks: bool = False,
     resample: bool = False,
+    lost: Literal["", "wait", "conceal", "drop"] = "",
 ) -> AsyncIterator[dict[str, Any]]:
     """Send samples to a model as they come, and get what it finds: events as the server sends them, ``ready`` first and
     ``done`` last. A connection that is lost is made again, and the stream goes on where it was.
@@ -41,9 +42,13 @@ async def stream(
         channels: names in the order in which they are sent, or how many.
         options: of the model.
         chunks: also an event for each chunk that was answered.
+        lost: what becomes of samples that are missing between pieces, which then are (number of the first sample,
+            samples): "wait" for them for a while, "conceal" them by zeros, or "drop" them, so that the model begins
+            anew. "": pieces follow each other.
 
     Raises:
         UserError: the server refuses the stream, or cannot be reached.
+        Exception: what ``pieces`` raises, once everything before is answered.
     """
     from websockets.asyncio.client import connect
     from websockets.exceptions import ConnectionClosed
@@ -57,6 +62,7 @@ async def stream(
         "options": dict(options or {}),
         "chunks": chunks,
         "resample": resample,
+        **({"indexed": True, "lost": lost} if lost else {}),
     }
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     sender = _Sender(pieces)
@@ -80,6 +86,7 @@ async def stream(
                         last = event.get("seq", last)
                         yield event
                         if kind == "done":
+                            sender.check()
                             return
             except (ConnectionClosed, OSError) as e:
                 failures += 1
@@ -90,22 +97,46 @@ async def stream(
         await sender.stop()
 
 
+class _Piece(NamedTuple):
+    """Samples, and the number of the first one where that is told."""
+
+    x: Array  # (n, C) float32
+    first: int | None
+
+    def message(self, skip: int = 0) -> bytes:
+        """As it is sent, without the first so many."""
+        number = b"" if self.first is None else (self.first + skip).to_bytes(8, "little", signed=True)
+        return number + self.x[skip:].tobytes()
+
+
 class _Sender:
     """Sends pieces over one connection after the other, from where the server has them."""
 
-    def __init__(self, pieces: AsyncIterable[Array]) -> None:
-        self._queue: asyncio.Queue[Array | None] = asyncio.Queue(AHEAD)
+    def __init__(self, pieces: AsyncIterable[Array] | AsyncIterable[tuple[int, Array]]) -> None:
+        self._queue: asyncio.Queue[_Piece | None] = asyncio.Queue(AHEAD)
         self._pumping = asyncio.create_task(self._pump(pieces))
-        self._kept: deque[tuple[int, Array]] = deque(maxlen=KEPT)  # latest pieces, each with its first sample
+        self._kept: deque[tuple[int, _Piece]] = deque(maxlen=KEPT)  # latest ones, each behind so many samples
         self._made = 0
         self._over = False
+        self._failure: Exception | None = None
         self._sending: asyncio.Task[None] | None = None
 
-    async def _pump(self, pieces: AsyncIterable[Array]) -> None:
+    async def _pump(self, pieces: AsyncIterable[Array] | AsyncIterable[tuple[int, Array]]) -> None:
         """Apart from the sending, which is cancelled when its connection is lost."""
-        async for piece in pieces:
-            await self._queue.put(np.ascontiguousarray(piece, "<f4").reshape(len(piece), -1))
+        try:
+            async for piece in pieces:
+                first, x = piece if isinstance(piece, tuple) else (None, piece)
+                await self._queue.put(_Piece(np.ascontiguousarray(x, "<f4").reshape(len(x), -1), first))
+        except Exception as e:  # whatever the source does: what it gave before is answered
+            self._failure = e
         await self._queue.put(None)
+
+    def check(self) -> None:
+        """Raises:
+        Exception: what the pieces ended with.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     def begin(self, socket: Any, received: int) -> None:
         """Go on with a connection whose server has so many samples."""
@@ -117,17 +148,17 @@ class _Sender:
         from websockets.exceptions import ConnectionClosed
 
         with contextlib.suppress(ConnectionClosed, OSError):  # who reads it is told
-            for first, x in list(self._kept):
-                if first + len(x) > received:
-                    await socket.send(x[max(received - first, 0) :].tobytes())
+            for behind, piece in list(self._kept):
+                if behind + len(piece.x) > received:
+                    await socket.send(piece.message(max(received - behind, 0)))
             while not self._over:
-                piece = await self._queue.get()
-                if piece is None:
+                following = await self._queue.get()
+                if following is None:
                     self._over = True
                 else:
-                    self._kept.append((self._made, piece))
-                    self._made += len(piece)
-                    await socket.send(piece.tobytes())
+                    self._kept.append((self._made, following))
+                    self._made += len(following.x)
+                    await socket.send(following.message())
             await socket.send('{"type": "end"}')
 
     async def stop(self) -> None:

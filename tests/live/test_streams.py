@@ -148,7 +148,6 @@ def test_other_numbers_and_orders_of_channels(model: Path, dtype: str) -> None:
         ({"units": "T"}, "units", "takes uV"),
         ({"units": "kg"}, "units", "takes uV"),
         ({"resume": "nobody's"}, "resume", "no stream waits"),
-        ({"resample": True, "rate": 50, "indexed": True}, "indexed", "cannot be indexed"),
     ],
     ids=str,
 )
@@ -437,6 +436,56 @@ def test_the_client_takes_up_a_lost_connection_by_itself(model: Path) -> None:
             with pytest.raises(UserError, match="did you mean 'smooth'"):
                 async for _ in stream(at.url, "brain", nothing(), options={"smoth": 1}):
                     pass
+
+    go(work)
+
+
+def test_numbered_pieces_of_the_client_with_a_gap(model: Path) -> None:
+    """The connection is lost once, too: what is sent again has its numbers."""
+    gap = 10_000  # samples
+
+    async def work() -> None:
+        async with served(model) as at:
+            cut = asyncio.Event()
+
+            async def pieces() -> AsyncIterator[tuple[int, Array]]:
+                for i in range(0, len(X), 20):
+                    if i == 140:
+                        await cut.wait()
+                    yield i + (gap if i >= 160 else 0), X[i : i + 20]
+
+            events = []
+            async for event in stream(at.url, "brain", pieces(), lost="drop"):
+                events.append(event)
+                if event["type"] == "label" and not cut.is_set():
+                    cut.set()
+                    for connection in list(at.server._uvicorn.server_state.connections):
+                        connection.transport.abort()
+            assert [e["type"] for e in events].count("gap") == 1
+            behind = [(round(end + (160 + gap) / RATE, 6), label) for end, label in expected(model, X[160:])]
+            assert labels(events) == [*expected(model, X[:150]), *behind]  # ten samples are no whole unit
+
+    go(work)
+
+
+def test_what_the_source_of_a_client_ends_with_is_raised_behind_its_answers(model: Path) -> None:
+    async def work() -> None:
+        async with served(model) as at:
+
+            async def pieces() -> AsyncIterator[Array]:
+                yield X
+                raise UserError("the cable is out", param="source")
+
+            events: list[dict[str, Any]] = []
+
+            async def listen() -> None:
+                async for event in stream(at.url, "brain", pieces()):
+                    events.append(event)
+
+            with pytest.raises(UserError, match="the cable is out"):
+                await listen()
+            assert events[-1]["type"] == "done"
+            assert labels(events) == expected(model, X)
 
     go(work)
 

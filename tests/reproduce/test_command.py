@@ -141,7 +141,7 @@ def test_what_does_not_hold_stays_in_the_table_with_its_reason(run: Callable[...
         "what                                    paper's claim  baseline here  here  must hold  holds?",
         "speed                                                                 1.2x  ≥ 1.6x     does not hold here",
         "  why: attention is 41% of a step here",
-        "memory                                                                nan   ≤ 1        does not hold here",
+        "memory                                                                none  ≤ 1        does not hold here",
         "  why: no reason is given",
     ]
     assert "fails does not hold here: 2 of 2 inequalities: speed; memory" in shown
@@ -177,7 +177,7 @@ def test_json_and_nothing_else(run: Callable[..., Ran]) -> None:
     (rounds,) = found["timings_seconds"]
     assert [len(rounds[name]) for name in "ab"] == [2, 2]
     assert failed["rows"][1]["here"] is None
-    assert failed["rows"][1]["shown"] == "nan"
+    assert failed["rows"][1]["shown"] == "none"
     instead = json.loads(run("reproduce", "falls-back", "--json").out)["rows"][1]
     assert instead["stands_in_for"] == "speed"
 

@@ -47,7 +47,7 @@ def test_what_is_not_finite_holds_to_nothing(make: Callable[[float], object], od
         (0.000123456, "", "0.0001235"),
         (12345.6, "tokens", "12,346 tokens"),
         (True, "", "yes"),
-        (nan, "ms", "nan ms"),
+        (nan, "ms", "none"),
         ("none", "ms", "none"),
     ],
 )

@@ -132,6 +132,25 @@ def test_packets_that_a_station_never_sent_are_a_gap() -> None:
     np.testing.assert_array_equal(heard, want)
 
 
+def test_a_station_that_is_let_go_keeps_nobody_waiting() -> None:
+    """It sends nothing more, and its reader waits on another thread."""
+    pytest.importorskip("obspy")
+    x = np.arange(300).reshape(100, 3).astype(np.int32)
+    records = [r for i in range(3) for r in record(x[:, i].copy(), f"HH{'ENZ'[i]}", START)]
+    with station(records) as server:
+        found = SeedLink(f"127.0.0.1:{server.port}/XX.ABC")
+        heard: list[Array] = []
+        reader = threading.Thread(target=lambda: heard.extend(piece.x for piece in found), daemon=True)
+        reader.start()
+        while not heard:
+            time.sleep(0.01)
+        found.close()
+        found.close()
+        reader.join(20)
+    assert not reader.is_alive()
+    np.testing.assert_array_equal(np.concatenate(heard), x)
+
+
 def test_a_station_that_is_not_there_is_told() -> None:
     pytest.importorskip("obspy")
     with socket.create_server(("127.0.0.1", 0)) as closed:

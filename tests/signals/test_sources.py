@@ -47,6 +47,30 @@ def test_ground_motion_has_its_components_and_its_time(tmp_path: Path) -> None:
     assert [component(c) for c in ("HHZ", "BH1", "EH2")] == ["Z", "N", "E"]
 
 
+def test_what_a_station_did_not_record_is_in_no_piece(tmp_path: Path) -> None:
+    x = np.arange(1200).reshape(400, 3).astype(np.int32)
+    start = obspy.UTCDateTime(2020, 1, 2)
+    header = {"network": "XX", "station": "ABC", "sampling_rate": 50.0}
+    parts = []
+    for i, (c, gap) in enumerate({"E": (100, 150), "N": (120, 180), "Z": (300, 310)}.items()):
+        for lo, hi in ((0, gap[0]), (gap[1], 400)):
+            at = {"channel": f"HH{c}", "starttime": start + lo / 50}
+            parts.append(obspy.Trace(x[lo:hi, i].copy(), {**header, **at}))
+    obspy.Stream(parts).write(str(tmp_path / "a.mseed"), "MSEED")
+    pieces = list(source(str(tmp_path / "a.mseed")))
+    here = [i for piece in pieces for i in range(piece.first or 0, (piece.first or 0) + len(piece.x))]
+    assert here == [*range(100), *range(180, 300), *range(310, 400)]
+    np.testing.assert_array_equal(np.concatenate([piece.x for piece in pieces]), x[here])
+
+
+def test_stretches_that_lie_years_apart_take_no_memory(tmp_path: Path) -> None:
+    header = {"network": "XX", "station": "ABC", "channel": "HHZ", "sampling_rate": 100.0}
+    parts = [obspy.Trace(np.zeros(50), {**header, "starttime": obspy.UTCDateTime(y, 1, 1)}) for y in (2000, 2020)]
+    obspy.Stream(parts).write(str(tmp_path / "a.mseed"), "MSEED")
+    with pytest.raises(UserError, match="its stretches lie more than 100,000,000 samples apart"):
+        source(str(tmp_path / "a.mseed"))
+
+
 def test_eeg_is_in_microvolts(tmp_path: Path) -> None:
     edfio = pytest.importorskip("edfio")
     pytest.importorskip("mne")

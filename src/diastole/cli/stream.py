@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import asyncio
 import json as jsonlib
+import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from diastole.signals.source import Source
     from diastole.types import Array
 
+CONCEALED = 1.0  # seconds that are filled with zeros at most
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -44,6 +46,8 @@ def stream(
 
     A model's own options are given as flags: --threshold-p 0.3, --latency-ms 80, --align running. In a terminal a live
     view shows the signal, the latest events and whether deadlines are kept; otherwise events are printed line by line.
+    Ctrl-C ends a live source: what was heard until then is answered. Where samples are missing for more than a second,
+    the model begins anew.
     """
     from diastole.cli.monitor import Monitor
     from diastole.signals.findings import findings
@@ -97,7 +101,7 @@ def _source(name: str, rate: float, channels: str) -> Source:
     if names and isinstance(found, Recorded):
         if len(names) != found.x.shape[1]:
             raise UserError(f"{name} has {found.x.shape[1]} channels, and {len(names)} are named", param="channels")
-        return Recorded(found.x, found.about._replace(channels=names))
+        return Recorded(found.x, found.about._replace(channels=names), missing=found.missing)
     return found
 
 
@@ -112,43 +116,79 @@ async def _run(
     kept: Findings | None,
 ) -> None:
     about = source.about
-    pieces = _paced(source, realtime and not about.live, monitor)
-    names: list[str] | int = list(about.channels)
-    if url:
-        from diastole.client import stream as remote
+    with _interruptible() as enough:
+        pieces = _paced(source, realtime and not about.live, monitor, enough)
+        names: list[str] | int = list(about.channels)
+        if url:
+            from diastole.client import stream as remote
 
-        events = remote(
-            url, model, pieces, rate=about.rate, channels=names, options=options, api_key=api_key, chunks=True,
-            resample=True,
-        )  # fmt: skip
-    else:
-        events = _here(model, pieces, about.rate, names, options)
-    async for event in events:
-        monitor.show(event)
-        if kept is not None:
-            kept.take(event)
+            events = remote(
+                url, model, pieces, rate=about.rate, channels=names, options=options, api_key=api_key, chunks=True,
+                resample=True, lost="drop",
+            )  # fmt: skip
+        else:
+            events = _here(model, pieces, about.rate, names, options)
+        async for event in events:
+            monitor.show(event)
+            if kept is not None:
+                kept.take(event)
 
 
-async def _paced(source: Source, realtime: bool, monitor: Monitor) -> AsyncIterator[Array]:
-    """Pieces of a source, which may block; a file's at its own pace if wished. What is missing is zero."""
+@contextmanager
+def _interruptible() -> Iterator[asyncio.Event]:
+    """Set by the first interruption from the keyboard; the second one is as usual."""
+    loop, enough = asyncio.get_running_loop(), asyncio.Event()
+
+    def first() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        enough.set()
+
+    loop.add_signal_handler(signal.SIGINT, first)
+    try:
+        yield enough
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _paced(
+    source: Source, realtime: bool, monitor: Monitor, enough: asyncio.Event
+) -> AsyncIterator[tuple[int, Array]]:
+    """Pieces of a source, which may block, each with the number of its first sample; a file's at its own pace if
+    wished. What is missing for up to a second is zero."""
     import numpy as np
 
     loop = asyncio.get_running_loop()
     began, sent = loop.time(), 0
     iterator = iter(source)
-    while (piece := await asyncio.to_thread(next, iterator, None)) is not None:
-        x = piece.x
-        if piece.first is not None and piece.first > sent:
-            x = np.concatenate([np.zeros((piece.first - sent, x.shape[1]), np.float32), x])
-        sent += len(x)
-        if realtime:
-            await asyncio.sleep(max(began + sent / source.about.rate - loop.time(), 0))
-        monitor.hear(x)
-        yield x
+    waiting = asyncio.create_task(enough.wait())
+    try:
+        while True:
+            coming = asyncio.create_task(asyncio.to_thread(next, iterator, None))
+            await asyncio.wait({coming, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if enough.is_set():
+                source.close()  # and so whoever waits for it hears of the end
+            if (piece := await coming) is None or enough.is_set():
+                return
+            x, first = piece.x, sent if piece.first is None else piece.first
+            if 0 < first - sent <= CONCEALED * source.about.rate:
+                x = np.concatenate([np.zeros((first - sent, x.shape[1]), np.float32), x])
+                first = sent
+            sent = first + len(x)
+            if realtime:
+                await asyncio.sleep(max(began + sent / source.about.rate - loop.time(), 0))
+            monitor.hear(x)
+            yield first, x
+    finally:
+        waiting.cancel()
+        source.close()
 
 
 async def _here(
-    model: str, pieces: AsyncIterator[Array], rate: float, channels: list[str] | int, options: Mapping[str, Any]
+    model: str,
+    pieces: AsyncIterator[tuple[int, Array]],
+    rate: float,
+    channels: list[str] | int,
+    options: Mapping[str, Any],
 ) -> AsyncIterator[dict[str, Any]]:
     """The same events as a server's, of a model in this process."""
     from diastole.config import Config, EngineConfig, ServiceConfig
@@ -164,7 +204,9 @@ async def _here(
         if not backend.live:
             raise UserError(f"{model} answers texts: use diastole chat or diastole generate", param="model")
         service = next(iter(backend.live.values()))
-        hello = Hello(rate=rate, channels=channels, resample=True, options=dict(options), chunks=True)
+        hello = Hello(
+            rate=rate, channels=channels, resample=True, options=dict(options), chunks=True, indexed=True, lost="drop"
+        )
         session = LiveSession(service, hello.params(), Converter(hello, service.card), True)
         await session.opened()
         feeding = asyncio.create_task(_feed(session, pieces))
@@ -174,6 +216,7 @@ async def _here(
                 if found["type"] == "error" and found.get("fatal"):
                     raise UserError(found["message"], param=found.get("param"), code=found.get("code"))
                 yield found
+            await feeding
         finally:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
@@ -182,10 +225,12 @@ async def _here(
         await backend.stop(0)
 
 
-async def _feed(session: Any, pieces: AsyncIterator[Array]) -> None:
+async def _feed(session: Any, pieces: AsyncIterator[tuple[int, Array]]) -> None:
     import numpy as np
 
-    async for x in pieces:
-        await session.room()
-        session.feed(np.ascontiguousarray(x, "<f4").tobytes())
-    session.end()
+    try:
+        async for first, x in pieces:
+            await session.room()
+            session.feed(first.to_bytes(8, "little", signed=True) + np.ascontiguousarray(x, "<f4").tobytes())
+    finally:
+        session.end()

@@ -19,6 +19,7 @@ from diastole.types import Array, Ask, Batch, CellSpec, Event, Grant, Outcome, R
 
 LATE = 1e-9  # seconds that count as none
 LONGEST = 600.0  # seconds of one stream's input held unprocessed
+LONGEST_GAP = 7 * 86_400.0  # seconds behind which a stream may begin anew
 _NOTHING = np.empty(0, np.int32)
 _NO_TABLE = np.empty((0, 0), np.int32)
 
@@ -133,7 +134,8 @@ class LiveFrames:
         if data.ndim != 2 or data.shape[1] != channels or not np.isfinite(data).all():
             message = f"a chunk must be (samples, {channels}) finite numbers, not {data.shape}"
             raise UserError(message, param="feed", code="invalid_chunk")
-        if first is not None and not 0 <= first <= intake.came + self.most_samples:
+        ahead = LONGEST_GAP * self.signal.rate if intake.params.lost == "drop" else self.most_samples
+        if first is not None and not 0 <= first <= intake.came + ahead:
             message = f"a chunk that begins at sample {first} is too far from {intake.came}, where the stream is"
             raise UserError(message, param="first", code="invalid_chunk")
         if len(intake) + len(data) > self.most_samples and intake.params.overrun == "refuse":

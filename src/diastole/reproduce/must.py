@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, isnan
 from typing import Any, Protocol
 
 _TESTS: dict[str, Callable[[float, float], bool]] = {
@@ -88,11 +88,14 @@ def between(low: float, high: float) -> Must:
 
 
 def figure(value: float | str, unit: str = "") -> str:
-    """A number with four significant digits and its unit: "1.83x", "95.2%", "3.2 ms"; a fact as "yes" or "no"."""
+    """A number with four significant digits and its unit: "1.83x", "95.2%", "3.2 ms"; a fact as "yes" or "no"; NaN as
+    "none"."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isnan(value):  # there was nothing to be measured
+        return "none"
     if float(value).is_integer() and abs(value) < 1e6:
         number = f"{value:,.0f}"
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -34,7 +35,8 @@ class Hello(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="h
     ``channels``: how many, in the model's order, or their names in the order in which they are sent. ``dtype``: of the
     samples, little endian, all channels of one after the other. ``scale``: what a number is multiplied with; none: 1,
     and for sound in whole numbers that which makes full scale 1. ``indexed``: each piece begins with the number of its
-    first sample, eight bytes. ``chunks``: tell of each chunk when it was answered, also where nothing was found.
+    first sample, at the rate in which it comes, eight bytes. ``chunks``: tell of each chunk when it was answered, also
+    where nothing was found.
     """
 
     rate: float | None = None
@@ -99,15 +101,18 @@ class Converter:
                     f"{card.name} takes {card.rate:g} samples a second, not {rate:g}: send these, or resample=true"
                 )
                 raise UserError(message, param="rate")
-            if hello.indexed:
-                raise UserError("pieces that are resampled cannot be indexed", param="indexed")
-            self._resampler = resampler(rate, card.rate, self.channels)
+            self._resampled = partial(resampler, rate, card.rate, self.channels)
+            self._resampler = self._resampled()
+        self._next = self._own = 0  # numbers of the samples that follow: the client's, and the model's
 
     def samples(self, data: bytes) -> tuple[Array, int | None]:
         """(n, C) float32 of a piece, and the number of its first sample where it says so.
 
+        A resampler begins anew behind a gap, and what it still held is lost.
+
         Raises:
-            UserError: it is no whole number of samples, or holds numbers that are none.
+            UserError: it is no whole number of samples, or holds numbers that are none, or is to be resampled after
+                what follows it.
         """
         first = None
         if self.indexed:
@@ -128,8 +133,24 @@ class Converter:
         if self._order is not None:
             x = x[:, self._order]
         if self._resampler is not None:
-            x = self._resampler.resample_chunk(x)
+            x, first = self._at_the_models_rate(x, first)
         return np.ascontiguousarray(x, np.float32), first
+
+    def _at_the_models_rate(self, x: Array, first: int | None) -> tuple[Array, int | None]:
+        """Raises:
+        UserError: it comes after what follows it.
+        """
+        if first is not None and first != self._next:
+            if first < self._next:
+                message = f"pieces that are resampled must come in order: sample {first} came after {self._next - 1}"
+                raise UserError(message, param="feed", code="invalid_chunk")
+            self._resampler, self._own = self._resampled(), round(first * self.ratio)
+            self._next = first
+        own = self._own
+        self._next += len(x)
+        x = self._resampler.resample_chunk(x)
+        self._own += len(x)
+        return x, None if first is None else own
 
     def rest(self) -> Array:
         """What a resampler still holds when the input ends."""

@@ -162,6 +162,7 @@ class LiveSession:
 
     def _hear(self, beat: wire.Beat) -> None:
         self._answered = max(self._answered, beat.end)
+        self._fed = max(self._fed, self._answered)  # behind a gap that was skipped
         self._found += beat.chunks
         self._late += beat.missed
         self._latencies.append(beat.latency)

@@ -30,14 +30,16 @@ class LabStream:
         for i in range(info.channel_count()):
             names.append(channel.child_value("label") or f"ch{i + 1}")
             channel = channel.next_sibling()
+        self._closed = False
         self.about = About(float(info.nominal_srate()), tuple(names), None, live=True)
 
     def __iter__(self) -> Iterator[Piece]:
-        while True:
+        while not self._closed:
             samples, _ = self._inlet.pull_chunk(timeout=PULL)
             if samples:
                 yield Piece(np.asarray(samples, np.float32))
 
     def close(self) -> None:
         """Let go of it."""
+        self._closed = True
         self._inlet.close_stream()

@@ -57,6 +57,7 @@ class SeedLink:
         parts = code.split(".")
         if not slash or not 2 <= len(parts) <= 4 or not all(parts[:2]):
             raise UserError("write seedlink:HOST/NET.STA, or seedlink:HOST:PORT/NET.STA.LOC.CHA", param="source")
+        self._closed = False
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._client = _client(server if ":" in server else f"{server}:18000", self._queue.put)
         location, channel = (*parts[2:], "", "")[:2]
@@ -110,13 +111,16 @@ class SeedLink:
 
     def __iter__(self) -> Iterator[Piece]:
         yield from self._joined.take()
-        while (trace := self._next(None)) is not None:
+        while not self._closed and (trace := self._next(None)) is not None:
             self._add(self._joined, trace)
             yield from self._joined.take()
 
     def close(self) -> None:
         """End the connection."""
-        self._client.close()
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)  # whoever waits need not for what the connection says of it
+            self._client.close()
 
 
 def _client(server: str, put: Any) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from diastole.types import Array, UserError
 
 PIECE = 0.1  # seconds of a piece of a file
+MOST = 10**8  # samples from the first to the last of a file of ground motion
 
 SOUND = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".w64", ".opus"})
 BRAIN = frozenset({".edf", ".bdf", ".fif", ".gdf", ".vhdr", ".set"})
@@ -40,7 +41,8 @@ class Piece(NamedTuple):
 
 
 class Source(Protocol):
-    """Samples as they come. Close it when done with it."""
+    """Samples as they come. Close it when done with it, once or more often: whoever waits for the next piece of a live
+    one then hears that there is none."""
 
     about: About
 
@@ -50,15 +52,16 @@ class Source(Protocol):
 
 
 class Recorded:
-    """A recording that is in memory."""
+    """A recording that is in memory; ``missing`` (n,) bool: samples that nobody recorded, which no piece holds."""
 
-    def __init__(self, x: Array, about: About, seconds: float = PIECE) -> None:
-        self.x, self.about = x, about
+    def __init__(self, x: Array, about: About, seconds: float = PIECE, missing: Array | None = None) -> None:
+        self.x, self.about, self.missing = x, about, missing
         self._size = max(round(seconds * about.rate), 1)
 
     def __iter__(self) -> Iterator[Piece]:
-        for at in range(0, len(self.x), self._size):
-            yield Piece(self.x[at : at + self._size])
+        for lo, hi in [(0, len(self.x))] if self.missing is None else _stretches(~self.missing):
+            for at in range(lo, hi, self._size):
+                yield Piece(self.x[at : min(at + self._size, hi)], at)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -143,12 +146,15 @@ def brain(path: Path) -> Recorded:
 
 
 def ground(path: Path) -> Recorded:
-    """Of a file of ground motion: three components of one station, named E, N and Z by the end of their codes. What is
-    missing between two stretches is zero."""
+    """Of a file of ground motion: three components of one station, named E, N and Z by the end of their codes. What one
+    of them lacks is missing, and zero in ``x``."""
     obspy = library("obspy")
     try:
         stream = obspy.read(str(path))
-        stream.merge(fill_value=0)
+        spans = [(t.stats.endtime - stream[0].stats.starttime) * t.stats.sampling_rate for t in stream]
+        if max(map(abs, spans)) > MOST:
+            raise ValueError(f"its stretches lie more than {MOST:,} samples apart")
+        stream.merge()
     except Exception as e:  # whatever a damaged file does to its reader
         raise UserError(f"{path.name} cannot be read as ground motion: {_line(e)}", param="source") from None
     stations = sorted({f"{t.stats.network}.{t.stats.station}" for t in stream})
@@ -161,10 +167,19 @@ def ground(path: Path) -> Recorded:
     if len(rates) > 1:
         raise UserError(f"{path.name} holds channels of {len(rates)} rates: give one", param="source")
     n = min(len(t) for t in traces.values())
-    x = np.stack([t.data[:n].astype(np.float32) for t in traces.values()], 1)
+    parts = [t.data[:n] for t in traces.values()]
+    missing = np.logical_or.reduce([np.ma.getmaskarray(p) for p in parts])
+    x = np.stack([np.ma.filled(p, 0).astype(np.float32) for p in parts], 1)
     first = next(iter(traces.values())).stats
     start = float(first.starttime.timestamp)
-    return Recorded(x, About(float(first.sampling_rate), tuple(traces), start, station=stations[0]))
+    about = About(float(first.sampling_rate), tuple(traces), start, station=stations[0])
+    return Recorded(x, about, missing=missing if missing.any() else None)
+
+
+def _stretches(here: Array) -> Iterator[tuple[int, int]]:
+    """Where runs of True begin and end."""
+    edges = np.flatnonzero(np.diff(here.astype(np.int8), prepend=0, append=0))
+    yield from ((int(lo), int(hi)) for lo, hi in edges.reshape(-1, 2))
 
 
 def component(channel: str) -> str:
