@@ -307,10 +307,10 @@ def test_an_idle_stream_ends(model: Path) -> None:
     go(work)
 
 
-def test_hundreds_of_opens_and_closes_leak_nothing(model: Path) -> None:
+def test_a_thousand_opens_and_closes_leak_nothing(model: Path) -> None:
     async def work() -> None:
         async with served(model, stream_resume_seconds=0) as at:
-            for i in range(300):
+            for i in range(1000):
                 async with at.open() as socket:
                     await hello(socket)
                     if i % 3 == 1:

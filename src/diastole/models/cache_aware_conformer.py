@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 RATE = 16_000
 SPECTRA = 8  # of an encoder's frame
 LEVELS = 3  # of subsampling, each by two
+LONGEST = 30.0  # seconds of an utterance
 State = dict[str, Array]  # of several streams: (B, ...)
 
 
@@ -228,7 +229,7 @@ class Options:
 
     latency_ms: int = -1  # how far it looks ahead at most; -1: the model's default
     decoder: str = "ctc"  # or rnnt
-    endpoint_ms: int = 800  # of nothing said end an utterance; 0: only the input's end does
+    endpoint_ms: int = 800  # of nothing said end an utterance, LONGEST does too; 0: only the input's end does
 
     def __post_init__(self) -> None:
         if self.decoder not in {"rnnt", "ctc"}:
@@ -277,7 +278,7 @@ class CacheAwareConformer:
         return right + 1
 
     def begin(self, options: Options) -> Utterance:
-        return Utterance()
+        return Utterance(LONGEST if options.endpoint_ms else np.inf)
 
     def forward(self, b: Batch, state: Any) -> Array:
         """(T, symbols at most): what each frame says."""
@@ -313,6 +314,8 @@ class CacheAwareConformer:
         found, frame = [], self.frame_ms / 1000
         for end, row in zip(ends, rows, strict=True):
             said = [self.symbols[s] for s in row if s >= 0]
+            if record.full("".join(said), float(end) / RATE):
+                found += record.final()
             record.hear(said, float(end) / RATE, frame)
             if END in row:
                 found += record.final()
@@ -327,6 +330,7 @@ class CacheAwareConformer:
 class Utterance:
     """What has been said since the last end of one."""
 
+    longest: float  # seconds after which the next word begins another
     letters: list[tuple[str, float, float]] = field(default_factory=list)  # with start and end in seconds
     fresh: bool = False
 
@@ -335,13 +339,15 @@ class Utterance:
         self.letters += [(s, at - frame, at) for s in said]
         self.fresh = self.fresh or bool(said)
 
-    @property
-    def text(self) -> str:
-        return "".join(s for s, _, _ in self.letters).strip()
+    def full(self, said: str, at: float) -> bool:
+        """Whether it ends before this is heard: so nobody who speaks without a pause makes it longer and longer."""
+        lasted = at - self.letters[0][1] if self.letters else 0.0
+        return lasted > 2 * self.longest or (lasted > self.longest and said.startswith(" "))
 
     def partial(self) -> Reading:
         self.fresh = False
-        return Reading("partial", self.letters[0][1], self.letters[-1][2], {"text": self.text})
+        text = "".join(s for s, _, _ in self.letters).strip()
+        return Reading("partial", self.letters[0][1], self.letters[-1][2], {"text": text})
 
     def final(self) -> list[Reading]:
         """The utterance, if anything was said, and a new one begins."""
