@@ -52,6 +52,7 @@ class Standing(NamedTuple):
 
     status: Literal["not built", "built", "not measured", "holds", "does not hold", "unreadable result"]
     figure: str = ""  # what was measured last, in words
+    held: str = ""  # how many of its inequalities do: "7 of 8"
 
 
 def _exists(file: str) -> bool:
@@ -110,7 +111,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _judged(found: dict[str, Any]) -> Standing:
     headline = found["headline"]
     figure = f"{headline['shown']} {headline['what']}" + (" (quick)" if found["mode"] == "quick" else "")
-    return Standing("holds" if found["holds"] is True else "does not hold", figure)
+    mains = [row["holds"] is True for row in found["rows"] if "stands_in_for" not in row]
+    held = f"{sum(mains)} of {len(mains)}"
+    return Standing("holds" if found["holds"] is True else "does not hold", figure, held)
 
 
 def named(names: Sequence[str]) -> list[Paper]:

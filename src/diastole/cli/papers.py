@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-WIDTH = 130  # columns that the table needs at least
+if TYPE_CHECKING:
+    from rich.text import Text
+
+WIDTH = 130  # columns where nobody knows how many there are
+SOME = 20  # columns of a title
 COLOURS = {"holds": "green", "does not hold": "red", "unreadable result": "red", "not measured": "yellow"}
 
 
@@ -22,7 +28,7 @@ def papers(
 ) -> None:
     """The 65 papers: where each lives, how far it is, and the figure that was saved last."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
     from rich.text import Text
 
     from diastole import papers as listed
@@ -36,22 +42,30 @@ def papers(
     if json:
         print(jsonlib.dumps([{**asdict(p), **s._asdict()} for p, s in rows], ensure_ascii=False))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("name", "kind", "status", "home"):
-        table.add_column(column, no_wrap=True, style="cyan" if column == "name" else None)
-    table.add_column("last figure", min_width=11)
-    table.add_column("title", style="dim")
-    for p, (status, figure) in rows:
-        table.add_row(
-            p.name,
-            p.kind,
-            Text(status, COLOURS.get(status, "")),
-            p.home,
-            Text(figure),
-            Text(p.title, no_wrap=True, overflow="ellipsis"),
-        )
     console = Console(highlight=False)
-    console.width = max(console.width, WIDTH)
-    console.print(table)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    lines = [(p.name, p.kind, s.status, s.held, p.home, p.title) for p, s in rows]
+    head = ("name", "kind", "status", "held", "home", "title")
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    if sum(widths[:-1]) + 2 * len(widths) + SOME > console.width:
+        widths[4] = 0  # a narrow terminal has the homes of none
+    cut = partial(console.print, no_wrap=True, overflow="ellipsis")
+    cut(_line(head, widths, ["bold"] * 6))
+    for line, (_, s) in zip(lines, rows, strict=True):
+        cut(_line(line, widths, ["cyan", "", COLOURS.get(s.status, ""), "", "", "dim"]))
+        if s.figure:
+            console.print(Padding(Text(s.figure, "italic"), (0, 0, 0, 4)))
     counts = Counter(s.status for _, s in rows)
     console.print(f"\n{len(rows)} papers: " + ", ".join(f"{n} {status}" for status, n in counts.most_common()))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], styles: Sequence[str]) -> Text:
+    """Cells side by side, those without a width left out."""
+    from rich.text import Text
+
+    kept = [(c.ljust(w), style) for c, w, style in zip(cells, widths, styles, strict=True) if w]
+    parts = [part for cell in kept for part in (cell, ("  ", ""))]
+    line = Text.assemble(*parts[:-1])
+    line.rstrip()
+    return line
