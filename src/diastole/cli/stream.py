@@ -173,7 +173,7 @@ async def _paced(
             if 0 < first - sent <= CONCEALED * source.about.rate:
                 x = np.concatenate([np.zeros((first - sent, x.shape[1]), np.float32), x])
                 first = sent
-            sent = first + len(x)
+            sent = max(sent, first + len(x))
             if realtime:
                 await asyncio.sleep(max(began + sent / source.about.rate - loop.time(), 0))
             monitor.hear(x)
