@@ -50,6 +50,7 @@ def test_a_resampler_begins_anew_behind_a_gap() -> None:
     own.samples(numbered(0, X[:1000]))
     x, first = own.samples(numbered(15_000, X[1000:]))
     assert first == 10_000
+    assert (own.taken, own.reached) == (3000, 17_000)  # what is missing is no drift of a clock
     np.testing.assert_array_equal(x, fresh.samples(X[1000:].tobytes())[0])
     np.testing.assert_array_equal(own.rest(), fresh.rest())
 

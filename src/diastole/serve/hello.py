@@ -92,6 +92,7 @@ class Converter:
         self._sound = card.quantity == SOUND
         self.clipped = 0  # samples at full scale so far
         self.taken = 0  # samples that came so far, those of pieces that were refused too
+        self.reached = 0  # the number of the sample that follows them, where some may be missing
         rate = hello.rate or card.rate
         self._resampler: Any = None
         self.ratio = card.rate / rate
@@ -121,7 +122,9 @@ class Converter:
             first = int.from_bytes(data[:INDEX_BYTES], "little", signed=True)
             data = data[INDEX_BYTES:]
         size = self._dtype.itemsize * self._sent
-        self.taken += len(data) // size
+        count = len(data) // size
+        self.taken += count
+        self.reached = max(self.reached, (self.reached if first is None else first) + count)
         if len(data) % size:
             message = f"a piece must be whole samples of {size} bytes ({self._sent} x {self._dtype.name}), not "
             raise UserError(f"{message}{len(data)} bytes", param="feed", code="invalid_chunk")

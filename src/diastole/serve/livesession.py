@@ -91,7 +91,7 @@ class LiveSession:
         except UserError as e:
             self.tell_error(e)
             return
-        self._pulse.beat(self.touched, self.converter.taken)
+        self._pulse.beat(self.touched, self.converter.reached)
         self._send(x, first, last=False)
         if self.converter.clipped > self._clipped:
             self._tell("warning", code="clipped", samples=self.converter.clipped)
