@@ -64,21 +64,22 @@ def test_a_row_gets_as_far_as_its_files(tmp_path: Path, monkeypatch: pytest.Monk
     def status() -> Standing:
         return standing(paper, results)
 
-    assert status() == ("not built", "")
+    assert status() == Standing("not built")
     for folder in ("techniques", "reproduce"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "made_up.py").touch()
-    assert status() == ("not measured", "")
+    assert status() == Standing("not measured")
     (tmp_path / "reproduce" / "made_up.py").unlink()
-    assert status() == ("built", "")
+    assert status() == Standing("built")
     (tmp_path / "reproduce" / "made_up.py").touch()
 
     kept = results / "made-up.json"
-    found = {"holds": True, "mode": "full", "headline": {"what": "speed", "shown": "1.7x"}}
+    rows = [{"holds": True}, {"holds": False}, {"holds": True, "stands_in_for": "size"}]
+    found = {"holds": True, "mode": "full", "headline": {"what": "speed", "shown": "1.7x"}, "rows": rows}
     kept.write_text(json.dumps(found))
-    assert status() == ("holds", "1.7x speed")
+    assert status() == ("holds", "1.7x speed", "1 of 2")
     kept.write_text(json.dumps({**found, "holds": False, "mode": "quick"}))
-    assert status() == ("does not hold", "1.7x speed (quick)")
+    assert status() == ("does not hold", "1.7x speed (quick)", "1 of 2")
     for damaged in ("", "[]", "{}", "[" * 100_000, '{"holds": true, "mode": "full", "headline": null}'):
         kept.write_text(damaged)
         assert status().status == "unreadable result"
