@@ -19,7 +19,7 @@ from diastole.types import Array, Ask, Batch, CellSpec, Event, Grant, Outcome, R
 
 LATE = 1e-9  # seconds that count as none
 LONGEST = 600.0  # seconds of one stream's input held unprocessed
-LONGEST_GAP = 7 * 86_400.0  # seconds behind which a stream may begin anew
+LONGEST_GAP = 366 * 86_400.0  # seconds behind which a stream may begin anew
 _NOTHING = np.empty(0, np.int32)
 _NO_TABLE = np.empty((0, 0), np.int32)
 
