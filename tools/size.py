@@ -27,7 +27,7 @@ FLOORS = {
     "2": ("nn", "sample.py", "spec"),
     "3": ("loops",),
     "4": ("engine",),
-    "models": ("models",),
+    "models": ("models", "layers"),
     "techniques": ("techniques", "heads", "stores"),
     "6": (
         "chat",

@@ -31,6 +31,15 @@ def call(name: str, **changed: Any) -> Callable[[], None]:
             "rmsnorm": {"x": zeros(3, 32), "weight": zeros(32), "eps": 1e-5, "out": zeros(3, 32)},
             "rope": {"x": zeros(3, 2, 32), "pos": zeros(3, dtype=I32), "table": zeros(9, 32)},
             "gated": {"gu": zeros(3, 32), "kind": "silu", "out": zeros(3, 16)},
+            "groupnorm": {
+                "x": zeros(2, 3, 4, 8),
+                "w": zeros(2, 8),
+                "groups": 4,
+                "eps": 1e-5,
+                "out": zeros(2, 3, 4, 8),
+                "add": zeros(2, 8),
+                "silu": True,
+            },
             "pack_q4": {"q": zeros(16, 64, dtype=np.uint8), "d": zeros(16, 2), "m": zeros(16, 2)},
             "pack_q8": {"q": zeros(16, 64, dtype=np.int8), "d": zeros(16, 2)},
             "kv_write": {
@@ -66,7 +75,8 @@ def with_length(n: int, k: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["linear", "embed", "rmsnorm", "rope", "gated", "pack_q4", "pack_q8", "kv_write", "kv_read", "attend"]
+    "name",
+    ["linear", "embed", "rmsnorm", "rope", "gated", "groupnorm", "pack_q4", "pack_q8", "kv_write", "kv_read", "attend"],
 )
 def test_the_right_arguments_are_right(name: str) -> None:
     call(name)()
@@ -100,6 +110,15 @@ def test_the_right_arguments_are_right(name: str) -> None:
         ("rope", {"x": frozen(zeros(3, 2, 32))}, "x must be a writable"),
         ("gated", {"kind": "relu"}, "kind must be"),
         ("gated", {"gu": zeros(3, 30)}, "out must be half as wide as gu"),
+        ("groupnorm", {"x": zeros(2, 3, 4, 16)[..., ::2]}, "x: the last axis"),
+        ("groupnorm", {"x": zeros(2, 3, 8)}, "x must have 4 axes"),
+        ("groupnorm", {"out": zeros(2, 3, 5, 8)}, "out must have the shape"),
+        ("groupnorm", {"out": frozen(zeros(2, 3, 4, 8))}, "out must be a writable"),
+        ("groupnorm", {"w": zeros(2, 7)}, "w must be"),
+        ("groupnorm", {"w": zeros(8)}, "w must have 2 axes"),
+        ("groupnorm", {"groups": 3}, "groups must divide"),
+        ("groupnorm", {"groups": 0}, "groups must divide"),
+        ("groupnorm", {"add": zeros(1, 8)}, "add must be"),
         ("pack_q4", {"q": np.full((16, 64), 16, np.uint8)}, "q must hold 0..15"),
         ("pack_q4", {"q": zeros(16, 40, dtype=np.uint8)}, "multiple of 32"),
         ("pack_q4", {"m": zeros(16, 3)}, "m has the wrong shape"),

@@ -1,4 +1,4 @@
-"""rmsnorm, rope and gated against float64."""
+"""rmsnorm, rope, gated and groupnorm against float64."""
 
 import numpy as np
 import pytest
@@ -88,3 +88,48 @@ def test_gates_at_the_ends(isa: str, kind: str) -> None:
     assert (np.abs(y[0, [4, 6, 8]]) < 1e-30).all()
     assert np.isnan(y[0, 10])
     assert not np.isnan(y[0, :10]).any()
+
+
+@each_isa()
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(
+    ("b", "h", "w", "c", "groups"),
+    [(3, 4, 6, 12, 4), (1, 1, 1, 16, 1), (2, 40, 33, 56, 8), (2, 3, 5, 32, 32), (1, 2, 2, 1, 1)],
+)
+def test_groupnorm(isa: str, b: int, h: int, w: int, c: int, groups: int, silu: bool) -> None:
+    """Into the middle of a wider array, of one that is itself a part, alone and in a crowd."""
+    ops, rng = native(isa), np.random.default_rng(4)
+    wide = normal(rng, b, h + 1, w + 2, c) * np.float32(3) + np.float32(5)
+    x, weights, add = wide[:, 1:, 1:-1], normal(rng, 2, c), normal(rng, b, c)
+    out = np.full((b, h + 2, w + 1, c), 7, np.float32)
+    got, twin = out[:, 1:-1, 1:], np.empty(x.shape, np.float32)
+    ops.groupnorm(x, weights, groups, 1e-5, got, add, silu)
+    REF.groupnorm(x, weights, groups, 1e-5, twin, add, silu)
+    v = (x.astype(np.float64) + add[:, None, None]).reshape(b, h * w, groups, -1)
+    exact = (v - v.mean((1, 3), keepdims=True)) / np.sqrt(v.var((1, 3), keepdims=True) + 1e-5)
+    exact = exact.reshape(x.shape) * weights[0] + weights[1]
+    exact = exact / (1 + np.exp(-exact)) if silu else exact
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, twin, rtol=1e-4, atol=1e-4)
+    assert (out[:, 0] == 7).all()
+    assert (out[:, -1] == 7).all()
+    assert (out[:, :, 0] == 7).all()
+    for i in range(b):
+        alone = np.empty((1, h, w, c), np.float32)
+        ops.groupnorm(x[i : i + 1], weights, groups, 1e-5, alone, add[i : i + 1], silu)
+        np.testing.assert_array_equal(alone[0], got[i])
+    ops.groupnorm(x, weights, groups, 1e-5, x, add, silu)  # in place
+    np.testing.assert_array_equal(x, got)
+
+
+def test_groupnorm_of_nothing_and_of_something_that_is_no_number() -> None:
+    ops, weights = native(), np.ones((2, 4), np.float32)
+    nothing = np.empty((0, 2, 2, 4), np.float32)
+    ops.groupnorm(nothing, weights, 2, 1e-5, nothing, None, True)
+    x = np.zeros((2, 2, 2, 4), np.float32)
+    x[0, 0, 0, 0] = np.nan
+    y = np.empty_like(x)
+    ops.groupnorm(x, weights, 2, 1e-5, y, None, False)
+    assert np.isnan(y[0, ..., :2]).all()
+    np.testing.assert_array_equal(y[0, ..., 2:], 1)
+    np.testing.assert_array_equal(y[1], 1)

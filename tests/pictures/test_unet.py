@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from torch.nn import functional as F
 
 from diastole.kernels.table import load
+from diastole.layers.unet import Joint, Resnet, Shape, Weights
 from diastole.nn.conv2d import Conv2d, GroupNorm, doubled
 from diastole.nn.noise import Schedule
 from diastole.recipes import unet
-from diastole.types import UserError
+from diastole.types import Array, UserError
 from pictures import small
 
 
@@ -39,11 +41,17 @@ def test_convolutions_are_torchs(stride: int, h: int, w: int, c: int, n: int) ->
         np.testing.assert_array_equal(conv(x[i : i + 1])[0], conv(x)[i])
 
 
+def normed(norm: GroupNorm, x: Array) -> Array:
+    y = np.empty_like(x)
+    norm(x, y, silu=False)
+    return y
+
+
 def test_norms_are_torchs() -> None:
     rng = np.random.default_rng(1)
     x = (rng.normal(size=(3, 4, 6, 12)) * 3 + 5).astype(np.float32)
     weight, bias = rng.normal(size=12).astype(np.float32), rng.normal(size=12).astype(np.float32)
-    norm = GroupNorm(weight, bias, 4, 1e-5)
+    norm = partial(normed, GroupNorm(load(1), weight, bias, 4, 1e-5))
     want = F.group_norm(torch.from_numpy(x).permute(0, 3, 1, 2), 4, torch.from_numpy(weight), torch.from_numpy(bias))
     np.testing.assert_allclose(norm(x), want.permute(0, 2, 3, 1), atol=1e-5)
     for i in range(3):
@@ -70,6 +78,60 @@ def test_the_network_is_torchs(place: Path) -> None:
     for i in range(4):
         e = emb[i : i + 1]
         np.testing.assert_array_equal(model.net.decode(model.net.encode(x[i : i + 1], e), e)[0], found[i])
+
+
+class Tensors:
+    """A checkpoint in memory."""
+
+    def __init__(self, tensors: dict[str, Array]) -> None:
+        self._tensors = tensors
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def raw(self, name: str) -> Array:
+        return self._tensors[name]
+
+    f32 = raw
+
+
+def read(tensors: Tensors, width: int, groups: int) -> Weights:
+    shape = Shape(4, 1, (width,), (False,), (False,), 1, groups, 1e-5, 0, 1, True, 0.0)
+    return Weights(load(1), tensors, shape)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "groups", "shared"), [(8, 8, 4, 0), (10, 6, 4, 2), (8, 4, 1, 4), (3, 5, 8, 0), (9, 1, 2, 1)]
+)
+def test_a_decoders_layer_is_one_over_both_inputs(below: int, above: int, groups: int, shared: int) -> None:
+    """Wherever the cut between what comes from below and what the encoder saw falls among the norm's groups."""
+    rng, total, n = np.random.default_rng(2), below + above, 8
+    shapes = {
+        "norm1.weight": (total,), "norm1.bias": (total,), "conv1.weight": (n, total, 3, 3), "conv1.bias": (n,),
+        "norm2.weight": (n,), "norm2.bias": (n,), "conv2.weight": (n, n, 3, 3), "conv2.bias": (n,),
+        "conv_shortcut.weight": (n, total, 1, 1), "conv_shortcut.bias": (n,),
+        "time_emb_proj.weight": (n, 5), "time_emb_proj.bias": (n,),
+    }  # fmt: skip
+    tensors = Tensors({f"at.{name}": rng.normal(size=of).astype(np.float32) for name, of in shapes.items()})
+    w = read(tensors, n, groups)
+    joint, whole = Joint(w, "at", below), Resnet(w, "at")
+    x, seen = (rng.normal(size=(3, 4, 4, c)).astype(np.float32) for c in (below, above))
+    emb = rng.normal(size=(3, 5)).astype(np.float32)
+    ready = joint.ready(seen)
+    assert joint.shared == shared
+    assert len(ready) == joint.parts
+    before = [f.copy() for f in ready]
+    want = whole(np.concatenate([x, seen], 3), emb)
+    np.testing.assert_allclose(joint(x, ready, emb), want, atol=2e-6 * float(np.abs(want).max()))
+    for a, b in zip(before, ready, strict=True):
+        np.testing.assert_array_equal(a, b)  # they are used again
+
+
+def test_a_decoder_that_nothing_of_the_encoder_reaches_is_refused() -> None:
+    tensors = Tensors({"at.conv1.weight": np.zeros((8, 8, 3, 3), np.float32)})
+    w = read(tensors, 8, 4)
+    with pytest.raises(UserError, match="8 of them from below"):
+        Joint(w, "at", 8)
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "squaredcos_cap_v2"])

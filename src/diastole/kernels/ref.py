@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from diastole.kernels.ref_codes import CodeTwins
 from diastole.kernels.ref_lines import LineTwins
@@ -83,9 +84,13 @@ class TorchOps(PickingTwins, LineTwins, CodeTwins):
 
     def gated(self, gu: Array, kind: str, out: Array) -> None:
         gate, up = tensor(gu).chunk(2, dim=1)
-        silu = torch.nn.functional.silu
-        act = silu(gate) if kind == "silu" else torch.nn.functional.gelu(gate, approximate="tanh")
+        act = functional.silu(gate) if kind == "silu" else functional.gelu(gate, approximate="tanh")
         out[...] = (act * up).numpy()
+
+    def groupnorm(self, x: Array, w: Array, groups: int, eps: float, out: Array, add: Array | None, silu: bool) -> None:
+        y = (tensor(x) if add is None else tensor(x) + tensor(add)[:, None, None]).movedim(-1, 1)
+        y = functional.group_norm(y, groups, tensor(w[0]), tensor(w[1]), eps).movedim(1, -1)
+        out[...] = (functional.silu(y) if silu else y).numpy()
 
     # ---- keys and values: pages of float32 rows, rounded to the format's precision when written
 

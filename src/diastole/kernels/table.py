@@ -99,6 +99,11 @@ class Ops(Picking, Protocol):
         """out (T, F) = act(gate) · up, gu (T, 2F) = gate then up; kind "silu" or "gelu_tanh"."""
         ...
 
+    def groupnorm(self, x: Array, w: Array, groups: int, eps: float, out: Array, add: Array | None, silu: bool) -> None:
+        """out (B, H, W, C) = x + add (B, C), each picture's groups of channels brought to mean 0 and deviation 1, times
+        w[0] (C,), plus w[1]; then y sigmoid(y) with ``silu``. x and out with any strides; out may be x."""
+        ...
+
     def kv_page_bytes(self, fmt: str, dim: int) -> int:
         """Bytes of one page of one key/value head."""
         ...
@@ -185,6 +190,7 @@ class Native:
         self.rmsnorm = module.rmsnorm
         self.rope = module.rope
         self.gated = module.gated
+        self.groupnorm = module.groupnorm
         self.packed_bytes = module.packed_bytes
         self.kv_page_bytes = module.kv_page_bytes
         self.alloc = module.alloc

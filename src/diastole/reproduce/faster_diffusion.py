@@ -120,9 +120,9 @@ def _premise(study: Study) -> None:
         drift: dict[str, list[float]] = {"encoder": [], "decoder": []}
         for t, then in zip(times, [*times[1:], -1], strict=True):
             emb = net.embedded(np.full(4, t), np.arange(4))
-            features = net.encode(x, emb)
-            levels = list(net.levels(features, emb))
-            for name, now in (("encoder", features), ("decoder", levels)):
+            seen = net.seen(x, emb)
+            levels = list(net.levels(net.ready(seen), emb))
+            for name, now in (("encoder", seen), ("decoder", levels)):
                 if name in before:
                     drift[name].append(_changed(before[name], now))
                 before[name] = now

@@ -55,3 +55,32 @@ void gated(const float* gate, const float* up, bool is_gelu, float* out, int n) 
     std::memcpy(out + i, o, rest);
   }
 }
+
+// Of n pixels, `step` apart, each channel's sum and sum of squares is added to those of `sum` and `square` (c,); before that
+// `add` (c,), or nothing, to each pixel. In double precision: their difference is taken.
+void moments(const float* x, ptrdiff_t step, int n, const float* add, double* sum, double* square, int c) {
+  for (int p = 0; p < n; p++, x += step)
+    for (int i = 0; i < c; i++) {
+      const double v = static_cast<double>(x[i]) + static_cast<double>(add[i]);
+      sum[i] += v;
+      square[i] += v * v;
+    }
+}
+
+// y = x scale + shift by channel, then y sigmoid(y) if `silu`.
+void rescale(const float* x, ptrdiff_t step, int n, const float* scale, const float* shift, bool silu, float* out, ptrdiff_t out_step, int c) {
+  const auto at = [&](const float* from, int i) {
+    const Floats y = fma(load(from), load(scale + i), load(shift + i));
+    return silu ? y * sigmoid(y) : y;
+  };
+  const int whole = c / 16 * 16;
+  const size_t rest = sizeof(float) * static_cast<size_t>(c - whole);
+  for (int p = 0; p < n; p++, x += step, out += out_step) {
+    for (int i = 0; i < whole; i += 16) store(out + i, at(x + i, i));
+    if (rest == 0) continue;
+    float from[16] = {}, to[16];
+    std::memcpy(from, x + whole, rest);
+    store(to, at(from, whole));
+    std::memcpy(out + whole, to, rest);
+  }
+}

@@ -25,7 +25,7 @@ namespace {
 }  // namespace
 
 extern const Kernels ISA_TABLE;
-const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, kv_write, kv_read, attend, key_write, label_write, zip_seal, zip_open, score, score_best, score_labels, score_rows, fetch, gather, dots, reach, merge,
+const Kernels ISA_TABLE = {ISA_NAME, kTiles, prepare, multiply, embed, rmsnorm, rope, gated, moments, rescale, kv_write, kv_read, attend, key_write, label_write, zip_seal, zip_open, score, score_best, score_labels, score_rows, fetch, gather, dots, reach, merge,
                            most, weigh, soften_row, tally, at_least, pick, tops, raise, contenders, rebuild, exp_sum, peak, sweep};
 
 }  // namespace diastole

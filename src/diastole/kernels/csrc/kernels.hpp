@@ -129,6 +129,9 @@ struct Kernels {
   void (*rmsnorm)(const float* x, const float* weight, float eps, float* out, int k);
   void (*rope)(float* x, const float* table, int heads, int dim, int rotated);
   void (*gated)(const float* gate, const float* up, bool gelu, float* out, int n);
+  // Sums over pixels by channel, and what a norm does to each pixel; scale and shift hold whole sixteens.
+  void (*moments)(const float* x, ptrdiff_t step, int n, const float* add, double* sum, double* square, int c);
+  void (*rescale)(const float* x, ptrdiff_t step, int n, const float* scale, const float* shift, bool silu, float* out, ptrdiff_t out_step, int c);
   void (*kv_write)(KV kind, uint8_t* page, int slot, int dim, const float* k, const float* v);
   void (*kv_read)(KV kind, const uint8_t* page, int slot, int dim, float* k, float* v);
   // Rows t0..t1 and all heads of key/value head g over split s: writes one Partial per (row, head of the group).

@@ -99,6 +99,32 @@ void gated_(In<float, 2> gu, const std::string& kind, InOut<float, 2> out) {
   gated(isa(), gu.data(), gu.stride(0), kind == "gelu_tanh", out.data(), out.stride(0), rows, n);
 }
 
+template <class A>
+void expect_pictures(const A& a, const char* name) {
+  a.named(name);
+  if (a.size() > 0 && a.shape(3) > 1 && a.stride(3) != 1) fail(std::string(name) + ": the last axis must be contiguous");
+}
+
+void groupnorm_(In<float, 4> x, In<float, 2> w, int groups, float eps, InOut<float, 4> out, std::optional<In<float, 2>> add,
+                 bool silu) {
+  expect_pictures(x, "x");
+  expect_pictures(out, "out");
+  expect_whole(w, "w");
+  for (int i = 0; i < 4; i++) expect(x.shape(i) == out.shape(i), "out must have the shape of x");
+  const size_t c = x.shape(3);
+  expect(w.shape(0) == 2 && w.shape(1) == c, "w must be (2, channels)");
+  expect(groups > 0 && c > 0 && c % static_cast<size_t>(groups) == 0, "groups must divide the channels");
+  if (add) {
+    expect_whole(*add, "add");
+    expect(add->shape(0) == x.shape(0) && add->shape(1) == c, "add must be (pictures, channels)");
+  }
+  if (x.size() == 0) return;
+  const auto n = [&](int axis) { return static_cast<int>(x.shape(axis)); };
+  const GroupNorm how{n(0), n(1), n(2), n(3), groups, w.data(), w.data() + c, add ? add->data() : nullptr, eps, silu};
+  const Unlocked unlocked(static_cast<double>(x.size()) * 4);
+  groupnorm(isa(), how, {x.data(), x.stride(0), x.stride(1), x.stride(2)}, {out.data(), out.stride(0), out.stride(1), out.stride(2)});
+}
+
 // ---- keys and values
 
 template <class Buffer, class KeysOrValues>
@@ -293,6 +319,7 @@ NB_MODULE(_native, m) {
   m.def("rmsnorm", rmsnorm_);
   m.def("rope", rope_);
   m.def("gated", gated_);
+  m.def("groupnorm", groupnorm_, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
   m.def("kv_write", kv_write_);
   m.def("kv_read", kv_read_);
   m.def("attend", attend_, nb::arg("q"), nb::arg("buf"), nb::arg("fmt"), nb::arg("tables"), nb::arg("starts"),

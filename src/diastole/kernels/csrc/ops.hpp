@@ -33,6 +33,20 @@ void rope(const Kernels& isa, float* x, ptrdiff_t stride, const int32_t* pos, co
           int dim, int rotated);
 void gated(const Kernels& isa, const float* gu, ptrdiff_t gu_stride, bool gelu, float* out, ptrdiff_t out_stride, int t,
            int n);
+// Pictures of h x w pixels with c channels each; strides of pictures, lines and pixels.
+template <class T>
+struct Pictures {
+  T* data;
+  ptrdiff_t picture, line, pixel;
+  T* at(int b, int y) const { return data + b * picture + y * line; }
+};
+struct GroupNorm {
+  int b, h, w, c, groups;
+  const float *weight, *bias, *add;  // (c,), (c,), (b, c) or null
+  float eps;
+  bool silu;
+};
+void groupnorm(const Kernels& isa, const GroupNorm& how, const Pictures<const float>& x, const Pictures<float>& out);
 void kv_write(const Kernels& isa, const Pages& pages, const int64_t* rows, int t, const float* k, ptrdiff_t k_stride,
               const float* v, ptrdiff_t v_stride);
 
