@@ -52,7 +52,8 @@ class Settling:
     per_block: int  # of each that comes after it
     stops: frozenset[int]
     order: Array | None  # (L,) rank of each place where the order is drawn before
-    rows: Array = field(default_factory=lambda: np.empty(0, np.int32))  # of the next step
+    places: Array = field(default_factory=lambda: np.empty(0, np.int64))  # that the next step looks at, ascending
+    rows: Array = field(default_factory=lambda: np.empty(0, np.int32))  # that it computes
     told: int = 0  # tokens of the answer that were told
     began: float | None = None  # when the first step ended
     computed: int = 0  # rows so far
@@ -170,25 +171,11 @@ class Masked:
     def _plan(self, own: Settling) -> None:
         """What the next step settles, as far as that is known before, and computes."""
         canvas = own.canvas
-        canvas.chosen = None
-        if own.order is not None:
-            places = self._open_places(canvas)
-            canvas.chosen = places[surest(own.order[places], own.next())]
-        own.rows = np.union1d(self.refresh.rows(canvas), self._read(own)).astype(np.int32)
-
-    @staticmethod
-    def _open_places(canvas: Canvas) -> Array:
-        """Of the block."""
         lo, hi = canvas.block
-        found: Array = lo + np.flatnonzero(canvas.masked[lo:hi])
-        return found
-
-    def _read(self, own: Settling) -> Array:
-        """Rows whose outputs are looked at."""
-        canvas = own.canvas
-        places = self._open_places(canvas) if canvas.chosen is None else canvas.chosen
-        found: Array = places - self.shift
-        return found
+        own.places = lo + np.flatnonzero(canvas.masked[lo:hi])
+        if own.order is not None:
+            own.places = canvas.chosen = own.places[surest(own.order[own.places], own.next())]
+        own.rows = np.union1d(self.refresh.rows(canvas), own.places - self.shift).astype(np.int32)
 
     def ask(self, stream: Stream) -> Ask | None:
         n = stream.own.next()
@@ -208,7 +195,7 @@ class Masked:
         pos = np.concatenate([o.rows for o in owns]).astype(np.int32)
         tables = self.pool.tables([s.leases["kv"] for s in streams])
         lengths = np.array([o.canvas.length for o in owns], np.int32)
-        want = [starts[i] + np.searchsorted(o.rows, self._read(o)) for i, o in enumerate(owns)]
+        want = [starts[i] + np.searchsorted(o.rows, o.places - self.shift) for i, o in enumerate(owns)]
         return Batch(
             grants=tuple(grants),
             leases=tuple([s.leases for s in streams]),
@@ -227,7 +214,7 @@ class Masked:
         events, at = [], 0
         for stream, n in batch.grants:
             own: Settling = stream.own
-            count = len(self._read(own))
+            count = len(own.places)
             settled = self._settle(own, output[at : at + count], n)
             at += count
             stream.done += n
@@ -239,14 +226,14 @@ class Masked:
 
     def _settle(self, own: Settling, logits: Array, n: int) -> Array:
         """Take the surest; their places, ascending."""
-        canvas, params = own.canvas, own.params
-        places = self._read(own) + self.shift
+        canvas, params, rule = own.canvas, own.params, own.unmasking.remasking
         logits = logits.copy()
         logits[:, self.mask] = -np.inf
-        u = uniforms(params.seed or 0, 1 + canvas.step, places)
-        tokens, sure = candidates(logits, params, own.unmasking.remasking, u)
+        drawn = params.temperature > 0 or rule == "random"
+        u = uniforms(params.seed or 0, 1 + canvas.step, own.places) if drawn else np.empty(0)
+        tokens, sure = candidates(logits, params, rule, u)
         best = surest(sure, n)
-        canvas.latest = places[best]
+        canvas.latest = own.places[best]
         canvas.ids[canvas.latest] = tokens[best]
         canvas.masked[canvas.latest] = False
         canvas.step += 1

@@ -58,7 +58,8 @@ def uniforms(seed: int, step: int, places: Array) -> Array:
 
 
 def candidates(logits: Array, params: SamplingParams, rule: Remasking, u: Array) -> tuple[Array, Array]:
-    """logits (k, V) float32, which are used up; u (k,) -> tokens (k,) int64, and how sure each is (k,) float64."""
+    """logits (k, V) float32, which are used up; u (k,), where the temperature or a random order needs it -> tokens (k,)
+    int64, and how sure each is (k,) float64."""
     logits -= logits.max(1, keepdims=True)
     if params.temperature > 0:
         weights = np.exp(logits.astype(np.float64) / params.temperature)

@@ -22,6 +22,8 @@ END = 256  # the byte model's token behind its 256 bytes
 TOGETHER = 8
 STEPS = 16  # of 32 places
 LONG = 256  # places of the long answers
+PROMPT = 64  # tokens of the prompts that come before these, as the card has them
+BEFORE = b"The following is known of the matter and was told before. " * 8
 DECODE = (2, 4, 8, 16, 0)  # refresh; 0: never
 Wish = tuple[Sequence[int], SamplingParams]
 
@@ -136,9 +138,10 @@ def _greedy(study: Study, sets: Sequence[Set]) -> None:
 
 
 def _speed(study: Study, sets: Sequence[Set]) -> None:
-    """Long answers, alone and eight together."""
+    """Long answers to prompts of 64 tokens, alone and eight together."""
     long = items("count", 50 + study.seed, TOGETHER, LONG - 2)
-    asked = Set("count", long, LONG, LONG // (4 if study.quick else 2)).wishes()
+    wishes = Set("count", long, LONG, LONG // (4 if study.quick else 2)).wishes()
+    asked = [([*BEFORE[: PROMPT - len(ids)], *ids], params) for ids, params in wishes]
     for together in (1, TOGETHER):
         speed, ratio = _faster(study, asked[:together], turns=3 if study.quick else 5 if together > 1 else 15)
         study.check(
@@ -195,10 +198,9 @@ def _prompts(study: Study) -> None:
     """How much faster pd is, by the length of the prompt."""
     gains = []
     lengths = (32, 128, 384)
-    text = b"The following is known of the matter and was told before. " * 8
     params = SamplingParams(max_tokens=64, temperature=0, ignore_eos=True, seed=1, unmasking=Unmasking(steps=32))
     for n in lengths:
-        wish = [(list(text[:n]), params)]
+        wish = [(list(BEFORE[:n]), params)]
         with Writer(MODEL, (), 1) as plain, Writer(MODEL, ("dkv-cache:variant=pd,refresh=8",), 1) as pd:
             work = {"plain": partial(plain.write, wish), "pd": partial(pd.write, wish)}
             gains.append(float(study.interleaved(work, 3, what=f"prompt of {n}").speedup("pd", over="plain")))
