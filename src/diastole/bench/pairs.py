@@ -78,7 +78,7 @@ class Workbench:
         self._load = Loader(load(1, kernels), TinyLlama(), "auto", Remembered())
         rng = np.random.default_rng(0)
         self._sameness = EXACT if self._load.ops.invariant else ROUNDED
-        lengths = {"reader": 400, "kept": 1200, "other": 1100, "speaker": 150}  # past where sparse attention begins
+        lengths = {"reader": 400, "kept": 1200, "other": 300, "speaker": 150}  # past where sparse attention begins
         self._prompts = {id: rng.integers(0, 256, n).tolist() for id, n in lengths.items()}
 
     def trial(self, *techniques: str) -> Trial:
