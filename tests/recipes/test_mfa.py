@@ -104,3 +104,17 @@ def test_all_kinds_see_the_same_text(small: Any, tmp_path: Path) -> None:
     for step in range(3):
         np.testing.assert_array_equal(small.batch(step, one, taught), small.batch(step, other, taught))
     assert not np.array_equal(small.batch(0, one, taught), small.batch(0, replace(one, seed=1), taught))
+
+
+def test_what_is_missing_or_of_another_training_is_told(small: Any, tmp_path: Path) -> None:
+    wanted = plan("gqa", 5)
+    at = small.place(tmp_path, wanted)
+    with pytest.raises(UserError, match="diastole train mfa --kinds gqa --seed 0"):
+        small.expect(wanted, at)
+    small.train(wanted, at, lambda p: None)
+    small.expect(wanted, at)
+    with pytest.raises(UserError, match=r"trained otherwise \(steps = 5, not 6\)"):
+        small.expect(replace(wanted, steps=6), at)
+    (at / "mfa.json").write_text("{")
+    with pytest.raises(UserError, match="there is no model"):
+        small.expect(wanted, at)

@@ -87,7 +87,7 @@ def judge(
         )
     ops = load(threads or None, kernels)
     sums = {s: np.zeros(3) for s in (REFERENCE, *SETTINGS)}  # of log probabilities, equal first choices, divergence
-    models = {weights: _build(path, weights, ops) for weights in {s.weights for s in sums}}
+    models = {weights: built(path, weights, ops, 2 * SPAN) for weights in {s.weights for s in sums}}
     for i, span in enumerate(ids[: spans * SPAN].reshape(spans, SPAN)):
         exact = log_softmax(logits_of(models[REFERENCE.weights], ops, span, REFERENCE.kv))
         for s in sums:
@@ -106,12 +106,13 @@ def judge(
     ]
 
 
-def _build(path: Path, weights: WeightFormat, ops: Ops) -> Decoder:
+def built(path: Path, weights: WeightFormat, ops: Ops, context: int = 0) -> Decoder:
+    """A model without an engine; ``context`` > 0 shortens its own."""
     checkpoint = open_model(path)
     try:
         architecture = registry.model(str(checkpoint.config.get("model_type")))
-        built: Decoder = architecture.build(Loader(ops, checkpoint, weights), checkpoint.config, 2 * SPAN)
-        return built
+        decoder: Decoder = architecture.build(Loader(ops, checkpoint, weights), checkpoint.config, context)
+        return decoder
     finally:
         checkpoint.close()
 

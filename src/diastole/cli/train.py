@@ -11,6 +11,7 @@ import typer
 from diastole.cli.train_drafts import longspec, specdec_pp
 from diastole.cli.train_exits import exits, layerskip
 from diastole.cli.train_kvp import kv_prediction
+from diastole.cli.train_mfa import mfa
 from diastole.cli.train_small import cache_aware_conformer, dbconformer, masked_lm, masked_smollm2, phasenet, unet
 from diastole.cli.train_transfer import hidden_transfer
 from diastole.cli.train_units import lexical_units
@@ -77,6 +78,6 @@ def own_text(
     print(f"{out}: {len(texts.prompts):,} answers, {len(texts.ids):,} tokens with their requests")
 
 
-OTHERS = (longspec, specdec_pp, hidden_transfer, exits, layerskip, lexical_units, kv_prediction)
+OTHERS = (longspec, specdec_pp, hidden_transfer, exits, layerskip, lexical_units, kv_prediction, mfa)
 for recipe in (*OTHERS, phasenet, dbconformer, cache_aware_conformer, masked_lm, masked_smollm2, unet):
     app.command()(recipe)

@@ -209,6 +209,32 @@ def train(plan: Plan, out: Path, tell: Callable[[Progress], None], save_every: i
     return figures
 
 
+def place(folder: Path, plan: Plan) -> Path:
+    """Where a training of these lies among others."""
+    return folder / f"{plan.kind}-{plan.seed}"
+
+
+def expect(plan: Plan, out: Path) -> None:
+    """Check that this is what was trained there.
+
+    Raises:
+        UserError: nothing was, or something else.
+    """
+    try:
+        figures = json.loads((out / "mfa.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        said = (
+            f"there is no model in {out}; make it once with: diastole train mfa --kinds {plan.kind} --seed {plan.seed}"
+        )
+        raise UserError(said, param="model") from None
+    wanted = json.loads(json.dumps(asdict(plan)))
+    other = [f"{k} = {figures.get(k)}, not {v}" for k, v in wanted.items() if figures.get(k) != v]
+    if other:
+        raise UserError(
+            f"{out} was trained otherwise ({'; '.join(other)}): remove it and train it again", param="model"
+        )
+
+
 def data(plan: Plan, out: Path, fresh: bool) -> tuple[dict[str, Array], dict[str, Array]]:
     """Ids (n,) int32 of each domain to train on, and those kept apart; the tokenizer is made if ``fresh``, else it is
     the one in the directory. The texts are the same for all seeds, so that losses can be compared."""

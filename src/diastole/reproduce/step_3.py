@@ -1,9 +1,8 @@
 """Step-3: its cost model to the digit, MFA beside other attentions at equal caches, attention and FFN apart.
 
-A: the costs are computed from published configurations, and set beside the figures of the report. B: four tiny models
-that keep equally much of a token, trained on the same tokens for minutes (the card asks for 3 million tokens and two
-seeds; here are fewer, and the note says how many). C: SmolLM2-135M with its layers cut in two, each half in a process
-on one core, beside one process on both cores and on one.
+A: the costs are computed from published configurations, and set beside the figures of the report. B: small models that
+keep equally much of a token, trained on the same tokens (step_3_attentions.py). C: SmolLM2-135M with its layers cut in
+two, each half in a process on one core, beside one process on both cores and on one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -25,6 +23,7 @@ from diastole.cluster.afd import Apart
 from diastole.llm import LLM
 from diastole.params import SamplingParams
 from diastole.reproduce.must import at_least, at_most, between, equal_to, less_than
+from diastole.reproduce.step_3_attentions import attentions, models
 from diastole.reproduce.study import Study
 from diastole.sim.step_configs import model
 from diastole.sim.step_costs import DEVICES, apart, least_sparsity
@@ -40,18 +39,15 @@ WORK = {
 }
 DOLLARS = {"step-3": (0.055, 0.129), "deepseek-v3": (0.068, 0.211), "qwen3-moe-235b": (0.062, 0.193)}
 SPARSITY = {"H800": 0.058, "H20": 0.007, "A800": 0.031, "910B": 0.034}
-FOLDER = Path("step-3-models")
 CROWD = 12  # streams that decode together
 MODEL = "smollm2-135m"
 
 
 def run(study: Study) -> None:
+    plans = models(study)  # what is missing is told before anything is measured
     _costs(study)
-    _attentions(study)
+    attentions(study, plans)
     _apart(study)
-
-
-# ---- A
 
 
 def _costs(study: Study) -> None:
@@ -77,45 +73,6 @@ def _costs(study: Study) -> None:
     )
     study.check("parameters, in billions", of.parameters / 1e9, between(312, 320), claim="316")
     study.table("computed costs", ("model", "what", "here", "report"), rows)
-
-
-# ---- B
-
-
-def _attentions(study: Study) -> None:
-    from diastole.recipes.mfa import KINDS, Plan, Progress, shape, train
-
-    steps = 6 if study.quick else 120
-    figures: dict[str, dict[str, Any]] = {}
-    with study.progress("training four attentions", steps * len(KINDS)) as told:
-
-        def tell(progress: Progress) -> None:
-            told()
-
-        for kind in KINDS:
-            of = shape(kind, layers=2, context=256) if study.quick else shape(kind)
-            plan = Plan(kind, of, steps=steps, seed=study.seed, tokens=1024 if study.quick else 4096)
-            figures[kind] = train(plan, FOLDER / f"{kind}-{'quick' if study.quick else steps}", tell)
-    kept = {f["kept"] for f in figures.values()}
-    study.check("numbers that the four keep of a token and layer: how many different", len(kept), equal_to(1))
-    tokens = steps * (1024 if study.quick else 4096)
-    if not study.quick:
-        study.check(
-            "loss of MFA beside that of grouped queries with an equal cache, nats per token",
-            figures["mfa"]["loss"] - figures["gqa"]["loss"],
-            at_most(0.02),
-            claim="lower",
-            why=f"{tokens / 1e6:.1f} million tokens are a beginning (the card asks for 3 million)",
-        )
-    study.note(f"trained on {tokens:,} tokens each, one seed: the losses are those of beginnings")
-    study.table(
-        "attentions with equal caches",
-        ("kind", "weights", "numbers kept", "loss", "seconds of training"),
-        [(k, f["parameters"], f["kept"], f["loss"], f["seconds"]) for k, f in figures.items()],
-    )
-
-
-# ---- C
 
 
 @dataclass(frozen=True, slots=True)
