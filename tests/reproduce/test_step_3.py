@@ -12,8 +12,9 @@ import pytest
 from diastole.kernels.table import load
 from diastole.reproduce.study import Study
 from diastole.types import UserError
+from diastole.weights import open_checkpoint
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 from diastole.recipes import layerskip
 from diastole.recipes import mfa as recipe
 from diastole.reproduce import step_3_attentions as attentions
@@ -35,8 +36,14 @@ def test_the_engine_judges_as_the_recipe_does(kind: str, tmp_path: Path, monkeyp
     monkeypatch.setattr(recipe, "texts", lambda seed: said)
     shape = replace(recipe.shape(kind, vocab=512, layers=2, context=64), hidden=64, inner=64)
     plan = recipe.Plan(kind, shape, steps=4, tokens=512)
-    figures = recipe.train(plan, tmp_path, lambda p: None)
+    recipe.train(plan, tmp_path, lambda p: None)
     judged = attentions._judged(plan, tmp_path, load(1))
-    np.testing.assert_allclose(judged.loss, figures["loss"], atol=1e-4)
-    for name, loss in figures["losses"].items():
-        np.testing.assert_allclose(judged.nats[name], loss, atol=1e-4)
+    checkpoint, kept = open_checkpoint(tmp_path), recipe.build(shape)  # as it was written, in bfloat16
+    kept.load_state_dict(
+        {n.removeprefix("model."): torch.from_numpy(checkpoint.f32(n).copy()) for n in checkpoint.names()}
+    )
+    _, apart = recipe.data(plan, tmp_path, fresh=False)
+    for name, ids in apart.items():
+        np.testing.assert_allclose(judged.windows[name], recipe.judged(kept, ids), atol=1e-4)
+    every = np.concatenate([recipe.judged(kept, ids) for ids in apart.values()])
+    np.testing.assert_allclose(judged.loss, every.mean(), atol=1e-4)
