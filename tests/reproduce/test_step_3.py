@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from diastole.kernels.table import load
-from diastole.reproduce.study import Study
-from diastole.types import UserError
-from diastole.weights import open_checkpoint
-
-torch = pytest.importorskip("torch")
 from diastole.recipes import layerskip
 from diastole.recipes import mfa as recipe
 from diastole.reproduce import step_3_attentions as attentions
+from diastole.reproduce.study import Study
+from diastole.types import UserError
+from diastole.weights import open_checkpoint
 
 
 def test_models_that_are_missing_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
