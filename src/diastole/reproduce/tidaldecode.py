@@ -172,6 +172,7 @@ def _quality(study: Study, texts: Sequence[Text], dense: Sequence[Array], again:
         [(k, *v) for k, v in found.items()],
     )
     tidal = found[f"tidaldecode, {BUDGET}"]
+    itself = 100 * (found["exact top-k in every layer"][0] - 1)
     study.check(
         f"perplexity with {BUDGET} tokens, beside dense",
         100 * (tidal[0] - 1),
@@ -185,6 +186,8 @@ def _quality(study: Study, texts: Sequence[Text], dense: Sequence[Array], again:
         100 * (found[f"chosen in layers {several}"][0] - 1),
         at_most(2.0),
         unit="%",
+        why=f"as many tokens, chosen in every layer for itself, cost {itself:.1f} %: what layers take over from those "
+        "that choose is not what they would choose",
         fallback=True,
     )
     window, once = found["sink and window"][1], found["chosen once"][1]
