@@ -1,12 +1,15 @@
 """faster-diffusion: of a UNet, the encoder runs in some steps only; in the others the decoder goes on with what it saw.
 
 From step to step an encoder's outputs hardly change, a decoder's do. In steps between two key steps the picture does
-not enter the network at all, so the decoder runs for several of them at once. Below half of the time a little of the
-first noise is added before each step, which gives texture back.
+not enter the network at all, so the decoder runs for several of them at once. On request a little of the first noise is
+added before each step below half of the time, which gives latents texture back.
 
 Source: Li et al., "Faster Diffusion: Rethinking the Role of UNet Encoder in Diffusion Models" (NeurIPS 2024; arXiv
-2312.09608), sections 3.2 to 3.4, key steps as in its public code. There noise is added before the network in the serial
-form and before each update in the parallel one; here before both in either, so that the two make the same picture.
+2312.09608), sections 3.2 to 3.4, key steps as in its public code. There noise (0.003) is added to latents, and none to
+pixels (its utils_if.py), where it stays to be seen; what is served here makes pixels, so there is none unless one asks.
+It is added before the network in the serial form there and before each update in the parallel one; here before both in
+either, so that the two make the same picture. What the decoder makes of the encoder's features alone, whatever the time
+is, counts as the encoder's part (layers/unet.py): sums over channels that are the same, taken once.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Params:
     scaled: bool = False  # the presets for 50 steps count for other numbers of steps too, in proportion
     parallel: bool = True  # steps between two keys may run together
     together: int = 16  # at most so many
-    noise: float = 0.003  # of the first noise that is added
+    noise: float = 0.0  # of the first noise that is added; the paper adds 0.003 to latents, and none to pixels
     below: float = 0.5  # share of the time from which on it is
 
     def __post_init__(self) -> None:
