@@ -186,7 +186,6 @@ class Joint:
         self.near = Part(w, at, slice(cut), bias=True)
         self.far = Part(w, at, slice(cut, None), bias=False) if cut < total else None
         self.norm2, self.conv2, self.time = w.norm(f"{at}.norm2"), w.conv(f"{at}.conv2"), w.dense(f"{at}.time_emb_proj")
-
         self.parts = (self.shared > 0) + 2 * (self.far is not None)  # arrays that ``ready`` gives
 
     def ready(self, skip: Array) -> Features:

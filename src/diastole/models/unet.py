@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,39 +153,45 @@ class UNet:
         branches, and whether the encoder runs on the first of them or what is kept of it counts.
         """
         plans = b.extra["plans"]
-        arrays = state["cell"].arrays if "cell" in state else {}
-        cells = [leases["cell"].places[0] for leases in b.leases]
-        features = self._features(plans, cells, arrays)
+        kept = [a.reshape(-1, *a.shape[2:]) for a in state["cell"].arrays.values()] if "cell" in state else []
+        if kept:  # both branches of a cell side by side
+            first = [2 * leases["cell"].places[0] for leases in b.leases]
+        else:  # every stream's encoder runs
+            first = [0, *accumulate(len(p.labels) for p in plans)][:-1]
+        seen = self._seen(plans, first, kept)
+        rows = [
+            (at + j, t, x) for p, at in zip(plans, first, strict=True) for t in p.times for j, x in enumerate(p.labels)
+        ]
         out = []
-        rows = [(i, j, t, label) for i, p in enumerate(plans) for t in p.times for j, label in enumerate(p.labels)]
         for at in range(0, len(rows), self.decoded):
-            part = rows[at : at + self.decoded]
-            emb = self.net.embedded(np.array([t for _, _, t, _ in part]), np.array([x for _, _, _, x in part]))
-            own = [np.stack([features[i][k][j] for i, j, _, _ in part]) for k in range(len(features[0]))]
-            out.append(self.net.decode(own, emb))
+            which, times, labels = (np.array(x) for x in zip(*rows[at : at + self.decoded], strict=True))
+            out.append(self.net.decode([f[_span(which)] for f in seen], self.net.embedded(times, labels)))
         found: Array = np.concatenate(out)
         return found
 
-    def _features(self, plans: Sequence[Any], cells: Sequence[int], arrays: Mapping[str, Array]) -> list[Features]:
-        """Of each stream, with a branch for each of its labels; fresh ones are kept, where there is room for that."""
-        rows = [(i, j) for i, p in enumerate(plans) if p.encode for j in range(len(p.labels))]
-        fresh: dict[tuple[int, int], Features] = {}
+    def _seen(self, plans: Sequence[Any], first: Sequence[int], kept: Features) -> Features:
+        """What was seen by each branch of each stream, (n, h, w, c) each; ``first`` says where a stream's begin.
+
+        Args:
+            kept: what was seen before, to which fresh ones are written; none where all are fresh.
+        """
+        rows = [
+            (at + j, p.x, p.times[0], x)
+            for p, at in zip(plans, first, strict=True)
+            if p.encode
+            for j, x in enumerate(p.labels)
+        ]
+        fresh = []
         for at in range(0, len(rows), self.encoded):
-            part = rows[at : at + self.encoded]
-            emb = self.net.embedded(
-                np.array([plans[i].times[0] for i, _ in part]), np.array([plans[i].labels[j] for i, j in part])
-            )
-            found = self.net.encode(np.stack([plans[i].x for i, _ in part]), emb)
-            fresh |= {row: [f[n] for f in found] for n, row in enumerate(part)}
-        features = []
-        for i, plan in enumerate(plans):
-            own = arrays.values()
-            if plan.encode:
-                branches = [fresh[i, j] for j in range(len(plan.labels))]
-                for k, array in enumerate(own):
-                    for j, branch in enumerate(branches):
-                        array[cells[i], j] = branch[k]
-                features.append([np.stack(f) for f in zip(*branches, strict=True)])
-            else:
-                features.append([array[cells[i]] for array in own])
-        return features
+            which, pictures, times, labels = zip(*rows[at : at + self.encoded], strict=True)
+            found = self.net.encode(np.stack(pictures), self.net.embedded(np.array(times), np.array(labels)))
+            for array, new in zip(kept, found, strict=False):
+                array[list(which)] = new
+            fresh.append(found)
+        return kept or [np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in zip(*fresh, strict=True)]
+
+
+def _span(which: Array) -> slice | Array:
+    """Rows as a stretch, which need not be copied, where they are one."""
+    stretch = bool((np.diff(which) == 1).all())
+    return slice(int(which[0]), int(which[-1]) + 1) if stretch else which
