@@ -140,7 +140,7 @@ def test_noise_that_is_known_is_taken_off(kind: str) -> None:
     rng = np.random.default_rng(0)
     picture, noise = rng.normal(size=(2, 5)), rng.normal(size=(2, 5))
     for prediction in ("epsilon", "v_prediction"):
-        schedule = Schedule({"beta_schedule": kind, "prediction_type": prediction})
+        schedule = Schedule({"beta_schedule": kind, "prediction_type": prediction, "clip_sample": False})
         for steps in (1, 7, 50):
             times = schedule.chosen(steps)
             a = schedule.share(times[0])
@@ -151,6 +151,15 @@ def test_noise_that_is_known_is_taken_off(kind: str) -> None:
                 np.testing.assert_allclose(schedule.clean(x, found, t), picture, atol=1e-3)
                 x = schedule.earlier(x, found, t, before)
             np.testing.assert_allclose(x, picture, atol=1e-3)
+
+
+def test_pictures_stay_in_their_range_unless_told_otherwise() -> None:
+    x, found = np.full((2, 2), 3.0, np.float32), np.zeros((2, 2), np.float32)
+    for more, most in (({}, 1.0), ({"clip_sample_range": 2.5}, 2.5), ({"clip_sample": False}, 3.0)):
+        schedule = Schedule(more)
+        a = schedule.share(0)
+        np.testing.assert_allclose(schedule.clean(x * np.float32(a**0.5), found, 0), most, rtol=1e-5)
+        np.testing.assert_allclose(schedule.earlier(x * np.float32(a**0.5), found, 0, -1), most, rtol=1e-5)
 
 
 def test_schedules_are_the_recipes() -> None:
@@ -180,6 +189,10 @@ def test_schedules_are_the_recipes() -> None:
         ({"scheduler": {"beta_schedule": "cubic"}}, "scheduler"),
         ({"scheduler": {"prediction_type": "sample"}}, "scheduler"),
         ({"scheduler": {"beta_start": 2.0}}, "scheduler"),
+        ({"scheduler": {"timestep_spacing": "trailing"}}, "scheduler"),
+        ({"scheduler": {"thresholding": True}}, "scheduler"),
+        ({"scheduler": {"rescale_betas_zero_snr": True}}, "scheduler"),
+        ({"scheduler": {"clip_sample_range": 0}}, "scheduler"),
         ({"scheduler": {"num_train_timesteps": 10**9}}, "num_train_timesteps"),
     ],
     ids=str,

@@ -18,6 +18,7 @@ from diastole.cli.goodput import goodput
 from diastole.cli.live import live
 from diastole.cli.longcontext import longcontext
 from diastole.cli.lossless import lossless
+from diastole.cli.pictures import pictures
 from diastole.cli.rows import rows
 from diastole.cli.sparse import sparse
 from diastole.types import UserError
@@ -30,6 +31,7 @@ app.command()(lossless)
 app.command()(rows)
 app.command()(goodput)
 app.command()(live)
+app.command()(pictures)
 
 
 @app.command()

@@ -110,15 +110,14 @@ class Denoise:
 
     def open(self, request: Request) -> Stream:
         params: PictureParams = request.params
-        draws = np.random.Generator(np.random.Philox(key=params.seed & (2**64 - 1)))
-        noise = draws.standard_normal(self.model.size, np.float32)
+        begun = noise(params.seed, self.model.size)
         keys = frozenset(self.refresh.keys(params.steps))
         nothing = self.model.classes
         labels: tuple[int, ...] = (nothing,) if params.label is None else (params.label,)
         if params.label is not None and params.guidance != 1:
             labels = (nothing, params.label)
         times, key = self.model.schedule.chosen(params.steps), [i in keys for i in range(params.steps)]
-        return Stream(request, 0, known=params.steps, own=Painting(noise, noise, times, key, labels, params))
+        return Stream(request, 0, known=params.steps, own=Painting(begun, begun, times, key, labels, params))
 
     def admit(self, stream: Stream) -> bool:
         lease = self.pool.lease()
@@ -231,3 +230,9 @@ class Denoise:
             own.key = [any(own.key[a:b]) for a, b in zip(kept, [*kept[1:], left], strict=True)]
             own.times = [own.times[i] for i in kept]
             stream.known = stream.done + fewer
+
+
+def noise(seed: int, size: Sequence[int]) -> Array:
+    """What a picture of this size (H, W, C) begins as."""
+    draws = np.random.Generator(np.random.Philox(key=seed & (2**64 - 1)))
+    return draws.standard_normal(tuple(size), np.float32)

@@ -35,6 +35,16 @@ class Schedule:
             raise UserError(
                 f"prediction_type must be epsilon or v_prediction, not {self.kind!r:.40}", param="scheduler"
             )
+        for name, usual in (
+            ("timestep_spacing", "leading"),
+            ("thresholding", False),
+            ("rescale_betas_zero_snr", False),
+        ):
+            if config.get(name, usual) != usual:
+                raise UserError(f"{name} must be {usual!r}, not {config[name]!r:.40}", param="scheduler")
+        self.most = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", True) else math.inf
+        if not self.most > 0:
+            raise UserError(f"clip_sample_range must be above 0, not {self.most:g}", param="scheduler")
         betas = _betas(config, times)
         self.kept = np.cumprod(1 - betas)  # (times,) of a picture's variance
         self.last = 1.0 if config.get("set_alpha_to_one", True) else float(self.kept[0])
@@ -55,10 +65,11 @@ class Schedule:
         return float(self.kept[t]) if t >= 0 else self.last
 
     def clean(self, x: Array, found: Array, t: int) -> Array:
-        """The picture that is thought to be behind x at time t, where the model has found this in it."""
+        """The picture that is thought to be behind x at time t, where the model has found this in it, cut to the range
+        that pictures have, if they have one."""
         a, s = math.sqrt(self.share(t)), math.sqrt(1 - self.share(t))
         picture: Array = (x - s * found) / a if self.kind == "epsilon" else a * x - s * found
-        return picture
+        return picture.clip(-self.most, self.most)
 
     def earlier(self, x: Array, found: Array, t: int, before: int) -> Array:
         """x at the time ``before``; -1: the picture."""

@@ -1,0 +1,59 @@
+"""A UNet as diffusers runs it on torch, from the same directory: what pictures are compared with."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diastole.loops.denoise import noise
+from diastole.params import PictureParams
+from diastole.types import Array, UserError
+from diastole.weights import open_checkpoint
+
+
+class Diffusers:
+    """Its UNet2DModel and DDIMScheduler in float32, pictures of equal steps and guidance in one batch.
+
+    Raises:
+        UserError: diffusers is not installed.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        try:
+            import diffusers
+            import torch
+        except ImportError:
+            raise UserError("diffusers is not installed: pip install 'diastole[peers]'", param="peers") from None
+        torch.set_num_threads(threads)
+        library: Any = diffusers
+        self._torch, checkpoint = torch, open_checkpoint(path)
+        config = checkpoint.config
+        known = inspect.signature(library.UNet2DModel).parameters
+        self._net = library.UNet2DModel(**{k: v for k, v in config.items() if k in known}).eval()
+        shape = {n: checkpoint.raw(n).shape for n in checkpoint.names()}
+        state = {n: torch.from_numpy(checkpoint.f32(n).reshape(s).copy()) for n, s in shape.items()}
+        self._net.load_state_dict(state)
+        self._schedule = library.DDIMScheduler(**config["scheduler"])
+        self._nothing = int(config["num_class_embeds"]) - 1
+        checkpoint.close()
+
+    def paint(self, wishes: Sequence[PictureParams]) -> Array:
+        """(N, H, W, C) float32 from -1 to 1."""
+        torch, net, first = self._torch, self._net, wishes[0]
+        size = net.config.sample_size, net.config.sample_size, net.config.in_channels
+        begun = np.stack([noise(w.seed, size) for w in wishes])
+        x: Any = torch.from_numpy(begun).permute(0, 3, 1, 2)
+        labels = torch.tensor(
+            [self._nothing] * len(wishes) + [self._nothing if w.label is None else w.label for w in wishes]
+        )
+        self._schedule.set_timesteps(first.steps)
+        with torch.no_grad():
+            for t in self._schedule.timesteps:
+                without, of = net(torch.cat([x, x]), t, class_labels=labels).sample.chunk(2)
+                x = self._schedule.step(without + first.guidance * (of - without), t, x).prev_sample
+        found: Array = x.permute(0, 2, 3, 1).clamp(-1, 1).numpy()
+        return found

@@ -1,0 +1,73 @@
+"""Pictures beside diffusers: the same ones, by turns."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from diastole.bench import pictures
+from diastole.bench.filling import Painter
+from diastole.cli.main import app, register
+from diastole.params import PictureParams
+from diastole.types import UserError
+from pictures import small
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.written(tmp_path_factory.mktemp("pictures") / "unet")
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"clip_sample": False, "beta_schedule": "scaled_linear"}, {"steps_offset": 1}]
+)
+def test_diffusers_makes_the_same_pictures(tmp_path: Path, settings: dict[str, object]) -> None:
+    pytest.importorskip("diffusers")
+    from diastole.bench.diffusing import Diffusers
+
+    place = small.written(tmp_path / "unet", scheduler=settings)
+    wishes = [PictureParams(10, label, 3.0, 7 + i) for i, label in enumerate((0, 2, 1))]
+    with Painter(str(place), (), 3, 1) as painter:
+        ours = np.stack([p.x for p in painter.paint(wishes)])
+    theirs = Diffusers(place, 1).paint(wishes)
+    assert ours.std() > 0.1
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+
+
+def test_turns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "PAUSE", 0.0)
+    told: list[str] = []
+    made = pictures.measure(
+        place, 2, PictureParams(4, 1, 2.0, 3), ["faster-diffusion:keys=2"], False, 3, 1, told.append
+    )
+    assert [m.name for m in made] == ["diastole", "diastole with faster-diffusion:keys=2"]
+    assert all(len(m.seconds) == 3 and m.together == 2 for m in made)
+    assert made[0].apart == 0 < made[1].apart <= 2
+    assert pictures.times(made, made[0].name, pictures.PEER) is None
+    ratio = pictures.times(made, made[1].name, made[0].name)
+    assert ratio is not None
+    assert ratio[1] <= ratio[0] <= ratio[2]
+    assert any("round 3 of 3" in said for said in told)
+
+
+def test_a_peer_that_is_missing_is_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match=r"pip install 'diastole\[peers\]'"):
+        pictures.measure(place, 1, PictureParams(1, 1, 2.0, 3), (), True, 1, 1)
+
+
+def test_the_command(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "PAUSE", 0.0)
+    register()
+    out = tmp_path / "found.json"
+    line = ["bench", "pictures", "-m", str(place), "--together", "1,2", "--steps", "3", "--rounds", "2", "--no-peer"]
+    ran = CliRunner().invoke(app, [*line, "--threads", "1", "--out", str(out)])
+    assert ran.exit_code == 0, ran.output
+    assert "seconds each" in ran.output
+    found = json.loads(out.read_text())
+    assert [(m["together"], len(m["seconds"]), m["times"]) for m in found["made"]] == [(1, 2, None), (2, 2, None)]
