@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from diastole.bench import pictures
@@ -37,6 +39,37 @@ def test_diffusers_makes_the_same_pictures(tmp_path: Path, settings: dict[str, o
     theirs = Diffusers(place, 1).paint(wishes)
     assert ours.std() > 0.1
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_published_directory(tmp_path: Path, older: bool) -> None:
+    """Written by diffusers, with settings as google/ddpm-cifar10-32 has them, but small; older files name attention
+    otherwise, and lie in one folder."""
+    diffusers = pytest.importorskip("diffusers")
+    from diastole.bench.diffusing import Diffusers
+
+    torch.manual_seed(0)
+    net = diffusers.UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(8, 16, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), downsample_padding=0, flip_sin_to_cos=False,
+        freq_shift=1, norm_eps=1e-6, norm_num_groups=4, attention_head_dim=None,
+    )  # fmt: skip
+    diffusers.DDPMPipeline(net, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    place = tmp_path / "unet"
+    wishes = [PictureParams(10, None, 1.0, seed) for seed in (1, 2)]
+    theirs = Diffusers(place, 1).paint(wishes)
+    if older:
+        file = place / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(file)
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            tensors = {name.replace(f".{new}.", f".{old}."): tensor for name, tensor in tensors.items()}
+        save_file(tensors, file)
+        (tmp_path / "scheduler" / "scheduler_config.json").rename(place / "scheduler_config.json")
+    with Painter(str(place if older else tmp_path), (), 2, 1) as painter:
+        ours = np.stack([p.x for p in painter.paint(wishes)])
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    assert ours.std() > 0.1
 
 
 def test_turns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

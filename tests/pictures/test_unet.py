@@ -41,6 +41,14 @@ def test_convolutions_are_torchs(stride: int, h: int, w: int, c: int, n: int) ->
         np.testing.assert_array_equal(conv(x[i : i + 1])[0], conv(x)[i])
 
 
+def test_a_convolution_with_zeros_behind_only() -> None:
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(2, 4, 6, 3)).astype(np.float32), rng.normal(size=(5, 3, 3, 3)).astype(np.float32)
+    conv = Conv2d(load(1), weight, np.zeros(5, np.float32), 2, 0)
+    want = F.conv2d(F.pad(torch.from_numpy(x).permute(0, 3, 1, 2), (0, 1, 0, 1)), torch.from_numpy(weight), None, 2)
+    np.testing.assert_allclose(conv(x), want.permute(0, 2, 3, 1), atol=1e-4)
+
+
 def normed(norm: GroupNorm, x: Array) -> Array:
     y = np.empty_like(x)
     norm(x, y, silu=False)
@@ -96,7 +104,7 @@ class Tensors:
 
 
 def read(tensors: Tensors, width: int, groups: int) -> Weights:
-    shape = Shape(4, 1, (width,), (False,), (False,), 1, groups, 1e-5, 0, 1, True, 0.0)
+    shape = Shape(4, 1, (width,), (False,), (False,), 1, groups, 1e-5, 0, 1, 1, True, 0.0)
     return Weights(load(1), tensors, shape)  # type: ignore[arg-type]
 
 
@@ -225,3 +233,6 @@ def test_a_pipelines_directory(tmp_path: Path) -> None:
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     assert small.model(place).schedule.times == 1000
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"scheduler_config.json cannot be read"):
+        small.model(place)

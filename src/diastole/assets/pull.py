@@ -64,7 +64,8 @@ def pull(name: str, say: Say = _quiet, thorough: bool = False) -> Path:
 
 
 def resolve(model: str, fetch: bool = False) -> Path:
-    """Where a model lies: a path as it is, one that comes with Diastole, an asset's file, or a hub id's directory.
+    """Where a model lies: a path as it is (of a diffusers pipeline, its UNet), one that comes with Diastole, an asset's
+    file, or a hub id's directory.
 
     Args:
         fetch: get what is missing; otherwise say how to.
@@ -74,7 +75,8 @@ def resolve(model: str, fetch: bool = False) -> Path:
     """
     path = Path(model).expanduser()
     if path.exists():
-        return path
+        inside = path / "unet"
+        return inside if (path / "model_index.json").is_file() and inside.is_dir() else path
     if model in shipped():
         return SHIPPED / model
     if model in ASSETS:

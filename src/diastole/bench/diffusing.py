@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from diastole.layers.unet import scheduler
 from diastole.loops.denoise import noise
 from diastole.params import PictureParams
 from diastole.types import Array, UserError
@@ -31,14 +32,14 @@ class Diffusers:
         torch.set_num_threads(threads)
         library: Any = diffusers
         self._torch, checkpoint = torch, open_checkpoint(path)
-        config = checkpoint.config
+        config = dict(checkpoint.config)
         known = inspect.signature(library.UNet2DModel).parameters
         self._net = library.UNet2DModel(**{k: v for k, v in config.items() if k in known}).eval()
         shape = {n: checkpoint.raw(n).shape for n in checkpoint.names()}
         state = {n: torch.from_numpy(checkpoint.f32(n).reshape(s).copy()) for n, s in shape.items()}
         self._net.load_state_dict(state)
-        self._schedule = library.DDIMScheduler(**config["scheduler"])
-        self._nothing = int(config["num_class_embeds"]) - 1
+        self._schedule = library.DDIMScheduler.from_config(scheduler(checkpoint))
+        self._nothing = (config.get("num_class_embeds") or 0) - 1  # below 0: it knows no labels
         checkpoint.close()
 
     def paint(self, wishes: Sequence[PictureParams]) -> Array:
@@ -47,13 +48,17 @@ class Diffusers:
         size = net.config.sample_size, net.config.sample_size, net.config.in_channels
         begun = np.stack([noise(w.seed, size) for w in wishes])
         x: Any = torch.from_numpy(begun).permute(0, 3, 1, 2)
-        labels = torch.tensor(
-            [self._nothing] * len(wishes) + [self._nothing if w.label is None else w.label for w in wishes]
-        )
         self._schedule.set_timesteps(first.steps)
         with torch.no_grad():
             for t in self._schedule.timesteps:
-                without, of = net(torch.cat([x, x]), t, class_labels=labels).sample.chunk(2)
-                x = self._schedule.step(without + first.guidance * (of - without), t, x).prev_sample
+                x = self._schedule.step(self._found(x, t, wishes), t, x).prev_sample
         found: Array = x.permute(0, 2, 3, 1).clamp(-1, 1).numpy()
         return found
+
+    def _found(self, x: Any, t: Any, wishes: Sequence[PictureParams]) -> Any:
+        if self._nothing < 0:
+            return self._net(x, t).sample
+        torch, nothing, guidance = self._torch, self._nothing, wishes[0].guidance
+        labels = torch.tensor([nothing] * len(wishes) + [nothing if w.label is None else w.label for w in wishes])
+        without, of = self._net(torch.cat([x, x]), t, class_labels=labels).sample.chunk(2)
+        return without + guidance * (of - without)

@@ -6,6 +6,7 @@ makes of the latter alone, whatever the time is and whatever comes from below, i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,6 +39,7 @@ class Shape(NamedTuple):
     groups: int
     eps: float
     head: int  # channels of an attention head; 0: one head
+    rim: int  # of zeros before the pixels of a picture that is halved
     classes: int  # labels, with the one that says nothing
     flip: bool  # cosines before sines
     shift: float
@@ -48,8 +50,9 @@ class Shape(NamedTuple):
         UserError: a setting is missing, or of a variant that is not known.
         """
         for name, usual in (("act_fn", "silu"), ("time_embedding_type", "positional"), ("center_input_sample", False),
-                            ("resnet_time_scale_shift", "default"), ("downsample_padding", 1),
-                            ("mid_block_scale_factor", 1), ("class_embed_type", None)):  # fmt: skip
+                            ("resnet_time_scale_shift", "default"), ("downsample_type", "conv"),
+                            ("upsample_type", "conv"), ("mid_block_scale_factor", 1), ("class_embed_type", None),
+                            ("attn_norm_num_groups", None)):  # fmt: skip
             if config.get(name, usual) != usual:
                 raise UserError(f"{name} must be {usual!r}, not {config[name]!r:.40}", param=name)
         down = tuple(_attends(config, "down_block_types", "DownBlock2D"))
@@ -79,6 +82,7 @@ class Shape(NamedTuple):
             groups,
             float(config.get("norm_eps", 1e-5)),
             head,
+            _number(config.get("downsample_padding", 1), "downsample_padding", 0, 1),
             _number(config.get("num_class_embeds") or 1, "num_class_embeds", 1, 1 << 20),
             bool(config.get("flip_sin_to_cos", True)),
             float(config.get("freq_shift", 0)),
@@ -97,6 +101,24 @@ def _attends(config: Mapping[str, Any], name: str, plain: str) -> list[bool]:
         if kind not in {plain, f"Attn{plain}"}:
             raise UserError(f"{name}: {kind!r:.40} is not known; {plain} and Attn{plain} are", param=name)
     return [kind != plain for kind in kinds]
+
+
+def scheduler(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Settings of a model's scheduler: in its own, or in a file beside these or, as in a pipeline, in the next folder.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    settings, name = checkpoint.config.get("scheduler"), "scheduler_config.json"
+    for place in (checkpoint.path / name, checkpoint.path.parent / "scheduler" / name):
+        if settings is None and place.is_file():
+            try:
+                settings = json.loads(place.read_text("utf-8")[: 1 << 20])
+            except ValueError as e:
+                raise UserError(f"{place} cannot be read: {e!s:.80}", param="model") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"this model comes without its scheduler's settings ({name})", param="model")
+    return settings
 
 
 class Weights:
@@ -123,8 +145,11 @@ class Weights:
             raise UserError(f"{at} must be a convolution of 3 x 3, not {weight.shape}", param="model")
         return weight
 
-    def conv(self, at: str, stride: int = 1) -> Conv2d:
-        return Conv2d(self.ops, self.kernel(at), self.tensor(f"{at}.bias"), stride)
+    def conv(self, at: str) -> Conv2d:
+        return Conv2d(self.ops, self.kernel(at), self.tensor(f"{at}.bias"))
+
+    def halving(self, at: str) -> Conv2d:
+        return Conv2d(self.ops, self.kernel(at), self.tensor(f"{at}.bias"), 2, self.shape.rim)
 
     def norm(self, at: str, channels: slice = slice(None)) -> GroupNorm:
         """Of whole groups of channels."""
@@ -207,9 +232,8 @@ class Attention:
     """All pixels look at all."""
 
     def __init__(self, w: Weights, at: str) -> None:
-        self.norm, self.out = w.norm(f"{at}.group_norm"), w.dense(f"{at}.to_out.0")
-        self.q, self.k, self.v = (w.dense(f"{at}.to_{n}") for n in "qkv")
-        self.head = w.shape.head
+        self.norm, self.head = w.norm(f"{at}.group_norm"), w.shape.head
+        self.q, self.k, self.v, self.out = (w.dense(f"{at}.{name}") for name in attention_names(w, at))
 
     def __call__(self, x: Array) -> Array:
         b, h, wide, c = x.shape
@@ -222,6 +246,14 @@ class Attention:
         seen = np.matmul(softmax(scores), v).transpose(0, 2, 1, 3).reshape(b, h, wide, c)
         found: Array = x + self.out(seen)
         return found
+
+
+def attention_names(w: Weights, at: str) -> tuple[str, ...]:
+    """Of its four matrices, in older files too; none if there is no attention here."""
+    for names in (("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")):
+        if w.has(f"{at}.{names[0]}.weight"):
+            return names
+    return ()
 
 
 def attentions(w: Weights, at: str, count: int, attends: bool) -> list[Attention]:

@@ -7,14 +7,13 @@ UNet2DModel, whose directories are read, with its DDIM scheduler.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diastole.layers.unet import Attention, Down, Features, Resnet, Shape, Up, Weights
+from diastole.layers.unet import Attention, Down, Features, Resnet, Shape, Up, Weights, attention_names, scheduler
 from diastole.nn.conv2d import doubled
 from diastole.nn.noise import Schedule
 from diastole.nn.rowwise import silu
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from diastole.kernels.table import Ops
     from diastole.weights import Checkpoint
 
+MIDDLE = "mid_block.attentions.0"
 CACHED = 512 << 10  # bytes of the widest layer's input over the pictures that run in one go: half a core's second cache
 
 
@@ -41,9 +41,9 @@ class Net:
                 f"class_embedding is {self.labels.shape}, for {s.classes} classes", param="num_class_embeds"
             )
         self.down = [Down(w, f"down_blocks.{i}", a) for i, a in enumerate(s.down)]
-        self.halve = [w.conv(f"down_blocks.{i}.downsamplers.0.conv", 2) for i in range(levels - 1)]
+        self.halve = [w.halving(f"down_blocks.{i}.downsamplers.0.conv") for i in range(levels - 1)]
         self.middle = [Resnet(w, f"mid_block.resnets.{i}") for i in range(2)]
-        self.attention = Attention(w, "mid_block.attentions.0") if w.has("mid_block.attentions.0.to_q.weight") else None
+        self.attention = Attention(w, MIDDLE) if attention_names(w, MIDDLE) else None
         widths = [s.widths[-1], *s.widths[::-1]]  # from the middle up
         self.up = [Up(w, f"up_blocks.{i}", a, *widths[i : i + 2]) for i, a in enumerate(s.up)]
         self.joints = [joint for level in self.up for joint in level.resnets]
@@ -109,13 +109,7 @@ class Net:
 
 def denoiser(ops: Ops, checkpoint: Checkpoint) -> UNet:
     """The model from its checkpoint; its scheduler's settings are in its own, or beside it as in a pipeline."""
-    config = checkpoint.config
-    settings = config.get("scheduler")
-    beside = checkpoint.path.parent / "scheduler" / "scheduler_config.json"
-    if settings is None and beside.is_file():
-        settings = json.loads(beside.read_text("utf-8")[: 1 << 20])
-    if not isinstance(settings, dict):
-        raise UserError("this model comes without its scheduler's settings (scheduler_config.json)", param="model")
+    config, settings = checkpoint.config, scheduler(checkpoint)
     labels = config.get("labels", ())
     return UNet(Net(Weights(ops, checkpoint, Shape.read(config))), Schedule(settings), [str(x) for x in labels])
 

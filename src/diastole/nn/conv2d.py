@@ -24,10 +24,11 @@ class Before(Protocol):
 
 
 class Conv2d:
-    """3 x 3 with a rim of zeros. weight (N, C, 3, 3), bias (N,) float32, as torch has them; stride 1 or 2."""
+    """3 x 3 with a rim of zeros. weight (N, C, 3, 3), bias (N,) float32, as torch has them; stride 1 or 2; ``rim`` 0:
+    zeros are behind the last lines and pixels only."""
 
-    def __init__(self, ops: Ops, weight: Array, bias: Array, stride: int = 1) -> None:
-        self._ops, self.stride, self.n = ops, stride, len(weight)
+    def __init__(self, ops: Ops, weight: Array, bias: Array, stride: int = 1, rim: int = 1) -> None:
+        self._ops, self.stride, self.n, self._rim = ops, stride, len(weight), rim
         self._bias = np.ascontiguousarray(bias, np.float32)
         lines = weight.transpose(2, 0, 3, 1).reshape(3, self.n, -1)  # of the kernel: (N, 3 C) each
         self._lines = [ops.pack_f32(np.ascontiguousarray(line, np.float32)) for line in lines]
@@ -37,7 +38,7 @@ class Conv2d:
         (b, h, w, c), s = x.shape, self.stride
         wide, high = w + s, h + s  # the zeros behind a line are those before the next, and so for pictures
         buf = np.zeros((b * high * wide + wide + s + 1, c), np.float32)
-        inside = buf[wide + 1 :][: b * high * wide].reshape(b, high, wide, c)[:, :h, :w]
+        inside = buf[self._rim * (wide + 1) :][: b * high * wide].reshape(b, high, wide, c)[:, :h, :w]
         if before is None:
             inside[...] = x
         else:
