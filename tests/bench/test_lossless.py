@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import typer
 from typer.testing import CliRunner
 
 from diastole.bench.lossless import Plain, combinations, questions
+from diastole.cli.lossless import _prompt as prompt_of
 from diastole.cli.lossless import lossless
 from diastole.params import SamplingParams
 from models.common import ASSET, embedded
@@ -81,3 +83,17 @@ def test_the_command_compares_and_says_what_is_refused(tmp_path: Path) -> None:
         ("draft-model", 1, 0, True),
         ("draft-model", 2, 0, True),
     ]
+
+
+def test_models_without_a_chat_template_go_on_with_the_ends_of_questions() -> None:
+    class Voice:
+        template = None
+
+        def prompt(self, text: str) -> list[int]:
+            return [ord(c) for c in text]
+
+    llm: Any = SimpleNamespace(
+        voice=Voice(), engine=SimpleNamespace(services=[SimpleNamespace(loop=SimpleNamespace(context=40))])
+    )
+    assert prompt_of(llm, "abc", 10) == [97, 98, 99]
+    assert prompt_of(llm, "x" * 50 + "the very end.", 10) == [ord(c) for c in "xthe very end."]

@@ -13,6 +13,9 @@ from diastole.cli.rows import numbers
 
 if TYPE_CHECKING:
     from diastole.bench.lossless import Told
+    from diastole.llm import LLM
+
+ROOM = 16  # tokens of a context that are left for guesses
 
 
 def lossless(
@@ -32,7 +35,8 @@ def lossless(
 ) -> None:
     """Whether every text is the plain engine's, token by token: drafters with controllers, alone and in a crowd.
 
-    Takes an hour or two on two cores as it stands; --count 20 takes minutes. Exits 1 when a text differs, or none was
+    Questions are asked as chats, or are texts to go on with where a model has no chat template. Takes an hour or two on
+    two cores as it stands; --count 20 takes minutes. Exits 1 when a text differs, or none was
     compared.
     """
     from rich.console import Console
@@ -53,7 +57,7 @@ def lossless(
         bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
         task = bar.add_task("plain", total=len(asked))
         with LLM(model, threads=threads, max_streams=1) as llm:
-            prompts = [llm.voice.chat([{"role": "user", "content": a}], None, {}) for a in asked]
+            prompts = [_prompt(llm, a, tokens) for a in asked]
             params = [
                 SamplingParams(max_tokens=tokens, temperature=temperature, seed=i, ignore_eos=True)
                 for i in range(len(asked))
@@ -84,6 +88,14 @@ def lossless(
     )
     if different or not texts:
         raise typer.Exit(1)
+
+
+def _prompt(llm: LLM, question: str, tokens: int) -> list[int]:
+    """A question as a chat; or where a model has no template for these its end, as far as it leaves room."""
+    if llm.voice.template is not None:
+        return llm.voice.chat([{"role": "user", "content": question}], None, {})
+    room = llm.engine.services[0].loop.context - tokens - ROOM  # type: ignore[attr-defined]
+    return llm.voice.prompt(question)[-max(room, 1) :]
 
 
 def _line(told: Told) -> str:
