@@ -282,7 +282,12 @@ def write(
         "attention_head_dim": s.attention_head_dim,
         "num_class_embeds": s.num_class_embeds,
         "labels": list(pictures.LABELS[: s.num_class_embeds - 1]),
-        "scheduler": {"num_train_timesteps": TIMES, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"},
+        "scheduler": {
+            "num_train_timesteps": TIMES,
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction_type": "epsilon",
+            "clip_sample": False,  # with guidance, cutting ruins pictures: noise is no longer what was taken off
+        },
         **more,
     }
     about = {"recipe": "unet", "plan": json.dumps(asdict(plan)), "data": "Fashion-MNIST (MIT), 16 x 16"}
