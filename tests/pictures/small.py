@@ -131,7 +131,7 @@ def slowly(
             found.append(made.decode(*kept[label], emb))
         e = found[-1] if len(found) == 1 else found[0] + wish.guidance * (found[1] - found[0])
         share, then = shares[t], shares[times[i + 1]] if i + 1 < len(times) else 1.0
-        clean = ((x - (1 - share) ** 0.5 * e) / share**0.5).clamp(-1, 1)
+        clean = (x - (1 - share) ** 0.5 * e) / share**0.5
         x = then**0.5 * clean + (1 - then) ** 0.5 * e
     picture: Array = x[0].permute(1, 2, 0).numpy().clip(-1, 1)
     return picture
