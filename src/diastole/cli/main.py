@@ -91,6 +91,9 @@ def main() -> None:
     debug = os.environ.get("DIASTOLE_DEBUG") == "1"
     if not debug:
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    from diastole.frontend import malloc
+
+    malloc.settle()  # many commands run an engine in this process
     register()
     try:
         app()

@@ -15,7 +15,8 @@ import msgspec
 
 from diastole.cluster.door import Address
 from diastole.cluster.worker import Start
-from diastole.frontend.link import MALLOC, how_it_ended
+from diastole.frontend import malloc
+from diastole.frontend.link import how_it_ended
 from diastole.types import UserError
 
 
@@ -65,7 +66,9 @@ class Here:
 
     async def place(self, start: Start) -> Child:
         command = [sys.executable, "-m", "diastole.cluster.worker"]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**MALLOC, **os.environ})
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**malloc.ENVIRONMENT, **os.environ}
+        )
         try:
             return Child(child, await asyncio.to_thread(_introduced, child, start))
         except BaseException:

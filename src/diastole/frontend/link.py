@@ -15,12 +15,8 @@ from typing import Any, Protocol
 import msgspec
 
 from diastole.config import Config, to_toml
-from diastole.frontend import wire
+from diastole.frontend import malloc, wire
 from diastole.types import UserError
-
-# Packed states of preempted streams come and go by the megabyte. Without a fixed threshold the C library begins to keep
-# what they leave: tens of megabytes that never come back.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
 class Link(Protocol):
@@ -136,7 +132,7 @@ class Process(Wired):
             fd = theirs.fileno()
             command = [sys.executable, "-m", "diastole.frontend.worker", str(fd)]
             self._child = subprocess.Popen(
-                command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env={**MALLOC, **os.environ}
+                command, pass_fds=(fd,), stdin=subprocess.DEVNULL, env={**malloc.ENVIRONMENT, **os.environ}
             )
         incoming = await self.open(ours)
         self.write(to_toml(self.config).encode())
