@@ -59,6 +59,7 @@ def _time(study: Study) -> float:
             painters = {"full": full, "serial": serial, "parallel": parallel}
             work = {name: partial(p.paint, wishes) for name, p in painters.items()}
             times = study.interleaved(work, 3 if study.quick else 7, what=f"{together} together")
+            at_once: int = full.service.model.decoded
         found = {n: Spread.of([1 / x for x in _ratios(times, n)]) for n in ("serial", "parallel")}
         shares[together] = float(found["parallel"])
         study.check(
@@ -70,6 +71,10 @@ def _time(study: Study) -> float:
             float(found["parallel"]) / float(found["serial"]),
             at_most(1.0),
             unit="x",
+            why=f"a step of {together} has {2 * together} rows already, and {at_once} run in one go, as many as stay in "
+            "the second cache: more steps at once fill nothing"
+            if 2 * together >= at_once
+            else "",
         )
     return shares[1]
 
