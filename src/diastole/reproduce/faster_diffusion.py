@@ -71,8 +71,8 @@ def _time(study: Study) -> float:
             float(found["parallel"]) / float(found["serial"]),
             at_most(1.0),
             unit="x",
-            why=f"a step of {together} has {2 * together} rows already, and {at_once} run in one go, as many as stay in "
-            "the second cache: more steps at once fill nothing"
+            why=f"a step of {together} has {2 * together} rows already, and {at_once} run in one go, which "
+            "the second cache holds: more steps at once fill nothing"
             if 2 * together >= at_once
             else "",
         )
