@@ -154,7 +154,7 @@ def _changed(before: Sequence[Array], now: Sequence[Array]) -> float:
 
 def _pictures(study: Study, fewer: int) -> None:
     """Accuracy and distance by a classifier of real pictures."""
-    number = 48 if study.quick else 1000
+    number = 24 if study.quick else 1000
     judge = clothes_classifier.trained(study.seed, epochs=1 if study.quick else 3)
     base, fast, plain = "all steps", "faster-diffusion", f"{fewer} steps"
     shown = {
