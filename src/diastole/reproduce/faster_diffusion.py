@@ -58,7 +58,7 @@ def _time(study: Study) -> float:
         ):
             painters = {"full": full, "serial": serial, "parallel": parallel}
             work = {name: partial(p.paint, wishes) for name, p in painters.items()}
-            times = study.interleaved(work, 3 if study.quick else 7, what=f"{together} together")
+            times = study.interleaved(work, 2 if study.quick else 7, what=f"{together} together")
             at_once: int = full.service.model.decoded
         found = {n: Spread.of([1 / x for x in _ratios(times, n)]) for n in ("serial", "parallel")}
         shares[together] = float(found["parallel"])
