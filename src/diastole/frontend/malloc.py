@@ -2,7 +2,7 @@
 
 Packed states of preempted streams come and go by the megabyte: without a fixed threshold the library begins to keep
 what they leave, tens of megabytes that never come back. But with one, it also gives the end of its heap back after
-every array of a step, and each of the next step's pages has to be cleared anew: a sixth of the time of a step of
+every array of a step, and each of the next step's pages has to be cleared anew: 15 % of the time of a step of
 pictures. So pieces of a megabyte and more go at once, and of the smaller ones' heap so much stays.
 """
 
