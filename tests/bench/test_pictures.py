@@ -41,6 +41,20 @@ def test_diffusers_makes_the_same_pictures(tmp_path: Path, settings: dict[str, o
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
+@pytest.mark.parametrize(("label", "guidance"), [(None, 3.0), (1, 1.0)])
+def test_one_branch_where_there_is_no_guidance(place: Path, label: int | None, guidance: float) -> None:
+    pytest.importorskip("diffusers")
+    from diastole.bench.diffusing import Diffusers
+
+    wishes = [PictureParams(5, label, guidance, 4)]
+    peer, rows = Diffusers(place, 1), []
+    peer._net.register_forward_pre_hook(lambda net, args: rows.append(len(args[0])))
+    with Painter(str(place), (), 1, 1) as painter:
+        ours = np.stack([p.x for p in painter.paint(wishes)])
+    np.testing.assert_allclose(ours, peer.paint(wishes), atol=2e-3)
+    assert rows == [1] * 5
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_a_published_directory(tmp_path: Path, older: bool) -> None:
     """Written by diffusers, with settings as google/ddpm-cifar10-32 has them, but small; older files name attention
@@ -70,6 +84,8 @@ def test_a_published_directory(tmp_path: Path, older: bool) -> None:
         ours = np.stack([p.x for p in painter.paint(wishes)])
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
     assert ours.std() > 0.1
+    made = pictures.measure(place, 1, PictureParams(2, None, 2.0, 1), (), True, 1, 1)
+    assert made[-1].apart < 2e-3  # it knows no labels
 
 
 def test_turns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diastole.layers.unet import scheduler
+from diastole.layers.unet import ATTENTION, OLDER_ATTENTION, scheduler
 from diastole.loops.denoise import noise
 from diastole.params import PictureParams
 from diastole.types import Array, UserError
@@ -37,6 +37,8 @@ class Diffusers:
         self._net = library.UNet2DModel(**{k: v for k, v in config.items() if k in known}).eval()
         shape = {n: checkpoint.raw(n).shape for n in checkpoint.names()}
         state = {n: torch.from_numpy(checkpoint.f32(n).reshape(s).copy()) for n, s in shape.items()}
+        for older, name in zip(OLDER_ATTENTION, ATTENTION, strict=True):
+            state = {n.replace(f".{older}.", f".{name}."): tensor for n, tensor in state.items()}
         self._net.load_state_dict(state)
         self._schedule = library.DDIMScheduler.from_config(scheduler(checkpoint))
         self._nothing = (config.get("num_class_embeds") or 0) - 1  # below 0: it knows no labels
@@ -58,7 +60,10 @@ class Diffusers:
     def _found(self, x: Any, t: Any, wishes: Sequence[PictureParams]) -> Any:
         if self._nothing < 0:
             return self._net(x, t).sample
-        torch, nothing, guidance = self._torch, self._nothing, wishes[0].guidance
-        labels = torch.tensor([nothing] * len(wishes) + [nothing if w.label is None else w.label for w in wishes])
-        without, of = self._net(torch.cat([x, x]), t, class_labels=labels).sample.chunk(2)
+        torch, guidance = self._torch, wishes[0].guidance
+        labels = torch.tensor([self._nothing if w.label is None else w.label for w in wishes])
+        if guidance == 1 or wishes[0].label is None:
+            return self._net(x, t, class_labels=labels).sample
+        both = torch.cat([torch.full_like(labels, self._nothing), labels])
+        without, of = self._net(torch.cat([x, x]), t, class_labels=both).sample.chunk(2)
         return without + guidance * (of - without)

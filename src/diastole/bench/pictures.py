@@ -45,16 +45,17 @@ def measure(
     threads: int,
     tell: Callable[[str], None] = lambda what: None,
 ) -> list[Made]:
-    """All of them, the first turn of each not counted.
+    """All of them, the first turn of each not counted. A wish for no label is for the first where the model has labels.
 
     Raises:
         UserError: the model or a technique does not fit, or the peer is not installed.
     """
-    wishes = [PictureParams(wish.steps, wish.label, wish.guidance, wish.seed + i) for i in range(together)]
     with ExitStack() as stack:
         makers: dict[str, Callable[[], Array]] = {}
         for name, techniques in {OURS: (), **{f"{OURS} with {spec}": tuple(spec.split("+")) for spec in use}}.items():
             painter = stack.enter_context(Painter(str(path), techniques, together, threads))
+            label = wish.label if wish.label is not None or not painter.service.model.classes else 0
+            wishes = [PictureParams(wish.steps, label, wish.guidance, wish.seed + i) for i in range(together)]
             makers[name] = _by(painter, wishes)
         if peer:
             from diastole.bench.diffusing import Diffusers

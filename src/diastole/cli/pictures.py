@@ -17,7 +17,9 @@ def pictures(
     together: Annotated[str, typer.Option(help="pictures at once, with commas between")] = "1,8",
     steps: Annotated[int, typer.Option(min=1, max=1000, help="of each picture")] = 50,
     guidance: Annotated[float, typer.Option(min=0.0, max=100.0, help="towards the label; 1: none")] = 2.0,
-    label: Annotated[int, typer.Option(min=0, help="of the pictures, by its number")] = 0,
+    label: Annotated[
+        int | None, typer.Option(min=0, help="of the pictures, by its number [default: the first]")
+    ] = None,
     use: Annotated[list[str] | None, typer.Option(help="also with this technique; may be repeated")] = None,
     peer: Annotated[bool, typer.Option(help="beside diffusers on torch (extra: peers)")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="turns of each")] = 5,

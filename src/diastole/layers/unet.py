@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diastole.weights import Checkpoint
 
 LARGEST = 4096  # pixels of a side
+ATTENTION, OLDER_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")
 
 Features = list[Array]  # (B, h, w, c) each
 
@@ -250,7 +251,7 @@ class Attention:
 
 def attention_names(w: Weights, at: str) -> tuple[str, ...]:
     """Of its four matrices, in older files too; none if there is no attention here."""
-    for names in (("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")):
+    for names in (ATTENTION, OLDER_ATTENTION):
         if w.has(f"{at}.{names[0]}.weight"):
             return names
     return ()
