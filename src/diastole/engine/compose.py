@@ -26,8 +26,8 @@ class Mixed:
 
     def compose(self, asks: Sequence[Ask], seconds: float, cost: CostModel) -> list[Grant]:
         grants = in_time([a for a in asks if a.emits], seconds, cost)
-        used = sum(g.n for g in grants)
-        for ask in sorted((a for a in asks if not a.emits), key=lambda a: (a.due, a.stream.serial)):
+        used = sum([n for _, n in grants])
+        for ask in sorted([a for a in asks if not a.emits], key=lambda a: (a.due, a.stream.serial)):
             if grants and used >= self.cap:
                 break
             room = min(ask.hi, max(self.cap - used, ask.lo))  # exceeded once, by a piece

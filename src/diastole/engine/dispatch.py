@@ -56,7 +56,7 @@ class LeastSlack:
             free = last_start(owed, now)
             self._running = index, now
         # Running more than is urgent must not break its own promise. If that is broken, cutting would not mend it.
-        own = min(a.due for a in asks)
+        own = min([a.due for a in asks])
         left = min(free, own if own > now else math.inf) - now + ROUNDING
         return index, asks, left / services[index].cost.worst
 

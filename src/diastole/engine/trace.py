@@ -109,15 +109,15 @@ def granted(grants: Sequence[Grant]) -> list[Granted]:
     All else fills its state: prefill, also when a preempted stream is computed again.
     """
     return [
-        (s.req.id, s.index, DECODE if s.emitted_at is not None and s.known - s.done <= 1 + _ahead(s) else PREFILL, n)
+        (s.req.id, s.index, DECODE if s.emitted_at is not None and (s.known - s.done == 1 or _said(s)) else PREFILL, n)
         for s, n in grants
     ]
 
 
-def _ahead(stream: Stream) -> int:
-    """Units that it said last and lacks, beside the usual one; not every loop's streams have such."""
+def _said(stream: Stream) -> bool:
+    """Whether it lacks nothing but what it said last, several units at once; not every loop's streams do that."""
     ahead: int = getattr(stream.own, "ahead", 0)
-    return ahead
+    return stream.known - stream.done <= 1 + ahead
 
 
 def shown_id(id: str) -> str:

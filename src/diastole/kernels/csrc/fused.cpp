@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "ahead.hpp"
 #include "between.hpp"
 #include "products.hpp"
 
@@ -136,6 +137,7 @@ class Fused {
     const Unlocked unlocked;
     const int t = static_cast<int>(ids.size()), width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
     float *qkv = qkv_.get(static_cast<size_t>(t) * width), *seen = seen_.get(static_cast<size_t>(t) * inside);
+    ahead_.open(paged.streams, paged.tables, paged.stride, paged.hi);
     const auto mix = [&](size_t l, const float* from, float* to) { look_back(paged, l, t, pos.data(), from, to); };
     run(isa(), t, ids.data(), pos.data(), static_cast<int>(want.size()), want.data(), qkv, seen, mix, logits.data());
   }
@@ -152,9 +154,11 @@ class Fused {
     const Unlocked unlocked;
     const int t = static_cast<int>(pos.size()), width = (heads_ + 2 * kv_heads_) * dim_, inside = heads_ * dim_;
     float *qkv = qkv_.get(static_cast<size_t>(t) * width), *seen = seen_.get(static_cast<size_t>(t) * inside);
+    ahead_.open(paged.streams, paged.tables, paged.stride, paged.hi);
     const auto mix = [&](size_t l, const float* from, float* to) { look_back(paged, l, t, pos.data(), from, to); };
     watch_.start();
     through(isa(), t, pos.data(), static_cast<size_t>(first), static_cast<size_t>(last), x.data(), qkv, seen, mix);
+    ahead_.none();
   }
 
   // The same, but what lies between the rotated queries, keys and values and the heads' outputs is done by who is called
@@ -245,6 +249,8 @@ class Fused {
     }
     const Look look{qkv, width, pages.data, p.kind, dim_, kv_heads_, heads_ / kv_heads_, pages.bytes, nullptr, 0, from, p.hi, 1, 0, layer.scale, nullptr};
     attend(k, look, p.streams, p.tables, p.stride, seen, nullptr);
+    if (l + 1 < layers_.size()) return ahead_.fetch(p.caches[l + 1]);
+    ahead_.none();
   }
 
   void expect_positions(const In<int32_t, 1>& pos) const {
@@ -353,7 +359,8 @@ class Fused {
   std::vector<Layer> layers_;
   std::vector<int32_t> windowed_;
   Stopwatch watch_;
-  Activations rows_, act_;
+  PagesAhead ahead_;
+  Activations rows_{ahead_.errands()}, act_{ahead_.errands()};
   Scratch<float> x_, qkv_, seen_, both_, added_;  // aligned: a vector that crosses a cache line costs two
 };
 

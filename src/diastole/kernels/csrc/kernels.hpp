@@ -1,6 +1,7 @@
 // What one instruction set offers: plain functions over ranges of rows, row blocks or tasks. The operators in ops.cpp
 // spread the ranges over threads; a whole step in one call can use the same functions inside one parallel region.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -42,6 +43,16 @@ struct Matrix {
   int groups() const { return k / kGroup; }
 };
 
+// What is read after some products: runs of bytes, of which these fetch some lines as they go. Several rows wait for the
+// processor and what is read for memory, so one after the other each would wait alone.
+struct Errands {
+  const uint8_t* base;
+  const int32_t* runs;          // run i begins at base + runs[i] * each
+  size_t each;                  // bytes of a run, whole lines
+  uint32_t lines;               // of all runs
+  std::atomic<uint32_t>* next;  // the first that nobody has fetched
+};
+
 // Rows of activations, and the form in which a matrix kind multiplies them: this one, or where there are tile registers
 // those of linear_digits.inl and linear_amx.inl.
 struct Rows {
@@ -53,6 +64,7 @@ struct Rows {
   float* scale;       //   what q is multiplied with: (t, k/16),
   int32_t* total;     //   the sum of q: (t, k/16),
   float* offset;      // and per group the sum of scale times q: (t, k/32)
+  const Errands* errands = nullptr;  // for who multiplies them
 };
 
 struct Out {

@@ -25,9 +25,39 @@ void to_bf16(const float* x, int k, bf16* h) {
   }
 }
 
+// ---- what a tile fetches meanwhile
+
+enum class Fetch {
+  nothing,
+  weights,  // that come after its own: nobody has touched them in this pass
+  errands,
+};
+constexpr int kErrand = 6;  // lines of these, with every group of columns
+
+inline bool pending(const Errands* all) {
+  return all != nullptr && all->next->load(std::memory_order_relaxed) < all->lines;
+}
+
+// What one tile fetches of them; if somebody else was faster, a line of its own again and again.
+struct Errand {
+  Errand(const Errands* all, size_t groups, const uint8_t* own) : p(own), step(0) {
+    if (all == nullptr) return;
+    const uint32_t at = all->next->fetch_add(static_cast<uint32_t>(groups) * kErrand, std::memory_order_relaxed);
+    if (at >= all->lines) return;
+    const uint32_t run = static_cast<uint32_t>(all->each / 64);
+    p = all->base + static_cast<size_t>(all->runs[at / run]) * all->each + static_cast<size_t>(at % run) * 64;
+    step = 64 * kErrand;
+  }
+  void go() {
+    for (int i = 0; i < kErrand; i++) prefetch(p + 64 * i);
+    p += step;
+  }
+
+  const uint8_t* p;
+  ptrdiff_t step;
+};
+
 // ---- a tile: MR rows of x from t on, times NB row blocks from b on
-//
-// FIRST: nobody has touched these weights in this pass, so the tile fetches what comes after them.
 
 #if defined(__AMX_TILE__)
 #include "linear_digits.inl"
@@ -35,7 +65,7 @@ void to_bf16(const float* x, int k, bf16* h) {
 #include "linear_fine.inl"
 #endif
 
-template <int MR, int NB, bool FIRST>
+template <int MR, int NB, Fetch FETCH>
 inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k);
   const bf16* h = x.h + static_cast<size_t>(t) * k;
@@ -45,7 +75,7 @@ inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, Floats (&acc
     Ints v[NB];
     for (int j = 0; j < NB; j++) {
       v[j] = load_words(p[j] + i * 2 * kRows);
-      if (FIRST) prefetch(p[j] + i * 2 * kRows + kAhead * 256);
+      if (FETCH == Fetch::weights) prefetch(p[j] + i * 2 * kRows + kAhead * 256);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {
@@ -56,7 +86,7 @@ inline void tile_bf16(const Matrix& w, int b, const Rows& x, int t, Floats (&acc
   }
 }
 
-template <int MR, int NB, bool FIRST>
+template <int MR, int NB, Fetch FETCH>
 inline void tile_f32(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k);
   const float* p[NB];
@@ -65,7 +95,7 @@ inline void tile_f32(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)
     Floats v[NB];
     for (int j = 0; j < NB; j++) {
       v[j] = load(p[j] + i * kRows);
-      if (FIRST) prefetch(p[j] + i * kRows + kAhead * 64);
+      if (FETCH == Fetch::weights) prefetch(p[j] + i * kRows + kAhead * 64);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {
@@ -95,15 +125,15 @@ inline void put(const Matrix& w, const Out& out, int b, int t, Floats v) {
   }
 }
 
-template <Weight KIND, int MR, int NB, bool FIRST>
+template <Weight KIND, int MR, int NB, Fetch FETCH>
 inline void tile(const Matrix& w, const Rows& x, const Out& out, int b, int t) {
   Floats acc[MR][NB];
   for (int r = 0; r < MR; r++)
     for (int j = 0; j < NB; j++) acc[r][j] = splat(0.f);
-  if constexpr (KIND == Weight::q4) tile_q4<MR, NB, FIRST>(w, b, x, t, acc);
-  if constexpr (KIND == Weight::q8) tile_q8<MR, NB, FIRST>(w, b, x, t, acc);
-  if constexpr (KIND == Weight::bf16) tile_bf16<MR, NB, FIRST>(w, b, x, t, acc);
-  if constexpr (KIND == Weight::f32) tile_f32<MR, NB, FIRST>(w, b, x, t, acc);
+  if constexpr (KIND == Weight::q4) tile_q4<MR, NB, FETCH>(w, b, x, t, acc);
+  if constexpr (KIND == Weight::q8) tile_q8<MR, NB, FETCH>(w, b, x, t, acc);
+  if constexpr (KIND == Weight::bf16) tile_bf16<MR, NB, FETCH>(w, b, x, t, acc);
+  if constexpr (KIND == Weight::f32) tile_f32<MR, NB, FETCH>(w, b, x, t, acc);
   for (int r = 0; r < MR; r++)
     for (int j = 0; j < NB; j++) put(w, out, b + j, t + r, acc[r][j]);
 }
@@ -138,18 +168,24 @@ void prepare(Weight kind, const Rows& rows, const Patch& from) {
 // sixteen or more bits per weight for the processor to fetch ahead by itself: there, telling it costs more than it brings.
 template <Weight KIND, int NB>
 inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1) {
-  constexpr bool kFetch = KIND == Weight::q4 || KIND == Weight::q8;
+  constexpr bool kDense = KIND == Weight::q4 || KIND == Weight::q8;
+  constexpr Fetch kWeights = kDense ? Fetch::weights : Fetch::nothing;
   const auto rest = [&](auto fetch) {
-    constexpr bool kFirst = decltype(fetch)::value;
+    constexpr Fetch kFetch = decltype(fetch)::value;
     const int left = (t1 - t0) % 4, t = t1 - left;
-    if (left == 3) tile<KIND, 3, NB, kFirst>(w, x, out, b, t);
-    if (left == 2) tile<KIND, 2, NB, kFirst>(w, x, out, b, t);
-    if (left == 1) tile<KIND, 1, NB, kFirst>(w, x, out, b, t);
+    if (left == 3) tile<KIND, 3, NB, kFetch>(w, x, out, b, t);
+    if (left == 2) tile<KIND, 2, NB, kFetch>(w, x, out, b, t);
+    if (left == 1) tile<KIND, 1, NB, kFetch>(w, x, out, b, t);
   };
-  if (t1 - t0 < 4) return rest(std::integral_constant<bool, kFetch || NB == 1>());
-  tile<KIND, 4, NB, kFetch>(w, x, out, b, t0);
-  for (int t = t0 + 4; t + 4 <= t1; t += 4) tile<KIND, 4, NB, false>(w, x, out, b, t);
-  rest(std::false_type());
+  if (t1 - t0 < 4) return rest(std::integral_constant<Fetch, kDense || NB == 1 ? Fetch::weights : Fetch::nothing>());
+  tile<KIND, 4, NB, kWeights>(w, x, out, b, t0);
+  for (int t = t0 + 4; t + 4 <= t1; t += 4) {
+    if (KIND == Weight::q4 && pending(x.errands))
+      tile<KIND, 4, NB, KIND == Weight::q4 ? Fetch::errands : Fetch::nothing>(w, x, out, b, t);
+    else
+      tile<KIND, 4, NB, Fetch::nothing>(w, x, out, b, t);
+  }
+  rest(std::integral_constant<Fetch, Fetch::nothing>());
 }
 
 template <Weight KIND>

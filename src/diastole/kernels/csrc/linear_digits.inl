@@ -51,7 +51,7 @@ inline void split_groups(const Rows& rows, int t, const float* x, int first, int
   }
 }
 
-template <int MR, int NB, bool FIRST>
+template <int MR, int NB, Fetch FETCH>
 inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
   const ptrdiff_t step = 2 * static_cast<ptrdiff_t>(w.k);
@@ -86,7 +86,7 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     for (int j = 0; j < NB; j++) {
       d[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 256));
       m[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 288));
-      if (FIRST)
+      if (FETCH == Fetch::weights)
         for (int line = 0; line < kBlock4; line += 64) prefetch(p[j] + ahead + line);
       p[j] += kBlock4;
     }
@@ -101,7 +101,7 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
   }
 }
 
-template <int MR, int NB, bool FIRST>
+template <int MR, int NB, Fetch FETCH>
 inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
   const ptrdiff_t step = 2 * static_cast<ptrdiff_t>(w.k);
@@ -139,7 +139,7 @@ inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
         const Floats both = to_float((high[r][j] << kDigitBits) + low[r][j]) * splat(x.scale[(row0 + r) * groups + g]);
         acc[r][j] = fma(both, by, acc[r][j]);
       }
-      if (FIRST)
+      if (FETCH == Fetch::weights)
         for (int line = 0; line < kBlock8; line += 64) prefetch(p[j] + kAhead * kBlock8 + line);
       p[j] += kBlock8;
       d[j] += kRows;

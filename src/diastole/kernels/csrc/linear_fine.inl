@@ -20,14 +20,16 @@ inline void split_groups(const Rows& rows, int t, const float* x, int first, int
   quantize_row(x, (last - first) * kGroup, rows.q + at * kGroup, rows.scale + 2 * at, rows.total + 2 * at, rows.offset + at);
 }
 
-template <int MR, int NB, bool FIRST>
+template <int MR, int NB, Fetch FETCH>
 inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
   const uint8_t* p[NB];
   for (int j = 0; j < NB; j++) p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock4;
   // Several rows of blocks: the same place in those that come next, if they fit beside these.
   const size_t own = NB * groups * kBlock4, ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
+  Errand errand(FETCH == Fetch::errands ? x.errands : nullptr, groups, p[0]);
   for (size_t g = 0; g < groups; g++) {
+    if (FETCH == Fetch::errands) errand.go();
     const int8_t* q = x.q + row0 * k + g * kGroup;
     Ints s[MR][NB], u[MR][NB];  // sums of the first and of the second half of the group
     for (int r = 0; r < MR; r++)
@@ -55,7 +57,7 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     for (int j = 0; j < NB; j++) {
       d[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 256));
       m[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 288));
-      if (FIRST)
+      if (FETCH == Fetch::weights)
         for (int line = 0; line < kBlock4; line += 64) prefetch(p[j] + ahead + line);
       p[j] += kBlock4;
     }
@@ -72,7 +74,7 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
   }
 }
 
-template <int MR, int NB, bool FIRST>
+template <int MR, int NB, Fetch FETCH>
 inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
   const uint8_t* scales = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8;
@@ -113,7 +115,7 @@ inline void tile_q8(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     for (int j = 0; j < NB; j++) {
       const Floats scale = load_f16(d[j]);
       for (int r = 0; r < MR; r++) acc[r][j] = fma(both[r][j], scale, acc[r][j]);
-      if (FIRST)
+      if (FETCH == Fetch::weights)
         for (int line = 0; line < kBlock8; line += 64) prefetch(p[j] + kAhead * kBlock8 + line);
       p[j] += kBlock8;
       d[j] += kRows;

@@ -99,8 +99,9 @@ void Pool::set_threads(int n) {
 
 void Pool::start() {
   const uint32_t seen = epoch_.word.load();
+  if (workers_.empty()) shares_.reset(new Share[static_cast<size_t>(count_ = threads())]);
   try {
-    while (static_cast<int>(workers_.size()) + 1 < threads()) workers_.emplace_back([this, seen] { work(seen); });
+    for (int me; (me = static_cast<int>(workers_.size()) + 1) < threads();) workers_.emplace_back([this, me, seen] { work(me, seen); });
   } catch (const std::system_error&) {
     threads_.store(static_cast<int>(workers_.size()) + 1);  // the system gives no more: do with these
   }
@@ -115,24 +116,34 @@ void Pool::stop() {
   stopping_.store(false);
 }
 
-// A ticket that is taken is a task that only this thread will do, so the loop it belongs to cannot end before. A thread
-// that wakes late finds no tickets left, or those of a later loop: nobody ever waits for a sleeper.
-void Pool::take() {
-  for (;;) {
-    const uint64_t ticket = tickets_.fetch_add(1, std::memory_order_acq_rel);
-    const uint32_t i = static_cast<uint32_t>(ticket);
-    if (i >= static_cast<uint32_t>(ticket >> 32)) return;
-    call_(context_, static_cast<int>(i));
-    if (open_.word.fetch_sub(1) == 1) open_.ring();
+// A task that is taken is one that only this thread will do, so the loop it belongs to cannot end before. A thread that
+// wakes late finds nothing left, or tasks of a later loop: nobody ever waits for a sleeper.
+void Pool::take(int me) {
+  for (int k = 0; k < count_; k++)
+    for (int i; next((me + k) % count_, k == 0, i);) {
+      call_(context_, i);
+      if (open_.word.fetch_sub(1) == 1) open_.ring();
+    }
+}
+
+// Takes the first task of a share, or the last; false: nothing is left of it.
+bool Pool::next(int of, bool first, int& i) {
+  std::atomic<uint64_t>& left = shares_[static_cast<size_t>(of)].left;
+  for (uint64_t seen = left.load(std::memory_order_relaxed);;) {
+    const uint32_t begin = static_cast<uint32_t>(seen >> 32), end = static_cast<uint32_t>(seen);
+    if (begin >= end) return false;
+    i = static_cast<int>(first ? begin : end - 1);
+    const uint64_t rest = first ? seen + (uint64_t{1} << 32) : seen - 1;
+    if (left.compare_exchange_weak(seen, rest, std::memory_order_acq_rel, std::memory_order_relaxed)) return true;
   }
 }
 
-void Pool::work(uint32_t seen) {
+void Pool::work(int me, uint32_t seen) {
   for (;;) {
     epoch_.wait_change(seen);
     seen = epoch_.word.load();
     if (stopping_.load()) return;
-    take();
+    take(me);
   }
 }
 
@@ -142,10 +153,13 @@ void Pool::run(int n, Call call, const void* context) {
   call_ = call;
   context_ = context;
   open_.word.store(static_cast<uint32_t>(n));
-  tickets_.store(static_cast<uint64_t>(n) << 32, std::memory_order_release);
+  for (int w = 0; w < count_; w++) {
+    const auto edge = [&](int of) { return static_cast<uint64_t>(n) * static_cast<uint64_t>(of) / static_cast<uint64_t>(count_); };
+    shares_[static_cast<size_t>(w)].left.store(edge(w) << 32 | edge(w + 1), std::memory_order_release);
+  }
   epoch_.word.fetch_add(1);
   epoch_.ring();
-  take();
+  take(0);
   for (uint32_t left; (left = open_.word.load(std::memory_order_acquire)) != 0;) open_.wait_change(left);
 }
 

@@ -1,10 +1,12 @@
 // A small pool of threads for loops of a few microseconds to a few milliseconds.
 //
 // Workers look for work a bounded time and then sleep in the kernel, so a neighbour that takes a core away costs a
-// wake-up and not a spinning war. Tasks are handed out one by one, so a slow core does less.
+// wake-up and not a spinning war. Each thread has a share of neighbouring tasks, the same in every loop of as many: what
+// it wrote in one it finds in its own caches in the next. Who is done helps others, so a slow core does less.
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -41,21 +43,26 @@ class Pool {
 
   explicit Pool(int threads) : threads_(threads) {}
   void run(int n, Call call, const void* context);
-  void work(uint32_t seen);
-  void take();
+  void work(int me, uint32_t seen);
+  void take(int me);
+  bool next(int of, bool first, int& i);
   void start();
   void stop();
 
   std::atomic<int> threads_;
   std::vector<std::thread> workers_;
   std::mutex turn_;  // one loop at a time
-  // Written before the tickets that make them visible; read only by who holds a task that is not done.
+  // Written before the shares that make them visible; read only by who holds a task that is not done.
   Call call_ = nullptr;
   const void* context_ = nullptr;
   std::atomic<bool> stopping_{false};
   Bell epoch_;                                    // a new number: there may be work
   Bell open_;                                     // tasks that are not done
-  alignas(64) std::atomic<uint64_t> tickets_{0};  // tasks of this loop (high half), next task (low half)
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};  // tasks that nobody has taken: the first (high half), one behind the last (low half)
+  };
+  std::unique_ptr<Share[]> shares_;
+  int count_ = 0;  // of shares, as long as there are workers
 };
 
 }  // namespace diastole

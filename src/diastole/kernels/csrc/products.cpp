@@ -104,7 +104,7 @@ uint8_t* shelf(const Matrix& w) {
 }  // namespace
 
 Rows Activations::open(Weight kind, int t, int k) {
-  Rows rows{t, k, nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Rows rows{t, k, nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr, errands_};
   const size_t n = static_cast<size_t>(t + kTogether) * k, groups = n / kGroup;  // kernels may read whole sixteens
   if (kind != Weight::f32) rows.h = h_.get(n);
   if (kind == Weight::q8 || kind == Weight::q4) {

@@ -18,6 +18,8 @@ inline Weight form_of(Weight kind) { return kind == Weight::q4 ? Weight::q8 : ki
 // Room for one set of prepared rows; those that a call returns are good until the next call.
 class Activations {
  public:
+  // errands: for who multiplies them.
+  explicit Activations(const Errands* errands = nullptr) : errands_(errands) {}
   // Rows x (t, k).
   Rows take(const Kernels& isa, Weight kind, const float* x, ptrdiff_t stride, int t, int k, bool share = true);
   // rmsnorm(x) of contiguous rows x (t, k), which are not kept anywhere else.
@@ -28,6 +30,7 @@ class Activations {
 
  private:
   Rows open(Weight kind, int t, int k);
+  const Errands* errands_;
   // Aligned, for a row of a tile that crosses cache lines takes twice as long to load.
   Scratch<float> f_, scale_, offset_;
   Scratch<uint16_t> h_;
