@@ -39,7 +39,8 @@ WORK = {
 }
 DOLLARS = {"step-3": (0.055, 0.129), "deepseek-v3": (0.068, 0.211), "qwen3-moe-235b": (0.062, 0.193)}
 SPARSITY = {"H800": 0.058, "H20": 0.007, "A800": 0.031, "910B": 0.034}
-CROWD = 12  # streams that decode together
+CROWD = 48  # streams that decode together
+FEWER = (12, 24)  # for comparison
 MODEL = "smollm2-135m"
 
 
@@ -97,11 +98,12 @@ def _apart(study: Study) -> None:
         whole = _decode(llm, prompts, most)
     found: dict[int, Decoded] = {}
     stages: dict[int, tuple[float, float, float]] = {}
+    fewer: list[tuple[int, Decoded, tuple[float, float, float]]] = []
     bf16: Decoded | None = None
     with (
         on(cores[:1]),
         LLM(MODEL, threads=1, max_streams=CROWD, prefix_cache=False, context=1024) as llm,
-        study.progress("micro-batches", 5) as told,
+        study.progress("micro-batches", 5 + len(FEWER)) as told,
     ):
         one = _decode(llm, prompts, most)
         told()
@@ -112,6 +114,9 @@ def _apart(study: Study) -> None:
                 service.model = both
                 found[count], stages[count] = _timed(llm, both, prompts, most)
                 told()
+                for n in FEWER if count == 3 else ():
+                    fewer.append((n, *_timed(llm, both, prompts[:n], most)))
+                    told()
         with Apart(decoder, path, 3, "bf16", cpus=cores[-1:]) as both:
             service.model = both
             bf16, _ = _timed(llm, both, prompts, most)
@@ -130,8 +135,8 @@ def _apart(study: Study) -> None:
         at_least(0.85),
         claim="three stages overlap",
         headline=True,
-        why="a layer of a micro-batch of four rows is a fraction of a millisecond on either side, and waking the other "
-        "side, and Python between two operators, are as long",
+        why="a layer of a micro-batch is a fraction of a millisecond on either side, and waking the other side, and "
+        "Python between two operators, take as long; with fewer streams more of it",
     )
     study.check("bubbles with 3 micro-batches", 100 * (1 - share[3]), less_than(15), unit="%", why="as above")
     study.check("1 micro-batch: the same share", share[1], between(0.35, 0.75), claim="about half")
@@ -140,8 +145,14 @@ def _apart(study: Study) -> None:
     study.note(f"with bfloat16 between the sides {same / (CROWD * most):.0%} of the tokens are the same")
     study.table(
         f"{CROWD} streams decode; one process on both cores {whole.rate:.0f} tokens/s, on one {one.rate:.0f}",
-        ("micro-batches", "tokens/s", "attention, ms", "FFN, ms", "step, ms", "busier side's share"),
-        [(n, found[n].rate, *(1e3 * s for s in stages[n]), share[n]) for n in found],
+        ("streams", "micro-batches", "tokens/s", "attention, ms", "FFN, ms", "step, ms", "busier side's share"),
+        [
+            (streams, count, of.rate, *(1e3 * s for s in seconds), max(seconds[:2]) / seconds[2])
+            for streams, count, of, seconds in [
+                *((n, 3, of, seconds) for n, of, seconds in fewer),
+                *((CROWD, count, found[count], stages[count]) for count in found),
+            ]
+        ],
     )
     study.note("a token's way there and back has 4,608 bytes per layer in float32, 2,304 in bfloat16")
 

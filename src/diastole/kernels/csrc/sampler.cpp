@@ -15,6 +15,7 @@ struct Room {
   std::vector<float> weights, tops;
   std::vector<int32_t> ids;
   std::vector<uint64_t> order;
+  std::vector<double> masses;
 };
 
 // -log(-log u) for u = (bits + 1/2) / 2^53
@@ -72,14 +73,35 @@ uint32_t descending(float x) {
   return bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
 }
 
+constexpr int kOctave = 18;  // bits of a float below the five that tell weights of an octave apart
+constexpr uint32_t kHeaviest = 0x3f800000u >> kOctave;  // 1
+
+// Weights 0 to 1 by size: who is in an earlier bucket is heavier than all in later ones.
+uint32_t bucket(float weight) {
+  uint32_t bits;
+  std::memcpy(&bits, &weight, 4);
+  return kHeaviest - (bits >> kOctave);
+}
+
 // Leaves the smallest set of the likeliest of `ids` whose weight reaches `goal`, in any order; of equals those with
-// smaller ids. weights: by id. Halves the part in which the last one must lie, as a search for a median does.
+// smaller ids. weights: by id. The last of them is looked for in one bucket, whose part in which it must lie is halved,
+// as a search for a median does.
 void keep_nucleus(const float* logits, double goal, Room& room) {
   const float* w = room.weights.data();
-  std::vector<uint64_t>& order = room.order;  // ascending: logits descending, then ids
-  order.resize(room.ids.size());
-  for (size_t i = 0; i < order.size(); i++)
-    order[i] = static_cast<uint64_t>(descending(logits[room.ids[i]])) << 32 | static_cast<uint32_t>(room.ids[i]);
+  std::vector<int32_t>& ids = room.ids;
+  std::vector<double>& masses = room.masses;
+  masses.assign(kHeaviest + 1, 0.0);
+  for (int32_t id : ids) masses[bucket(w[id])] += static_cast<double>(w[id]);
+  uint32_t last = 0;
+  while (last < kHeaviest && masses[last] < goal) goal -= masses[last++];
+  std::vector<uint64_t>& order = room.order;  // of that bucket, ascending: logits descending, then ids
+  order.clear();
+  size_t kept = 0;
+  for (int32_t id : ids) {
+    const uint32_t in = bucket(w[id]);
+    if (in < last) ids[kept++] = id;
+    if (in == last) order.push_back(static_cast<uint64_t>(descending(logits[id])) << 32 | static_cast<uint32_t>(id));
+  }
   const auto weight = [&](uint64_t entry) { return static_cast<double>(w[static_cast<uint32_t>(entry)]); };
   size_t lo = 0, hi = order.size();  // the last one lies in lo..hi
   while (hi - lo > 1) {
@@ -94,8 +116,8 @@ void keep_nucleus(const float* logits, double goal, Room& room) {
       lo = middle;
     }
   }
-  room.ids.resize(hi);
-  for (size_t i = 0; i < hi; i++) room.ids[i] = static_cast<int32_t>(order[i]);
+  ids.resize(kept);
+  for (size_t i = 0; i < hi; i++) ids.push_back(static_cast<int32_t>(order[i]));
 }
 
 }  // namespace
