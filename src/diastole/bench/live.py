@@ -23,6 +23,7 @@ from diastole.engine.cost import FittedCost
 from diastole.engine.engine import Engine
 from diastole.engine.ledger import Ledger
 from diastole.engine.service import Service
+from diastole.frontend.calm import calm
 from diastole.live import Chunk, LiveParams
 from diastole.loops.frames import LiveFrames
 from diastole.metrics import Meter
@@ -214,7 +215,7 @@ def measure(
         llm: a model that is open; it gets a second service.
         first_come: the rival composer.
     """
-    with threadpool_limits(1):  # the made-up matrices' own; the model has its threads
+    with calm(), threadpool_limits(1):  # the made-up matrices' own; the model has its threads
         return _measure(llm, prompt, streams, seconds, first_come, tell)
 
 

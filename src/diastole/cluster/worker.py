@@ -27,6 +27,7 @@ from diastole.cluster.door import Address, answer, exactly
 from diastole.cluster.fetching import STATE, Fetcher
 from diastole.cluster.rings import Split
 from diastole.frontend import wire
+from diastole.frontend.calm import calm, stirring
 from diastole.frontend.worker import hear, run_process
 from diastole.types import UserError
 
@@ -89,7 +90,7 @@ class Worker:
                 send(wire.Failed(e.message, e.param))
                 return
             threading.Thread(target=hear, args=(link, host.put, self.die), name="diastole-router", daemon=True).start()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            with calm(), contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 host.run()
                 host.engine.close()
 
@@ -114,7 +115,7 @@ class Worker:
             portable(service)
         send(wire.Ready(cards, kernels))
         bridge = Fetcher(self._start.secret, lambda fetched: host.put(fetched))
-        self._host = host = EngineHost(engine, send, slos(config), load_service, bridge)
+        self._host = host = EngineHost(engine, send, slos(config), stirring(load_service), bridge)
         return host
 
     # ---- who calls

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from diastole.frontend import logs, wire
+from diastole.frontend.calm import calm, stirring
 from diastole.types import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def main(fd: int) -> None:
             send(wire.Failed(e.message, e.param))
             return
         threading.Thread(target=hear, args=(link, host.put, lambda: os._exit(0)), daemon=True).start()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        with calm(), contextlib.suppress(BrokenPipeError, ConnectionResetError):
             host.run()
             host.engine.close()
 
@@ -61,7 +62,7 @@ def _build(toml: str, send: Callable[[wire.Reply], None]) -> EngineHost:
     logs.start(config.server)
     engine, cards, kernels = build_engine(config, cost_folder(config))
     send(wire.Ready(cards, kernels))
-    return EngineHost(engine, send, slos(config), load_service)
+    return EngineHost(engine, send, slos(config), stirring(load_service))
 
 
 def hear(link: socket.socket, put: Callable[[wire.Command], None], die: Callable[[], None]) -> None:
