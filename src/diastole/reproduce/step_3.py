@@ -136,7 +136,7 @@ def _apart(study: Study) -> None:
         claim="three stages overlap",
         headline=True,
         why="a layer of a micro-batch of four rows is a fraction of a millisecond on either side, and waking the other "
-        "side, and Python between two operators, are as long; more streams make it no better",
+        "side, and Python between two operators, are as long",
     )
     study.check("bubbles with 3 micro-batches", 100 * (1 - share[3]), less_than(15), unit="%", why="as above")
     study.check("1 micro-batch: the same share", share[1], between(0.35, 0.75), claim="about half")
