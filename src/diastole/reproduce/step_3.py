@@ -91,7 +91,7 @@ class Decoded:
 
 def _apart(study: Study) -> None:
     cores = sorted(os.sched_getaffinity(0))
-    most = 12 if study.quick else 64
+    most, more_crowds = (12, ()) if study.quick else (64, MORE)
     path = str(resolve(MODEL))
     with LLM(MODEL, threads=2, max_streams=max(MORE), prefix_cache=False, context=1024) as llm:
         prompts = _prompts(llm)
@@ -103,7 +103,7 @@ def _apart(study: Study) -> None:
     with (
         on(cores[:1]),
         LLM(MODEL, threads=1, max_streams=max(MORE), prefix_cache=False, context=1024) as llm,
-        study.progress("micro-batches", 5 + len(MORE)) as told,
+        study.progress("micro-batches", 5 + len(more_crowds)) as told,
     ):
         one = _decode(llm, prompts[:CROWD], most)
         told()
@@ -114,7 +114,7 @@ def _apart(study: Study) -> None:
                 service.model = both
                 found[count], stages[count] = _timed(llm, both, prompts[:CROWD], most)
                 told()
-                for n in MORE if count == 3 else ():
+                for n in more_crowds if count == 3 else ():
                     more.append((n, *_timed(llm, both, prompts[:n], most)))
                     told()
         with Apart(decoder, path, 3, "bf16", cpus=cores[-1:]) as both:
