@@ -47,17 +47,22 @@ def test_ground_motion_has_its_components_and_its_time(tmp_path: Path) -> None:
     assert [component(c) for c in ("HHZ", "BH1", "EH2")] == ["Z", "N", "E"]
 
 
-def test_what_a_station_did_not_record_is_in_no_piece(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["ENZ", "ZNE"])
+def test_what_a_station_did_not_record_is_in_no_piece(tmp_path: Path, order: str) -> None:
     x = np.arange(1200).reshape(400, 3).astype(np.int32)
     start = obspy.UTCDateTime(2020, 1, 2)
     header = {"network": "XX", "station": "ABC", "sampling_rate": 50.0}
     parts = []
-    for i, (c, gap) in enumerate({"E": (100, 150), "N": (120, 180), "Z": (300, 310)}.items()):
+    gaps = {"E": (100, 150), "N": (120, 180), "Z": (300, 310)}
+    for i, c in enumerate(order):
+        gap = gaps[c]
         for lo, hi in ((0, gap[0]), (gap[1], 400)):
             at = {"channel": f"HH{c}", "starttime": start + lo / 50}
             parts.append(obspy.Trace(x[lo:hi, i].copy(), {**header, **at}))
     obspy.Stream(parts).write(str(tmp_path / "a.mseed"), "MSEED")
-    pieces = list(source(str(tmp_path / "a.mseed")))
+    found = source(str(tmp_path / "a.mseed"))
+    assert found.about.channels == tuple(order)
+    pieces = list(found)
     here = [i for piece in pieces for i in range(piece.first or 0, (piece.first or 0) + len(piece.x))]
     assert here == [*range(100), *range(180, 300), *range(310, 400)]
     np.testing.assert_array_equal(np.concatenate([piece.x for piece in pieces]), x[here])

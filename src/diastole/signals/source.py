@@ -154,7 +154,9 @@ def ground(path: Path) -> Recorded:
         spans = [(t.stats.endtime - stream[0].stats.starttime) * t.stats.sampling_rate for t in stream]
         if max(map(abs, spans)) > MOST:
             raise ValueError(f"its stretches lie more than {MOST:,} samples apart")
-        stream.merge()
+        order = list(dict.fromkeys(t.id for t in stream))
+        stream.merge()  # which forgets the file's order where a component has gaps
+        stream.traces.sort(key=lambda t: order.index(t.id))
     except Exception as e:  # whatever a damaged file does to its reader
         raise UserError(f"{path.name} cannot be read as ground motion: {_line(e)}", param="source") from None
     stations = sorted({f"{t.stats.network}.{t.stats.station}" for t in stream})
