@@ -6,7 +6,7 @@ written when its second user comes; until then the name is reserved here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -81,6 +81,7 @@ class Rooms(Protocol):
     """Room to write pages in, where there is less of it than there are pages."""
 
     most: int  # pages that one lease has room for at once
+    leases: Collection[Lease]  # set by the pool: all that hold pages
 
     @property
     def free(self) -> int:
@@ -97,6 +98,10 @@ class Rooms(Protocol):
 
     def wanted(self, data: Array) -> int:
         """Of packed pages, those that need room."""
+        ...
+
+    def lacks(self, page: int) -> bool:
+        """Whether something of a cached page is gone that the same page has when it is written anew."""
         ...
 
 

@@ -111,8 +111,9 @@ class Picking(Protocol):
         others those with the largest bound that any query head of a group has for any of a page's ``per`` runs of
         tokens. Their ids go to the beginning of pages[runs[i]]: runs (R,) int32, pages (V, Hkv, K or more) int32.
 
-        index (pages, Hkv, 4·D·per) uint8: of each run the largest key by channel and then the smallest, 2·D numbers of
-        bfloat16, in the order [2·D·per/32][per][32/per]: pieces of all runs side by side."""
+        index (pages, E, 4·D·per) uint8, in which head g has the place heads[g] - 1: of each run the largest key by
+        channel and then the smallest, 2·D numbers of bfloat16, in the order [2·D·per/32][per][32/per]: pieces of all
+        runs side by side."""
         ...
 
     def tops(self, x: Array, k: Array, places: Array, counts: Array) -> None:

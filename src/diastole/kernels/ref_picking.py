@@ -133,14 +133,14 @@ class PickingTwins:
     ) -> None:
         dim, step = q.shape[2], 32 // per
         groups, k = places.shape[1:]
-        bounds = wide(index.view(np.uint16)).reshape(len(index), groups, -1, per, step).swapaxes(2, 3)
-        most, least = np.split(bounds.reshape(len(index), groups, per, 2 * dim), 2, -1)
+        bounds = wide(index.view(np.uint16)).reshape(*index.shape[:2], -1, per, step).swapaxes(2, 3)
+        most, least = np.split(bounds.reshape(*index.shape[:2], per, 2 * dim), 2, -1)
         for i, g in np.ndindex(len(q), groups):
             if not heads[g]:
                 continue
             own, last = q[i].reshape(groups, -1, 1, 1, dim)[g], int(blocks[i])
-            page = tables[i, : last + 1]
-            s = np.maximum(own * most[page, g], own * least[page, g]).sum(-1).max((0, 2))
+            page, kept = tables[i, : last + 1], heads[g] - 1
+            s = np.maximum(own * most[page, kept], own * least[page, kept]).sum(-1).max((0, 2))
             s[:first] = s[last + 1 - recent :] = np.inf
             places[i, g] = np.sort(np.argsort(-s, kind="stable")[:k])
             pages[runs[i], g, :k] = page[places[i, g]]

@@ -141,10 +141,9 @@ class AutoRegressive:
         if beside is None:
             return False
         lease = self.pool.lease(self._key(stream, self._findable(stream)))
-        whole = self._shareable(stream, lease.units) if lease.units else 0
-        if lease.units > whole:
-            self.pool.shorten(lease, whole)
         stream.leases = {"kv": lease, **beside}
+        if (whole := self._shareable(stream, lease.units)) < lease.units:
+            self.pool.shorten(lease, whole)
         if not self.pool.fits(lease, stream.known):
             self.close(stream)
             return False

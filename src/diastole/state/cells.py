@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -97,7 +97,7 @@ class CellPool:
         self._free.append(lease.places.pop())
         lease.units = 0
 
-    def check(self, leases: Iterable[Lease], fail: Callable[[str], None]) -> None:
+    def check(self, leases: Collection[Lease], fail: Callable[[str], None]) -> None:
         """Compare what is held with the leases that there are; call ``fail`` with each difference."""
         held = sorted(cell for lease in leases for cell in lease.places)
         if sorted(self._free + held) != list(range(self.cells)):

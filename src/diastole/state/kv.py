@@ -34,7 +34,6 @@ class PagedKV(Passive):
         self.bytes_per_token = 0.0
         self.buffers: list[Array] = []
         self._companions: list[Companion] = []
-        self._beside: list[Sequence[Array]] = []  # arrays of each companion
 
     @property
     def bare(self) -> bool:
@@ -51,14 +50,11 @@ class PagedKV(Passive):
         self._ops, self._spec = ops, spec
         size = ops.kv_page_bytes(self.fmt, spec.head_dim)
         self.buffers = layered(ops, spec.layers, (pages, spec.kv_heads, size))
-        self._beside = [c.alloc(spec, pages, ops) for c in self._companions]
         beside = "".join(f"+{c.layout}" for c in self._companions)
         self.layout = f"paged-{self.fmt}-{spec.layers}x{spec.kv_heads}x{spec.head_dim}{beside}"
-        self.bytes_per_token = sum(a[:1].nbytes for a in self._arrays()) / PAGE
-
-    def _arrays(self) -> list[Array]:
-        """Everything that belongs to a page, page by page."""
-        return [*self.buffers, *(a for arrays in self._beside for a in arrays)]
+        companions = (a for c in self._companions for a in c.alloc(spec, pages, ops))
+        self._all = Arena(self.layout, [*self.buffers, *companions])
+        self.bytes_per_token = self._all.page_bytes / PAGE
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
         self._ops.kv_write(self.buffers[layer], self.fmt, rows, k, v)
@@ -86,10 +82,10 @@ class PagedKV(Passive):
         self._ops.attend(q, self.buffers[layer], self.fmt, tables, starts, lo, hi, scale, out, lse)
 
     def copy_page(self, src: int, dst: int) -> None:
-        Arena(self.layout, self._arrays()).copy_page(src, dst)
+        self._all.copy_page(src, dst)
 
     def pack(self, pages: Sequence[int]) -> Array:
-        return Arena(self.layout, self._arrays()).pack(pages)
+        return self._all.pack(pages)
 
     def unpack(self, pages: Sequence[int], data: Array) -> None:
-        Arena(self.layout, self._arrays()).unpack(pages, data)
+        self._all.unpack(pages, data)

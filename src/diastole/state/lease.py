@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -37,7 +37,7 @@ class Pool(Protocol):
         """Give everything back."""
         ...
 
-    def check(self, leases: Iterable[Lease], fail: Callable[[str], None]) -> None:
+    def check(self, leases: Collection[Lease], fail: Callable[[str], None]) -> None:
         """Compare what is held with the leases that there are; call ``fail`` with each difference."""
         ...
 

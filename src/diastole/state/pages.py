@@ -12,7 +12,8 @@ that others hold gets a copy first. A lease may give back its first pages and ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -44,7 +45,8 @@ class PagePool:
     Args:
         pages: how many.
         store: holds their bytes.
-        prefix: keeps finished prefixes for reuse; None: no reuse. It must be offered pages only that need no room.
+        prefix: keeps finished prefixes for reuse; None: no reuse. A page that it is offered needs no room any more, or
+            its rooms can do without telling when such a page is had by others (``Rooms.leases``).
         rooms: where pages need room to be written to; None: they do not.
     """
 
@@ -53,6 +55,9 @@ class PagePool:
         self.store = store
         self.prefix = prefix
         self.refs = [0] * pages
+        self._open: set[Lease] = set()
+        if rooms is not None:
+            rooms.leases = self._open
         self._free = list(range(pages - 1, -1, -1))
 
     # ---- room
@@ -71,12 +76,20 @@ class PagePool:
     def lease(self, key: Key | None = None) -> Lease:
         """An empty lease, or one that starts with the longest known prefix of ``key``."""
         if self.prefix is None or key is None:
-            return Lease(self, [], 0)
+            return self._lease([], 0)
         hit = self.prefix.match(key)
-        for page in hit.pages:
-            self._take(page)
-        lease = Lease(self, list(hit.pages), hit.units)
+        lease = self._shared(hit.pages, hit.units)
         lease.published, lease.node = hit.whole, hit.node
+        return lease
+
+    def _shared(self, places: Sequence[int], units: int) -> Lease:
+        for page in _held(places):
+            self._take(page)
+        return self._lease(list(places), units)
+
+    def _lease(self, places: list[int], units: int) -> Lease:
+        lease = Lease(self, places, units)
+        self._open.add(lease)
         return lease
 
     def shorten(self, lease: Lease, units: int) -> None:
@@ -96,9 +109,8 @@ class PagePool:
         shared, missing = self._demand(lease, units)
         # A page that only the cache shares becomes evictable as soon as this lease has its own copy.
         returned = sum(self.refs[lease.places[i]] == 2 and self._cached(lease.places[i]) for i in shared)
-        if self.rooms is not None and min(len(shared) + missing, self.rooms.most) > self.rooms.free:
-            return False
-        return len(shared) - returned + missing <= self.free
+        room = self.rooms is None or min(len(shared) + missing, self.rooms.most) <= self.rooms.free
+        return room and len(shared) - returned + missing <= self.free
 
     def grow(self, lease: Lease, units: int) -> bool:
         places, refs = lease.places, self.refs
@@ -153,9 +165,7 @@ class PagePool:
             raise ValueError("published pages cannot be rolled back")
 
     def fork(self, lease: Lease) -> Lease:
-        for page in _held(lease.places):
-            self._take(page)
-        twin = Lease(self, list(lease.places), lease.units)
+        twin = self._shared(lease.places, lease.units)
         twin.published, twin.node = lease.published, lease.node
         return twin
 
@@ -166,6 +176,11 @@ class PagePool:
         for i in range(lease.published, upto // PAGE):
             page = lease.places[i]
             lease.node, kept = self.prefix.insert(lease.node, key, i, page)
+            if kept != page and self.rooms is not None and self.rooms.lacks(kept):
+                self.prefix.idle -= self._only_cached(kept)
+                self.prefix.replace(lease.node, page)
+                self._drop(kept)
+                kept = page
             if kept == page:
                 self.refs[page] += 1  # the cache's own hold; this lease holds it too, so it is not idle
             else:  # somebody computed the same page first: rows are batch-invariant, so hold theirs and free ours
@@ -175,6 +190,7 @@ class PagePool:
         lease.published = upto // PAGE
 
     def close(self, lease: Lease) -> None:
+        self._open.discard(lease)
         for page in _held(lease.places):
             self._drop(page)
         lease.places.clear()
@@ -205,7 +221,7 @@ class PagePool:
         data = blob.data["pages"]
         if len(at) > self.free or (self.rooms is not None and self.rooms.wanted(data) > self.rooms.free):
             return None
-        lease = Lease(self, [GONE] * -(-blob.units // PAGE), blob.units)
+        lease = self._lease([GONE] * -(-blob.units // PAGE), blob.units)
         for i in at.tolist():
             lease.places[i] = self._alloc()
         self.store.unpack(_held(lease.places), data)
@@ -273,14 +289,14 @@ class PagePool:
     def _cached(self, page: int) -> bool:
         return self.prefix is not None and page in self.prefix
 
-    def check(self, leases: Iterable[Lease], fail: Callable[[str], None]) -> None:
+    def check(self, leases: Collection[Lease], fail: Callable[[str], None]) -> None:
         """Compare the reference counts with what is really held; call ``fail`` with each difference."""
         held = [0] * self.pages
-        for lease in leases:
-            for page in _held(lease.places):
-                held[page] += 1
-        for page in self.prefix.pages() if self.prefix else ():
+        cached = self.prefix.pages() if self.prefix else ()
+        for page in chain(cached, *(_held(lease.places) for lease in leases)):
             held[page] += 1
+        if self._open != set(leases):
+            fail(f"{len(self._open)} leases are open, and {len(set(leases))} known")
         for page, (have, want) in enumerate(zip(self.refs, held, strict=True)):
             if have != want:
                 fail(f"page {page} counts {have} owners but has {want}")

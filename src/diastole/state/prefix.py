@@ -120,6 +120,12 @@ class PrefixCache:
         self._touch(child)
         return child, child.page
 
+    def replace(self, node: Node, page: int) -> None:
+        """Know the tokens of a node by another page."""
+        del self._by_page[node.page]
+        node.page = page
+        self._by_page[page] = node
+
     def evict(self, may: Callable[[int], bool]) -> int:
         """Forget the least recently used leaf that ``may`` be taken, and return its page.
 

@@ -25,10 +25,10 @@ from diastole.kernels.blas import one_thread
 from diastole.kernels.shadows import Shadows
 from diastole.slots import Companion
 from diastole.state.arena import Arena, layered
-from diastole.state.cold import cold
 from diastole.state.lease import Lease
 from diastole.state.pages import GONE, PAGE, PagePool
 from diastole.state.passive import Passive
+from diastole.stores.cold import cold
 from diastole.types import Array, PagedSpec, Stream
 
 if TYPE_CHECKING:

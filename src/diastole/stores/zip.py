@@ -9,13 +9,14 @@ for them, which lies beside the pages in bf16 and is gone when they are sealed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diastole.slots import Companion
 from diastole.state.arena import layered
+from diastole.state.lease import Lease
 from diastole.state.pages import PAGE
 from diastole.state.passive import Passive
 from diastole.types import Array, PagedSpec, UserError
@@ -41,6 +42,7 @@ class ZipKV(Passive):
         self.seals, self.fine, self.most, self.share = fine is not None, fine or 0, most, share
         self.layout = ""
         self.bytes_per_token = 0.0
+        self.leases: Collection[Lease] = ()
 
     def attach(self, companion: Companion) -> None:
         raise UserError(f"zipcache keeps nothing beside its pages, such as {companion.layout!r}", param="use")
@@ -89,6 +91,9 @@ class ZipKV(Passive):
         if self.slots[page] >= 0:
             self._free.append(int(self.slots[page]))
             self.slots[page] = -1
+
+    def lacks(self, page: int) -> bool:
+        return False
 
     def wanted(self, data: Array) -> int:
         """Of packed pages, those that need a slot."""

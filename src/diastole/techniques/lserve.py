@@ -9,21 +9,24 @@ pages and a window of pages there. The other heads see all of a prompt; while de
 Ours: query heads that share a key choose together; page 0 and the last two are always in, and pages that were begun
 since a choice; steps are counted by stream, from the first token that it says, so company and preemption change
 nothing. The default sizes are those of the paper scaled to contexts of a few thousand tokens. Streaming heads save
-time, not memory: a page's heads lie together, and one that is past the window of some is still seen by the others.
+time; with ``pool`` memory too: then they have pages of their own, as many for any context (``stores/streaming.py``).
+Else a page's heads lie together, as ``kv`` keeps them, and one that is past the window of some is seen by the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from diastole.nn.selection import Pages
 from diastole.slots import Facts, KVStore, View
 from diastole.state.arena import layered
+from diastole.state.kv import PagedKV
 from diastole.state.pages import PAGE
+from diastole.stores.streaming import StreamingKV
 from diastole.types import Array, Batch, KVFormat, PagedSpec, UserError
 from diastole.weights import calibration
 
@@ -48,6 +51,7 @@ class Params:
     logical_page: int = 16  # tokens that a bound is kept for; divides a page
     dense_layers: int = 0  # first layers whose heads choose nothing: those that do not stream see everything
     refresh: int = 4  # decoded tokens for which a choice of pages holds
+    pool: str = ""  # "bf16", "int8": form of all rows, of which streaming heads have a pool of their own; "": one pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +96,22 @@ class Plan:
 
 
 class Bounds:
-    """A page's companion: its keys' largest and smallest values by channel, for each run of ``tokens`` tokens.
+    """A page's companion: its keys' largest and smallest values by channel, for each run of ``tokens`` tokens, of the
+    heads that choose, (L, Hkv) bool.
 
     They are made when the last key of a run is there, from keys as they are stored. Who has begun a page always looks
     at it, so nobody asks for those that are not there yet, nor for what a rollback left behind.
     """
 
-    def __init__(self, tokens: int, pattern: str) -> None:
-        self.tokens, self.per = tokens, PAGE // tokens
+    def __init__(self, tokens: int, pattern: str, chooses: Array) -> None:
+        self.tokens, self.per, self.chooses = tokens, PAGE // tokens, chooses
         self.layout = f"bounds{tokens}{pattern}"
         self.arrays: list[Array] = []
 
     def alloc(self, spec: PagedSpec, pages: int, ops: Ops) -> Sequence[Array]:
-        size = 4 * spec.head_dim * self.per
-        self.arrays = layered(ops, spec.layers, (pages, spec.kv_heads, size))
+        size, heads = 4 * spec.head_dim * self.per, self.chooses.sum(1).tolist()
+        room = layered(ops, spec.layers, (pages * max(heads) * size,))
+        self.arrays = [a[: pages * n * size].reshape(pages, n, size) for a, n in zip(room, heads, strict=True)]
         return self.arrays
 
     def write(self, layer: int, rows: Array, k: Array, v: Array) -> None:
@@ -122,10 +128,10 @@ class Bounds:
         if key not in view.b.notes:
             view.b.notes[key] = self.ends(view.b)[:, None] + np.arange(1 - self.tokens, 1)
         at: Array = view.b.notes[key]
-        if not len(at):
+        if not len(at) or not self.arrays[view.layer].size:
             return
         k, _ = view.store.read(view.layer, at.ravel())
-        k = k.reshape(*at.shape, *k.shape[1:])
+        k = k[:, self.chooses[view.layer]].reshape(*at.shape, -1, k.shape[2])
         rows = np.concatenate([k.max(1), k.min(1)], -1)  # (n, Hkv, 2·D)
         # [page, head, step, run, piece]: pieces of all runs side by side
         index = self.arrays[view.layer].view(np.uint16)
@@ -134,10 +140,18 @@ class Bounds:
         index[at[:, -1] // PAGE, :, :, at[:, -1] % PAGE // self.tokens] = pieces
 
 
+@dataclass(frozen=True, slots=True)
+class Apart(Pages):
+    """The same where streaming heads have pages of their own: the store knows where."""
+
+    def attend(self, view: View, q: Array, out: Array, lse: Array | None) -> None:
+        view.store.attend(view.layer, q, self.tables, self.starts, self.lo, self.hi, view.scale, out, lse)
+
+
 class LServe:
     """Slot ``select``; an ``Unbroken`` too."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
+    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8", StreamingKV.fmt})
     prefers: KVFormat = "bf16"
     exact = False
     revocable = True
@@ -150,12 +164,19 @@ class LServe:
         late = np.arange(facts.layers)[:, None] >= p.dense_layers
         self.chooses = ~self.streams & late  # (L, Hkv) bool
         self.busy = [bool(own.any()) for own in self.chooses]  # layers in which any head chooses
-        self.asks = self.chooses.astype(np.int32)
-        self.companion = Bounds(p.logical_page, pattern)
+        self.asks = np.where(self.chooses, np.cumsum(self.chooses, 1), 0).astype(np.int32)  # 1 + place among them
+        self.companion = Bounds(p.logical_page, pattern, self.chooses)
         self.sink, self.pages = p.sink // PAGE, p.budget // PAGE
         self.locals = np.array([p.prefill_local // PAGE, p.decode_local // PAGE], np.int32)
+        window, rows = int(self.locals.max()), cast(KVFormat, p.pool)
+        self.store: StreamingKV | None = None
+        self.keeps: KVStore | None = None  # whatever there is
+        if rows and self.streams.any():
+            self.keeps = self.store = StreamingKV(self.streams, rows, self.sink, window, facts.context)
+        elif rows:
+            self.keeps = PagedKV(rows)
 
-    def select(self, view: View, q: Array) -> Pages | None:
+    def select(self, view: View, q: Array) -> Pages | Apart | None:
         b, layer = view.b, view.layer
         self.companion.close(view)
         plan = self._planned(b)
@@ -163,7 +184,7 @@ class LServe:
             return None
         if plan.due is not None and self.busy[layer]:
             self._choose(view, q, plan, plan.due)
-        return Pages(plan.tables[layer], plan.starts, plan.lo, plan.hi[layer])
+        return (Pages if self.store is None else Apart)(plan.tables[layer], plan.starts, plan.lo, plan.hi[layer])
 
     def _choose(self, view: View, q: Array, plan: Plan, due: Due) -> None:
         layer = view.layer
@@ -184,15 +205,17 @@ class LServe:
     def between(self, b: Batch, kv: KVStore, fused: Any, scale: float) -> object | None:
         plan = self._planned(b) or self._everything(b)
         if self._native is None:
-            bounds = self.companion
-            self._native = fused.ByPages(kv.buffers, kv.fmt, self.heads, self.dim, scale, bounds.arrays, bounds.tokens)
-        own = self._native
-        own.batch(b.rows, [*plan.tables], plan.starts, plan.lo, [*plan.hi], self.companion.ends(b))
+            bounds, lanes = self.companion, [] if self.store is None else [[*self.store.lanes]]
+            rows = kv.fmt if self.store is None else self.store.rows
+            own = kv.buffers, rows, self.heads, self.dim, scale, bounds.arrays, bounds.tokens, [*self.asks], *lanes
+            self._native = fused.ByPages(*own)
+        lists = b.rows[None] if self.store is None else self.store.lists(b.rows)
+        native = self._native
+        native.batch(lists, [*plan.tables], plan.starts, plan.lo, [*plan.hi], self.companion.ends(b))
         if (due := plan.due) is not None:
             which = due.rows.astype(np.int32)
-            places, tables = [*due.places], [*plan.tables]
-            own.due(which, due.runs, due.tables, due.blocks, [*self.asks], FIRST, RECENT, places, tables)
-        return own
+            native.due(which, due.runs, due.tables, due.blocks, FIRST, RECENT, [*due.places], [*plan.tables])
+        return native
 
     # ---- what a batch looks at
 
@@ -204,15 +227,14 @@ class LServe:
 
     def _everything(self, b: Batch) -> Plan:
         layers, heads = self.streams.shape
-        tables = np.repeat(b.tables[:, None], heads, 1)
+        near, pages = (tables[:, None] for tables in (self._near(b.tables), b.tables))
+        tables = np.where(self.streams[:, None, :, None], near, pages)
         lo, hi = (np.repeat(bound[:, None], heads, 1) for bound in (b.lo, b.hi))
-        return Plan(
-            np.broadcast_to(tables, (layers, *tables.shape)),
-            b.starts,
-            lo,
-            np.broadcast_to(hi, (layers, *hi.shape)),
-            None,
-        )
+        return Plan(tables, b.starts, lo, np.broadcast_to(hi, (layers, *hi.shape)), None)
+
+    def _near(self, pages: Array) -> Array:
+        """By what streaming heads know pages."""
+        return pages if self.store is None else self.store.slots[pages]
 
     def _plan(self, b: Batch) -> Plan | None:
         """None: everything."""
@@ -241,7 +263,7 @@ class LServe:
         ahead = (place >= self.sink) * jump[:, None]
         each = np.arange(len(pages))[:, None]
         window, everything = (pages[each, np.minimum(at, last[:, None])][:, None] for at in (place + ahead, place))
-        tables = np.where(self.streams[:, None, :, None], window, everything)  # (L, V, Hkv, P)
+        tables = np.where(self.streams[:, None, :, None], self._near(window), everything)  # (L, V, Hkv, P)
         for v, run in chosen.items():
             self._lay(tables[:, v], pages[v], run.kept, int(last[v]))
         starts = np.array([*first, len(pos)], np.int32)
@@ -313,6 +335,8 @@ def _check(p: Params, facts: Facts) -> None:
         )
     if p.logical_page not in {4, 8, 16, 32, 64}:
         raise _wrong("logical_page", f"must divide the page of {PAGE} tokens: 4, 8, 16, 32 or 64")
+    if p.pool not in {"", "bf16", "int8"}:
+        raise _wrong("pool", f"must be bf16 or int8, the form of all rows, or nothing, not {p.pool!r:.40}")
     if p.refresh < 1:
         raise _wrong("refresh", "must be at least 1")
     if not 0 <= p.dense_layers <= facts.layers:
@@ -361,4 +385,5 @@ def _wrong(knob: str, what: str) -> UserError:
 
 
 def TECHNIQUE(p: Params, facts: Facts) -> dict[str, Any]:
-    return {"select": LServe(p, facts)}
+    lserve = LServe(p, facts)
+    return {"select": lserve} if lserve.keeps is None else {"select": lserve, "kv": lserve.keeps}

@@ -25,8 +25,8 @@ import numpy as np
 
 from diastole.kernels.shadows import Shadowed
 from diastole.slots import Facts, View
-from diastole.state.cold import TIERS
 from diastole.state.pages import PAGE
+from diastole.stores.cold import TIERS
 from diastole.stores.shadow import CHUNK, RECORD, SEALED, ShadowKV, Shape
 from diastole.types import Array, Batch, KVFormat, UserError
 

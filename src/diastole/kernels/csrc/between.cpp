@@ -254,58 +254,89 @@ class Remembered final : public Picked {
 class ByPages final : public Stored {
  public:
   using Tables = std::vector<In<int32_t, 3>>;  // of each layer: (runs, kv heads, pages)
+  using Asks = std::vector<In<int32_t, 1>>;    // (kv heads,): 0 where a head chooses nothing, else 1 + its place in bounds
 
-  ByPages(Caches caches, const std::string& fmt, int heads, int dim, float scale, Caches bounds, int tokens)
-      : Stored(std::move(caches), fmt, heads, dim, scale), bounds_(std::move(bounds)), tokens_(tokens) {
-    expect(bounds_.size() == caches_.size(), "bounds: there must be one for each layer");
-    expect(tokens > 0 && kPage % tokens == 0 && tokens >= 4, "tokens must divide a page, and be 4 or more");
-    for (const Cache& bounds_of : bounds_) {
-      expect_whole(bounds_of, "bounds");
-      expect(bounds_of.shape(0) == pages() && bounds_of.shape(1) == static_cast<size_t>(kv_heads_) && bounds_of.shape(2) == 4 * static_cast<size_t>(dim_) * per(),
-             "bounds must be (pages, kv heads, 4 dim per page's runs)");
-      expect(reinterpret_cast<uintptr_t>(bounds_of.data()) % 2 == 0, "bounds must be aligned to 2 bytes");
+  ByPages(Caches caches, const std::string& fmt, int heads, int dim, float scale, Caches bounds, int tokens, Asks asks)
+      : Stored(std::move(caches), fmt, heads, dim, scale), bounds_(std::move(bounds)), tokens_(tokens), asks_(std::move(asks)) {
+    open_bounds();
+  }
+  // Where heads have pages of their own: caches (pages of all heads, 1, bytes); lanes of each layer (kv heads, 4): the first
+  // of a head's pages, from there to its next, how many it has, and which of a batch's lists of rows is written to it.
+  ByPages(Caches caches, const std::string& fmt, int heads, int dim, float scale, Caches bounds, int tokens, Asks asks,
+          const std::vector<In<int64_t, 2>>& lanes)
+      : Stored(std::move(caches), fmt, 1, dim, scale), bounds_(std::move(bounds)), tokens_(tokens), asks_(std::move(asks)) {
+    expect(kv_heads_ == 1 && lanes.size() == caches_.size(), "lanes: there must be one for each layer, whose pages have one head");
+    const size_t each = lanes[0].shape(0);
+    expect(each > 0 && heads > 0 && heads % each == 0 && heads / each <= kTile, "heads do not fit the lanes");
+    kv_heads_ = static_cast<int>(each), group_ = heads / kv_heads_;
+    for (size_t l = 0; l < lanes.size(); l++) {
+      expect_whole(lanes[l], "lanes");
+      expect(lanes[l].shape(0) == each && lanes[l].shape(1) == 4, "lanes must be (kv heads, 4)");
+      const int64_t cells = static_cast<int64_t>(caches_[l].shape(0));
+      for (size_t g = 0; g < each; g++) {
+        const int64_t *lane = lanes[l].data() + 4 * g, first = lane[0], step = lane[1], count = lane[2];
+        expect(first >= 0 && step > 0 && count > 0 && first < cells && count - 1 <= (cells - 1 - first) / step, "lanes: one reaches beyond the pages");
+        expect(lane[3] == 0 || lane[3] == 1, "lanes: there are two lists of rows");
+        lanes_.push_back({static_cast<size_t>(first), static_cast<size_t>(step)});
+        limits_.push_back(static_cast<size_t>(count));
+        lists_.push_back(static_cast<size_t>(lane[3]));
+      }
     }
+    open_bounds();
   }
 
-  // The next batch: its rows, what they look at in each layer, and which of them complete a run of tokens.
-  void batch(In<int64_t, 1> rows, Tables tables, In<int32_t, 1> starts, In<int32_t, 2> lo, std::vector<In<int32_t, 2>> hi, In<int64_t, 1> closed) {
-    take({});
+  // The next batch: its rows, in one or two lists, what they look at in each layer, and which of them complete a run of tokens.
+  void batch(In<int64_t, 2> rows, Tables tables, In<int32_t, 1> starts, In<int32_t, 2> lo, std::vector<In<int32_t, 2>> hi, In<int64_t, 1> closed) {
+    count_ = 0;
     places_.clear();
-    const size_t layers = caches_.size();
+    const size_t layers = caches_.size(), count = rows.shape(1);
     expect(tables.size() == layers && hi.size() == layers, "tables and hi: there must be one for each layer");
+    expect_whole(rows, "rows");
+    expect(rows.shape(0) == (lanes_.empty() ? 1u : 2u), "rows must be one list, or two where heads have pages of their own");
     seen_.clear();
     for (size_t l = 0; l < layers; l++) {
       expect(tables[l].ndim() == 3 && hi[l].ndim() == 2, "heads must look at pages of their own");
-      seen_.push_back(open_batch(rows.size(), pages(), static_cast<size_t>(kv_heads_), tables[l], starts, lo, hi[l]));
+      std::vector<size_t> most(static_cast<size_t>(kv_heads_));
+      for (int g = 0; g < kv_heads_; g++) {
+        const size_t limit = most[static_cast<size_t>(g)] = pages_of(l, g);
+        const int64_t* own = rows.data() + list_of(l, g) * count;
+        for (size_t i = 0; i < count; i++) expect(own[i] >= 0 && static_cast<size_t>(own[i] / kPage) < limit, "rows: one is outside the pages");
+      }
+      seen_.push_back(open_batch(count, most, tables[l], starts, lo, hi[l]));
     }
     expect_whole(closed, "closed");
-    expect_rows_within(closed, pages());
+    expect_rows_within(closed, bounds_[0].shape(0));
     for (size_t i = 0; i < closed.size(); i++) expect(closed.data()[i] % tokens_ == tokens_ - 1, "closed: a row is not the last of its run");
     tables_ = std::move(tables), lo_ = std::move(lo), hi_ = std::move(hi), closed_ = std::move(closed);
-    take(std::move(rows));
+    lists_of_ = std::move(rows), count_ = count;
+  }
+
+  bool fits(size_t layers, size_t rows, int heads, int kv_heads, int dim) const override {
+    return layers == caches_.size() && rows == count_ && rows > 0 && heads == kv_heads_ * group_ && kv_heads == kv_heads_ && dim == dim_;
   }
 
   // Rows of this batch that choose anew, and the tables that are written to then.
-  void due(In<int32_t, 1> which, In<int32_t, 1> runs, In<int32_t, 2> tables, In<int32_t, 1> blocks, std::vector<In<int32_t, 1>> asks,
-           int first, int recent, std::vector<InOut<int32_t, 3>> places, std::vector<InOut<int32_t, 3>> to) {
+  void due(In<int32_t, 1> which, In<int32_t, 1> runs, In<int32_t, 2> tables, In<int32_t, 1> blocks, int first, int recent,
+           std::vector<InOut<int32_t, 3>> places, std::vector<InOut<int32_t, 3>> to) {
     const size_t layers = caches_.size();
-    expect(asks.size() == layers && places.size() == layers && to.size() == layers, "asks, places and to: there must be one for each layer");
+    expect(places.size() == layers && to.size() == layers, "places and to: there must be one for each layer");
     for (size_t l = 0; l < layers; l++) expect(to[l].data() == tables_[l].data(), "to: these are not the tables");
     expect_whole(which, "which");
     const size_t r = which.size();
-    for (size_t i = 0; i < r; i++) expect(which.data()[i] >= 0 && which.data()[i] < static_cast<int64_t>(rows_.size()), "which: a row is outside the batch");
-    for (size_t l = 0; l < caches_.size(); l++)
-      expect_bounded(r, static_cast<size_t>(kv_heads_), pages(), tables, blocks, asks[l], first, recent, places[l], runs, to[l]);
+    for (size_t i = 0; i < r; i++) expect(which.data()[i] >= 0 && which.data()[i] < static_cast<int64_t>(count_), "which: a row is outside the batch");
+    for (size_t l = 0; l < layers; l++)
+      expect_bounded(r, static_cast<size_t>(kv_heads_), bounds_[l], tables, blocks, asks_[l], first, recent, places[l], runs, to[l]);
     which_ = std::move(which), runs_ = std::move(runs), own_ = std::move(tables), blocks_ = std::move(blocks);
-    asks_ = std::move(asks), places_ = std::move(places), to_ = std::move(to);
+    places_ = std::move(places), to_ = std::move(to);
     first_ = first, recent_ = recent;
   }
 
   void mix(const Kernels& isa, size_t layer, const float* qkv, float* seen) override {
-    store(isa, layer, qkv);
+    write(isa, layer, qkv);
     for (size_t i = 0; i < closed_.size(); i++) close(isa, layer, closed_.data()[i]);
     if (!places_.empty()) pick(isa, layer, qkv);
     Look own = look(layer, qkv);
+    own.lanes = lanes(layer);
     own.lo = lo_.data(), own.hi = hi_[layer].data();
     own.table_step = seen_[layer].table_step, own.row_step = seen_[layer].row_step, own.head_step = seen_[layer].head_step;
     attend(isa, own, seen_[layer].streams, tables_[layer].data(), seen_[layer].stride, seen, nullptr);
@@ -313,24 +344,68 @@ class ByPages final : public Stored {
 
  private:
   size_t per() const { return static_cast<size_t>(kPage / tokens_); }
+  size_t at(size_t layer, int g) const { return layer * static_cast<size_t>(kv_heads_) + static_cast<size_t>(g); }
+  const Lane* lanes(size_t layer) const { return lanes_.empty() ? nullptr : lanes_.data() + at(layer, 0); }
+  size_t list_of(size_t layer, int g) const { return lists_.empty() ? 0 : lists_[at(layer, g)]; }
+  size_t pages_of(size_t layer, int g) const { return limits_.empty() ? pages() : limits_[at(layer, g)]; }
+  uint8_t* page(size_t layer, size_t id, int g) {
+    const size_t cell = lanes_.empty() ? id * static_cast<size_t>(kv_heads_) + static_cast<size_t>(g) : lanes_[at(layer, g)].cell(id);
+    return caches_[layer].data() + cell * caches_[layer].shape(2);
+  }
+
+  void open_bounds() {
+    expect(bounds_.size() == caches_.size() && asks_.size() == caches_.size(), "bounds and asks: there must be one for each layer");
+    expect(tokens_ > 0 && kPage % tokens_ == 0 && tokens_ >= 4, "tokens must divide a page, and be 4 or more");
+    for (size_t l = 0; l < bounds_.size(); l++) {
+      const Cache& own = bounds_[l];
+      expect_whole(own, "bounds");
+      expect_whole(asks_[l], "asks");
+      expect(own.shape(0) == bounds_[0].shape(0) && own.shape(2) == 4 * static_cast<size_t>(dim_) * per(), "bounds must be (pages, heads that choose, 4 dim per page's runs)");
+      expect(reinterpret_cast<uintptr_t>(own.data()) % 2 == 0, "bounds must be aligned to 2 bytes");
+      expect(asks_[l].size() == static_cast<size_t>(kv_heads_), "asks must have one entry per key/value head");
+      for (int g = 0; g < kv_heads_; g++) {
+        const int32_t ask = asks_[l].data()[g];
+        expect(ask >= 0 && ask <= static_cast<int64_t>(own.shape(1)), "asks: a head has no place in the bounds");
+        expect(ask == 0 || pages_of(l, g) >= own.shape(0), "bounds: there are more than a head that chooses has pages");
+      }
+    }
+  }
+
+  void write(const Kernels& isa, size_t layer, const float* qkv) {
+    if (lanes_.empty()) {
+      const Pages to{caches_[layer].data(), kind_, kv_heads_, dim_, caches_[layer].shape(2)};
+      return kv_write(isa, to, lists_of_.data(), static_cast<int>(count_), keys(qkv), width(), keys(qkv) + kv_heads_ * dim_, width());
+    }
+    const Pages to{caches_[layer].data(), kind_, 1, dim_, caches_[layer].shape(2)};
+    cells_.resize(count_);
+    for (int g = 0; g < kv_heads_; g++) {
+      const int64_t* rows = lists_of_.data() + list_of(layer, g) * count_;
+      const Lane& lane = lanes_[at(layer, g)];
+      for (size_t i = 0; i < count_; i++)
+        cells_[i] = static_cast<int64_t>(lane.cell(static_cast<size_t>(rows[i] / kPage))) * kPage + rows[i] % kPage;
+      const float* k = keys(qkv) + g * dim_;
+      kv_write(isa, to, cells_.data(), static_cast<int>(count_), k, width(), k + kv_heads_ * dim_, width());
+    }
+  }
 
   // The largest and the smallest key by channel of the run that ends with a row.
-  void close(const Kernels& isa, size_t layer, int64_t last) const {
-    const Cache& cache = caches_[layer];
-    const size_t page = static_cast<size_t>(last / kPage), lanes = 32 / per();
+  void close(const Kernels& isa, size_t layer, int64_t last) {
+    const size_t id = static_cast<size_t>(last / kPage), lanes = 32 / per();
+    const Cache& kept = bounds_[layer];
     const int end = static_cast<int>(last % kPage) + 1;
     alignas(64) float k[kMaxDim], v[kMaxDim], both[2 * kMaxDim];
     for (int h = 0; h < kv_heads_; h++) {
-      const size_t at = page * static_cast<size_t>(kv_heads_) + static_cast<size_t>(h);
+      const int32_t ask = asks_[layer].data()[h];
+      if (ask == 0) continue;
       for (int slot = end - tokens_; slot < end; slot++) {
-        isa.kv_read(kind_, cache.data() + at * cache.shape(2), slot, dim_, k, v);
+        isa.kv_read(kind_, page(layer, id, h), slot, dim_, k, v);
         for (int c = 0; c < dim_; c++) {
           const bool begins = slot == end - tokens_;
           both[c] = begins ? k[c] : std::max(both[c], k[c]);
           both[dim_ + c] = begins ? k[c] : std::min(both[dim_ + c], k[c]);
         }
       }
-      uint16_t* to = reinterpret_cast<uint16_t*>(bounds_[layer].data() + at * bounds_[layer].shape(2)) + static_cast<size_t>((end - 1) / tokens_) * lanes;
+      uint16_t* to = reinterpret_cast<uint16_t*>(kept.data() + (id * kept.shape(1) + static_cast<size_t>(ask) - 1) * kept.shape(2)) + static_cast<size_t>((end - 1) / tokens_) * lanes;
       for (size_t c = 0; c < 2 * static_cast<size_t>(dim_); c += lanes, to += 32)
         for (size_t j = 0; j < lanes; j++) {
           uint32_t bits;
@@ -349,14 +424,21 @@ class ByPages final : public Stored {
     Look by = look(layer, q);
     by.q_stride = static_cast<ptrdiff_t>(size);
     const Bounded bounded{own_.data(), blocks_.data(), asks.data(), runs_.data(), static_cast<int>(r), static_cast<int>(own_.shape(1)),
-                          static_cast<int>(places_[layer].shape(2)), first_, recent_};
+                          static_cast<int>(places_[layer].shape(2)), first_, recent_, static_cast<int>(bounds_[layer].shape(1))};
     pick_pages(isa, by, reinterpret_cast<const uint16_t*>(bounds_[layer].data()), static_cast<int>(per()), bounded, places_[layer].data(),
                to_[layer].data(), static_cast<ptrdiff_t>(to_[layer].shape(2)));
   }
 
   Caches bounds_;
   int tokens_;
+  Asks asks_;
+  // layer by layer, of all heads: nothing where those of a page lie side by side
+  std::vector<Lane> lanes_;
+  std::vector<size_t> lists_, limits_;
   // of a batch
+  In<int64_t, 2> lists_of_;
+  size_t count_ = 0;
+  std::vector<int64_t> cells_;
   Tables tables_;
   In<int32_t, 2> lo_;
   std::vector<In<int32_t, 2>> hi_;
@@ -364,7 +446,6 @@ class ByPages final : public Stored {
   In<int64_t, 1> closed_;
   In<int32_t, 1> which_, runs_, blocks_;
   In<int32_t, 2> own_;
-  std::vector<In<int32_t, 1>> asks_;
   std::vector<InOut<int32_t, 3>> places_, to_;
   int first_ = 0, recent_ = 0;
   Scratch<float> queries_;
@@ -395,7 +476,8 @@ void bind_between(nb::module_& m) {
       .def("batch", &Remembered::batch)
       .def("recall", &Remembered::recall);
   nb::class_<ByPages, Between>(m, "ByPages")
-      .def(nb::init<Caches, const std::string&, int, int, float, Caches, int>())
+      .def(nb::init<Caches, const std::string&, int, int, float, Caches, int, ByPages::Asks>())
+      .def(nb::init<Caches, const std::string&, int, int, float, Caches, int, ByPages::Asks, const std::vector<In<int64_t, 2>>&>())
       .def("batch", &ByPages::batch)
       .def("due", &ByPages::due);
 }

@@ -45,7 +45,7 @@ void pick_pages(const Kernels& isa, const Look& look, const uint16_t* index, int
     const float* q = queries + (static_cast<size_t>(i) * heads + static_cast<size_t>(g)) * look.group * query;
     float* s = scores + (static_cast<size_t>(i) * heads + static_cast<size_t>(g)) * rows.width;
     if (!rows.heads[g]) return;
-    const auto bounds = [&](int p) { return index + (static_cast<size_t>(table[p]) * heads + static_cast<size_t>(g)) * query; };
+    const auto bounds = [&](int p) { return index + (static_cast<size_t>(table[p]) * rows.kept + static_cast<size_t>(rows.heads[g] - 1)) * query; };
     for (int p = from; p < to; p++) {
       if (p + 1 < to)
         for (size_t c = 0; c < query; c += 32) __builtin_prefetch(bounds(p + 1) + c);

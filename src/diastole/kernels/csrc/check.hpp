@@ -125,8 +125,8 @@ inline void expect_cache(const Cache& buf, KV kind, size_t dim) {
 
 // The attention of a batch, checked: every page that a row looks at is one of the cache's.
 //
-// tables (B, P), or (B, kv heads, P) where heads look at pages of their own; starts (B+1,); lo and hi (T,) or, by heads
-// too, (T, kv heads).
+// pages: how many each head has. tables (B, P), or (B, kv heads, P) where heads look at pages of their own; starts (B+1,);
+// lo and hi (T,) or, by heads too, (T, kv heads).
 struct Seen {
   std::vector<Span> streams;      // their rows
   ptrdiff_t stride, table_step;   // of tables: from stream to stream, from head to head
@@ -135,7 +135,8 @@ struct Seen {
 };
 
 template <class Tables, class Bound>
-Seen open_batch(size_t rows, size_t pages, size_t kv_heads, const Tables& tables, const In<int32_t, 1>& starts, const Bound& lo, const Bound& hi) {
+Seen open_batch(size_t rows, const std::vector<size_t>& pages, const Tables& tables, const In<int32_t, 1>& starts, const Bound& lo, const Bound& hi) {
+  const size_t kv_heads = pages.size();
   expect_whole(tables, "tables");
   expect_whole(starts, "starts");
   expect_whole(lo, "lo");
@@ -166,11 +167,16 @@ Seen open_batch(size_t rows, size_t pages, size_t kv_heads, const Tables& tables
       expect(last <= static_cast<int64_t>(width) * kPage, "hi: a row looks beyond its stream's pages");
       const int32_t* table = tables.data() + static_cast<ptrdiff_t>(b) * seen.stride + g * seen.table_step;
       for (int p = first / kPage; static_cast<int64_t>(p) * kPage < last; p++)  // what lies before a window may be gone
-        expect(table[p] >= 0 && table[p] < static_cast<int>(pages), "tables: a page id is out of range");
+        expect(table[p] >= 0 && table[p] < static_cast<int64_t>(pages[static_cast<size_t>(g)]), "tables: a page id is out of range");
     }
     seen.streams.push_back({t0, t1});
   }
   return seen;
+}
+
+template <class Tables, class Bound>
+Seen open_batch(size_t rows, size_t pages, size_t kv_heads, const Tables& tables, const In<int32_t, 1>& starts, const Bound& lo, const Bound& hi) {
+  return open_batch(rows, std::vector<size_t>(kv_heads, pages), tables, starts, lo, hi);
 }
 
 // The attention of q over a cache, but for what its rows see.

@@ -84,6 +84,12 @@ struct Patch {
   int t0, t1, c0, c1;
 };
 
+// One head's pages among those of all heads, which lie one after the other: its page `id` is number first + id * step.
+struct Lane {
+  size_t first, step;
+  size_t cell(size_t id) const { return first + id * step; }
+};
+
 // The attention of some rows of one stream over one key/value head. Heads share its pages and what rows see of them, or
 // have their own.
 struct Look {
@@ -107,11 +113,13 @@ struct Look {
   const uint8_t* raw = nullptr;
   size_t raw_bytes = 0;
   int fine = 0;
+  const Lane* lanes = nullptr;  // where heads have pages of their own: one for each; null: those of a page lie side by side
 
   int from(int t, int g) const { return lo[t * row_step + g * head_step]; }
   int to(int t, int g) const { return hi[t * row_step + g * head_step]; }
   const uint8_t* page(int place, int g) const {
     const size_t id = static_cast<size_t>(table[place + g * table_step]);
+    if (lanes != nullptr) return pages + lanes[g].cell(id) * page_bytes;
     return pages + (id * static_cast<size_t>(kv_heads) + static_cast<size_t>(g)) * page_bytes;
   }
   // The page in bf16, null if it is one of codes.

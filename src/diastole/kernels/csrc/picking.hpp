@@ -56,12 +56,13 @@ void page_scores(const Kernels& isa, const Look& look, const uint16_t* index, in
 struct Bounded {
   const int32_t* tables;  // (r, width)
   const int32_t* blocks;  // (r,)
-  const int32_t* heads;   // (kv heads,): 0 where nothing is chosen
+  const int32_t* heads;   // (kv heads,): 0 where nothing is chosen, else 1 + the head's place in the index
   const int32_t* runs;    // (r,): where each row's pages go
   int r, width, k, first, recent;
+  int kept;  // heads of the index
 };
 // Places of k pages for each row and head that chooses, in order: the first and the most recent, and of the others those
-// that the group's keys may score highest on. index (pages, kv heads, 2 * look.dim * per) in the order of bounds.inl, of each
+// that the group's keys may score highest on. index (pages, kept, 2 * look.dim * per) in the order of bounds.inl, of each
 // row the largest of its keys by channel and then the smallest; places (r, kv heads, k), and their ids to the beginnings of
 // pages[runs[i]] (kv heads, stride).
 void pick_pages(const Kernels& isa, const Look& look, const uint16_t* index, int per, const Bounded& rows, int32_t* places,

@@ -59,7 +59,7 @@ inline double expect_choosers(const In<int32_t, 1>& which, const In<int32_t, 2>&
 }
 
 // Rows that choose pages, r of them: see pick_pages.
-inline void expect_bounded(size_t r, size_t kv_heads, size_t pages, const In<int32_t, 2>& tables, const In<int32_t, 1>& blocks,
+inline void expect_bounded(size_t r, size_t kv_heads, const Cache& index, const In<int32_t, 2>& tables, const In<int32_t, 1>& blocks,
                            const In<int32_t, 1>& heads, int first, int recent, const InOut<int32_t, 3>& places, const In<int32_t, 1>& runs,
                            const InOut<int32_t, 3>& to) {
   expect_whole(tables, "tables");
@@ -71,6 +71,8 @@ inline void expect_bounded(size_t r, size_t kv_heads, size_t pages, const In<int
   const size_t width = tables.shape(1), k = places.shape(2);
   expect(tables.shape(0) == r && blocks.size() == r, "tables and blocks must have one entry per row of q");
   expect(heads.size() == kv_heads, "heads must have one entry per key/value head");
+  for (size_t g = 0; g < kv_heads; g++)
+    expect(heads.data()[g] >= 0 && heads.data()[g] <= static_cast<int64_t>(index.shape(1)), "heads: one has no place in the index");
   expect(places.shape(0) == r && places.shape(1) == kv_heads, "places must be (rows, kv heads, pages)");
   expect(first >= 0 && recent >= 1 && static_cast<size_t>(first) + static_cast<size_t>(recent) <= k, "places must have room for the first and recent pages");
   expect(runs.size() == r, "runs must have one entry per row of q");
@@ -82,7 +84,7 @@ inline void expect_bounded(size_t r, size_t kv_heads, size_t pages, const In<int
     expect(static_cast<size_t>(last) >= k, "blocks: a row must have more pages than are chosen");
     for (int p = 0; p <= last; p++) {
       const int32_t id = tables.data()[i * width + static_cast<size_t>(p)];
-      expect(id >= 0 && id < static_cast<int>(pages), "tables: a page id is out of range");
+      expect(id >= 0 && id < static_cast<int>(index.shape(0)), "tables: a page id is out of range");
     }
   }
 }

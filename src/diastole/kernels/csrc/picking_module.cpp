@@ -161,17 +161,18 @@ void pick_pages_(In<float, 3> q, Cache index, int per, In<int32_t, 2> tables, In
                  int recent, InOut<int32_t, 3> places, In<int32_t, 1> runs, InOut<int32_t, 3> pages) {
   expect_rows(q, "q");
   expect_whole(index, "index");
-  const size_t rows = q.shape(0), dim = q.shape(2), kv_heads = index.shape(1), width = tables.shape(1), k = places.shape(2);
+  const size_t rows = q.shape(0), dim = q.shape(2), kv_heads = heads.size(), width = tables.shape(1), k = places.shape(2);
   expect(kv_heads > 0 && q.shape(1) % kv_heads == 0, "q: heads must be a multiple of the key/value heads");
   expect(dim % 16 == 0 && dim > 0 && dim <= kMaxDim, "q: the last axis must be a multiple of 16 up to 256");
   expect(per > 0 && per <= 16 && 16 % per == 0, "per must be 1, 2, 4, 8 or 16");
   expect(index.shape(2) == 4 * dim * static_cast<size_t>(per), "index must hold twice `per` rows of q's last axis for each page");
   expect(reinterpret_cast<uintptr_t>(index.data()) % 2 == 0, "index must be aligned to 2 bytes");
-  expect_bounded(rows, kv_heads, index.shape(0), tables, blocks, heads, first, recent, places, runs, pages);
+  expect_bounded(rows, kv_heads, index, tables, blocks, heads, first, recent, places, runs, pages);
   Look look{};
   look.q = q.data(), look.q_stride = q.stride(0), look.dim = static_cast<int>(dim);
   look.kv_heads = static_cast<int>(kv_heads), look.group = static_cast<int>(q.shape(1) / kv_heads);
-  const Bounded bounded{tables.data(), blocks.data(), heads.data(), runs.data(), static_cast<int>(rows), static_cast<int>(width), static_cast<int>(k), first, recent};
+  const Bounded bounded{tables.data(), blocks.data(), heads.data(), runs.data(), static_cast<int>(rows), static_cast<int>(width), static_cast<int>(k), first, recent,
+                        static_cast<int>(index.shape(1))};
   const Unlocked unlocked(static_cast<double>(rows * width * q.shape(1) * dim) * per);
   pick_pages(isa(), look, reinterpret_cast<const uint16_t*>(index.data()), per, bounded, places.data(), pages.data(),
              static_cast<ptrdiff_t>(pages.shape(2)));
