@@ -151,7 +151,6 @@ class Apart(Pages):
 class LServe:
     """Slot ``select``; an ``Unbroken`` too."""
 
-    reads = frozenset({"f32", "bf16", "int8", "rows", "rows8", StreamingKV.fmt})
     prefers: KVFormat = "bf16"
     exact = False
     revocable = True
@@ -171,8 +170,10 @@ class LServe:
         window, rows = int(self.locals.max()), cast(KVFormat, p.pool)
         self.store: StreamingKV | None = None
         self.keeps: KVStore | None = None  # whatever there is
+        self.reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
         if rows and self.streams.any():
             self.keeps = self.store = StreamingKV(self.streams, rows, self.sink, window, facts.context)
+            self.reads = frozenset({self.store.fmt})
         elif rows:
             self.keeps = PagedKV(rows)
 
