@@ -64,3 +64,9 @@ def test_a_step_of_sparse_attention_reads_less(monkeypatch: pytest.MonkeyPatch) 
     assert all(len(f.rounds) == 1 and f.seconds > 0 for f in found)
     assert found[0].bytes_per_token == found[1].bytes_per_token == 30 * 2 * 3 * 64 * 2
     assert told
+
+
+@pytest.mark.parametrize("use", ["zipcache", "lserve:pool=bf16"])
+def test_what_changes_rows_as_a_stream_goes_on_is_refused_by_name(use: str) -> None:
+    with pytest.raises(UserError, match=f"{use.partition(':')[0]} changes rows as a stream goes on"):
+        next(iter(measure([(use,)], 2048, load(1), 1, lambda _: None)))

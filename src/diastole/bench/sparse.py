@@ -27,7 +27,7 @@ from diastole.nn.rope import rope_table
 from diastole.params import SamplingParams
 from diastole.slots import Facts, View
 from diastole.state.pages import PAGE
-from diastole.types import Batch, Grant, Request, Stream
+from diastole.types import Batch, Grant, Request, Stream, UserError
 
 MOST_BYTES = 8 * 2**30  # of one stack's state
 
@@ -38,6 +38,9 @@ class Attending:
     def __init__(self, use: Sequence[str], n: int, ops: Ops, seed: int = 0) -> None:
         stack = registry.build(use, {}, facts(ops, 2 * n))
         kv = store(stack, "auto")
+        if kv.rooms is not None:
+            message = f"{stack.owners['kv']} changes rows as a stream goes on, and here all of a context is there at once"
+            raise UserError(f"{message}: ask diastole bench longcontext or compare", param="use")
         self._field = Synthetic(SMOLLM2, kv, ops, (n,), seed, MOST_BYTES, PAGE)
         self.bytes_per_token = kv.bytes_per_token
         (lease,) = self._field.leases
