@@ -39,7 +39,7 @@ class Attending:
         stack = registry.build(use, {}, facts(ops, 2 * n))
         kv = store(stack, "auto")
         if kv.rooms is not None:
-            message = f"{stack.owners['kv']} changes rows as a stream goes on, and here all of a context is there at once"
+            message = f"{stack.owners['kv']} changes rows as a stream goes on, and here a context is there at once"
             raise UserError(f"{message}: ask diastole bench longcontext or compare", param="use")
         self._field = Synthetic(SMOLLM2, kv, ops, (n,), seed, MOST_BYTES, PAGE)
         self.bytes_per_token = kv.bytes_per_token
