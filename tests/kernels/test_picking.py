@@ -231,10 +231,10 @@ def test_pages_by_bounds(isa: str, per: int, heads: int, dim: int) -> None:
     rows = np.concatenate([keys.max(3), keys.min(3)], -1)  # (pages, heads, per, 2·D)
     step = 32 // per
     bits = (rows.reshape(90, 3, per, -1, step).swapaxes(2, 3).copy().view(np.uint32) >> 16).astype(np.uint16)
-    index = bits.reshape(90, 3, -1).view(np.uint8)
+    index = bits.reshape(90, 3, -1)[:, [2, 0]].copy().view(np.uint8)  # of those that choose
     q = normal(rng, 3, heads, dim)
     tables = np.stack([rng.permutation(90)[:80] for _ in range(3)]).astype(np.int32)
-    blocks, ask = np.array([79, 12, 40], np.int32), np.array([1, 0, 1], np.int32)
+    blocks, ask = np.array([79, 12, 40], np.int32), np.array([2, 0, 1], np.int32)
     fast, slow = (np.full((3, 3, 9), -7, np.int32) for _ in range(2))
     runs = np.array([2, 0, 3], np.int32)
     ids, slow_ids = (np.full((4, 3, 12), -7, np.int32) for _ in range(2))
@@ -243,6 +243,8 @@ def test_pages_by_bounds(isa: str, per: int, heads: int, dim: int) -> None:
     np.testing.assert_array_equal(fast, slow)
     np.testing.assert_array_equal(ids, slow_ids)
     np.testing.assert_array_equal(ids[3, 2, :9], tables[2, fast[2, 2]])
+    with pytest.raises(ValueError, match="has no place in the index"):
+        native(isa).pick_pages(q, index, per, tables, blocks, ask + 1, 1, 2, fast, runs, ids)
     assert (fast[:, 1] == -7).all()
     group = heads // 3
     own = q[0, :group]  # of head 0

@@ -257,6 +257,28 @@ def cached(of: Service, tokens: list[int]) -> list[int]:
     return found
 
 
+# ---- native code
+
+A_LANE = {"first": (0, 10**6), "step": (1, 0), "pages": (2, 10**6), "list": (3, 2)}
+
+
+@pytest.mark.skipif(compiled() is None, reason="native code's own checks")
+@pytest.mark.parametrize(("column", "wrong"), A_LANE.values(), ids=A_LANE)
+def test_lanes_that_reach_beyond_the_pages_are_refused(column: int, wrong: int) -> None:
+    _, store = filled(slots=12)
+    bounds = [np.zeros((40, heads, 4 * 16 * 4), np.uint8) for heads in (1, 2)]
+    asks = [np.array(places, np.int32) for places in ([0, 1], [1, 2])]
+
+    def made(lanes: np.ndarray) -> object:
+        return load(1).fuse().ByPages(store.buffers, "bf16", 2, 16, 1.0, bounds, 16, asks, [*lanes])
+
+    made(store.lanes)
+    lanes = store.lanes.copy()
+    lanes[1, 0, column] = wrong
+    with pytest.raises(ValueError, match="lanes: "):
+        made(lanes)
+
+
 # ---- what fits
 
 

@@ -169,7 +169,7 @@ class LServe:
         self.locals = np.array([p.prefill_local // PAGE, p.decode_local // PAGE], np.int32)
         window, rows = int(self.locals.max()), cast(KVFormat, p.pool)
         self.store: StreamingKV | None = None
-        self.keeps: KVStore | None = None  # whatever there is
+        self.keeps: KVStore | None = None  # None: whatever there is
         self.reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
         if rows and self.streams.any():
             self.keeps = self.store = StreamingKV(self.streams, rows, self.sink, window, facts.context)
@@ -177,7 +177,7 @@ class LServe:
         elif rows:
             self.keeps = PagedKV(rows)
 
-    def select(self, view: View, q: Array) -> Pages | Apart | None:
+    def select(self, view: View, q: Array) -> Pages | None:
         b, layer = view.b, view.layer
         self.companion.close(view)
         plan = self._planned(b)
