@@ -177,6 +177,7 @@ def test_pages_have_slots_as_all_streams_of_the_whole_context_need(two: str) -> 
     of = owed.service(two, streams=3)
     store: StreamingKV = of.state["kv"]
     assert (of.pages()[1], len(store._owner)) == (3 * 32, 3 * (SINK + WINDOW + 2 * (STEP // PAGE + 2)))
+    assert len(owed.service(f"{two},share=1", streams=3).state["kv"]._owner) == 3 * 32
     assert store.bytes_per_token < 0.9 * owed.service(two.split(",pool")[0], streams=3).state["kv"].bytes_per_token
 
 
@@ -300,5 +301,7 @@ def test_what_does_not_go_with_it_is_refused_by_name(two: str, other: str) -> No
 
 
 def test_other_forms_of_rows_are_refused(one: str) -> None:
-    with pytest.raises(UserError, match="pool"):
+    with pytest.raises(UserError, match="pool must be bf16 or int8"):
         owed.service(f"{one},pool=f32")
+    with pytest.raises(UserError, match="share must lie between 0 and 1"):
+        owed.service(f"{one},pool=int8,share=1.5")

@@ -36,15 +36,17 @@ class StreamingKV(Passive):
         rows: form of all rows.
         sink, window: pages at a stream's beginning, and before a row's own, that these look at.
         context: most tokens of a stream.
+        share: of all pages, so many have a slot at once, but never fewer than one stream may need; 0: as many as
+            streams of the whole context need.
     """
 
     fmt = "streaming"
     bare = passive = False
 
-    def __init__(self, streams: Array, rows: KVFormat, sink: int, window: int, context: int) -> None:
+    def __init__(self, streams: Array, rows: KVFormat, sink: int, window: int, context: int, share: float = 0) -> None:
         self.streams, self.rows, self.sink, self.window = streams, rows, sink, window
         self.most = sink + window + 2 * (STEP // PAGE + 2)  # with the last step and the next
-        self.share = min(self.most / -(-context // PAGE), 1.0)  # of all pages, so many have a slot
+        self.share = share or min(self.most / -(-context // PAGE), 1.0)
         self.layout = ""
         self.bytes_per_token = 0.0
         self.buffers: list[Array] = []

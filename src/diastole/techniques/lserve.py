@@ -52,6 +52,7 @@ class Params:
     dense_layers: int = 0  # first layers whose heads choose nothing: those that do not stream see everything
     refresh: int = 4  # decoded tokens for which a choice of pages holds
     pool: str = ""  # "bf16", "int8": form of all rows, of which streaming heads have a pool of their own; "": one pool
+    share: float = 0.0  # of all pages that have a place in that pool at once; 0: as streams of the whole context need
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ class LServe:
         self.keeps: KVStore | None = None  # None: whatever there is
         self.reads = frozenset({"f32", "bf16", "int8", "rows", "rows8"})
         if rows and self.streams.any():
-            self.keeps = self.store = StreamingKV(self.streams, rows, self.sink, window, facts.context)
+            self.keeps = self.store = StreamingKV(self.streams, rows, self.sink, window, facts.context, p.share)
             self.reads = frozenset({self.store.fmt})
         elif rows:
             self.keeps = PagedKV(rows)
@@ -338,6 +339,8 @@ def _check(p: Params, facts: Facts) -> None:
         raise _wrong("logical_page", f"must divide the page of {PAGE} tokens: 4, 8, 16, 32 or 64")
     if p.pool not in {"", "bf16", "int8"}:
         raise _wrong("pool", f"must be bf16 or int8, the form of all rows, or nothing, not {p.pool!r:.40}")
+    if not 0 <= p.share <= 1:
+        raise _wrong("share", f"must lie between 0 and 1, not {p.share}")
     if p.refresh < 1:
         raise _wrong("refresh", "must be at least 1")
     if not 0 <= p.dense_layers <= facts.layers:
