@@ -12,7 +12,7 @@ from diastole.kernels.table import Native, Ops, Packed, compiled, load
 from diastole.types import Array
 
 PAGE = 64
-FORMATS = ("f32", "bf16", "q8", "q4")
+FORMATS = ("f32", "bf16", "q8", "q4", "q4s")
 KV_FORMATS = ("f32", "bf16", "int8")
 ISAS = tuple(compiled().isas()) if compiled() else ()
 REF = TorchOps()
@@ -45,7 +45,10 @@ class Weights:
     dense: Array  # (n, k)
 
     def pack(self, ops: Ops) -> Packed:
-        return getattr(ops, f"pack_{self.fmt}")(*self.parts)
+        pack = {"q4s": ops.pack_q4}.get(self.fmt) or getattr(ops, f"pack_{self.fmt}")
+        packed = pack(*self.parts)
+        assert isinstance(ops, TorchOps) or packed.fmt == self.fmt
+        return packed
 
 
 def weights(fmt: str, n: int, k: int, seed: int = 0) -> Weights:
@@ -59,6 +62,8 @@ def weights(fmt: str, n: int, k: int, seed: int = 0) -> Weights:
         q8 = rng.integers(-128, 128, (n, k)).astype(np.int8)
         return Weights(fmt, (q8, d), wide * q8)
     q4 = rng.integers(0, 16, (n, k)).astype(np.uint8)
+    if fmt == "q4s":
+        return Weights(fmt, (q4, d, -8 * d), wide * (q4.astype(np.float32) - 8))
     m = rng.uniform(-0.2, 0.0, (n, k // 32)).astype(np.float32)
     return Weights(fmt, (q4, d, m), wide * q4 + m.astype(np.float16).astype(np.float32).repeat(32, axis=1))
 

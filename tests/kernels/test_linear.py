@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from diastole.kernels.ref import TorchOps
-from diastole.kernels.table import Packed
-from kernels.cases import FORMATS, bf16, each_isa, native, normal, weights
+from diastole.kernels.table import Packed, compiled
+from kernels.cases import FORMATS, bf16, each_isa, native, normal, same_bits, weights
 
 SHAPES = ((1, 32), (16, 32), (17, 64), (33, 96), (100, 256), (576, 576))  # n, k
 
@@ -48,7 +48,7 @@ def test_linear_is_the_twin_s(isa: str, fmt: str, n: int, k: int) -> None:
 
 
 @each_isa()
-@pytest.mark.parametrize(("fmt", "bound"), [("f32", 1e-6), ("bf16", 4e-3), ("q8", 4e-3), ("q4", 4e-3)])
+@pytest.mark.parametrize(("fmt", "bound"), [("f32", 1e-6), ("bf16", 4e-3), ("q8", 4e-3), ("q4", 4e-3), ("q4s", 4e-3)])
 def test_rounding_activations_costs_little(isa: str, fmt: str, bound: float) -> None:
     """Against the dequantised weights in float64: the relative error of the whole result."""
     ops, w = native(isa), weights(fmt, 200, 512)
@@ -155,3 +155,23 @@ def test_scales_round_to_half_precision_like_numpy() -> None:
     w = ops.pack_q8(np.ones((len(values), 32), np.int8), d)
     ops.embed(w, np.arange(len(values), dtype=np.int32), out)
     np.testing.assert_array_equal(out[:, 0], values.astype(np.float16).astype(np.float32))
+
+
+@each_isa()
+def test_one_factor_gives_the_bits_of_two(isa: str) -> None:
+    """Where m = -8 d, it is left out: the same products from nine tenths of the bytes."""
+    ops, (q, d, m) = native(isa), weights("q4s", 100, 256).parts
+    short, long = ops.pack_q4(q, d, m), Packed("q4", 100, 256, compiled().pack_q4("q4", q, d, m))
+    assert (short.fmt, short.nbytes / long.nbytes) == ("q4s", 0.9)
+    x = normal(np.random.default_rng(6), 9, 256)
+    for t in (1, 2, 9):
+        one, two = np.empty((t, 100), np.float32), np.empty((t, 100), np.float32)
+        ops.linear(x[:t], short, one)
+        ops.linear(x[:t], long, two)
+        same_bits(one, two)
+
+
+def test_a_factor_that_is_not_minus_eight_times_the_other_is_kept() -> None:
+    ops, (q, d, m) = native(), weights("q4s", 20, 64).parts
+    m[7, 1] *= 1.01
+    assert ops.pack_q4(q, d, m).fmt == "q4"

@@ -33,9 +33,9 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 def matrix(ops: Ops, fmt: str, n: int, k: int) -> Any:
     r = rng(n + k)
-    if fmt == "q4":
+    if fmt in {"q4", "q4s"}:
         d = r.random((n, k // 32)).astype(np.float32) * 0.01
-        return ops.pack_q4(r.integers(0, 16, (n, k)).astype(np.uint8), d, -7.5 * d)
+        return ops.pack_q4(r.integers(0, 16, (n, k)).astype(np.uint8), d, (-7.5 if fmt == "q4" else -8) * d)
     if fmt == "q8":
         d = r.random((n, k // 32)).astype(np.float32) * 0.001
         return ops.pack_q8(r.integers(-128, 128, (n, k)).astype(np.int8), d)
@@ -43,7 +43,7 @@ def matrix(ops: Ops, fmt: str, n: int, k: int) -> Any:
     return ops.pack_bf16(w) if fmt == "bf16" else ops.pack_f32(w)
 
 
-FORMATS = ["f32", "bf16", "q8", "q4"]
+FORMATS = ["f32", "bf16", "q8", "q4", "q4s"]
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -61,7 +61,7 @@ def test_linear(ops: Ops, fmt: str, n: int, k: int) -> None:
             np.testing.assert_allclose(got, want, rtol=0, atol=4e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("fmt", ["q8", "q4"])
+@pytest.mark.parametrize("fmt", ["q8", "q4", "q4s"])
 def test_integer_formats_are_near_to_float(ops: Ops, fmt: str) -> None:
     """Rounding activations costs half a percent of the output's root mean square, or less where there are more bits."""
     w, exact = matrix(ops, fmt, 64, 1536), ref.TorchOps(exact=True)

@@ -28,7 +28,7 @@ class Machine:
 
     def rate(self, fmt: str) -> float:
         """Multiply-adds per second for a weight format."""
-        return {"q4": self.int8, "q8": self.int8, "bf16": self.bf16}.get(fmt, self.f32)
+        return {"f32": self.f32, "bf16": self.bf16}.get(fmt, self.int8)
 
 
 @dataclass(frozen=True, slots=True)

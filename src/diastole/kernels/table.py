@@ -22,7 +22,7 @@ from diastole.kernels.picking import Picking
 from diastole.kernels.shadows import Shadowed, Shadows
 from diastole.types import Array, UserError
 
-Format = Literal["f32", "bf16", "q8", "q4"]
+Format = Literal["f32", "bf16", "q8", "q4", "q4s"]
 # "int8/16": to 127 steps of the largest of 16 columns. "bf16/32": to bfloat16, then to multiples of 2^(e - 11) where
 # the largest of 32 columns lies between 2^e and 2^(e + 1).
 Rounding = Literal["int8/16", "bf16/32"]
@@ -55,7 +55,8 @@ class Ops(Picking, Protocol):
         ...
 
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
-        """w = d q + m per 32 columns: q (N, K) uint8 of 0..15; d, m (N, K/32), kept as float16."""
+        """w = d q + m per 32 columns: q (N, K) uint8 of 0..15; d, m (N, K/32), kept as float16. Where m = -8 d, it
+        may be left out."""
         ...
 
     def pack_q8(self, q: Array, d: Array) -> Packed:
@@ -175,7 +176,7 @@ class Ops(Picking, Protocol):
         ...
 
 
-LAYOUT = "1"  # of the compiled operators, all instruction sets alike: to be counted up when kernels.hpp changes it
+LAYOUT = "2"  # of the compiled operators, all instruction sets alike: to be counted up when kernels.hpp changes it
 
 
 class Native:
@@ -224,7 +225,8 @@ class Native:
         )  # fmt: skip
 
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
-        return Packed("q4", q.shape[0], q.shape[1], self._n.pack_q4(q, d, m))
+        fmt: Format = "q4s" if np.array_equal(m, -8 * d) else "q4"
+        return Packed(fmt, q.shape[0], q.shape[1], self._n.pack_q4(fmt, q, d, m))
 
     def pack_q8(self, q: Array, d: Array) -> Packed:
         return Packed("q8", q.shape[0], q.shape[1], self._n.pack_q8(q, d))

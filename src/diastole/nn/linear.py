@@ -54,8 +54,7 @@ def format_of(kind: str, wanted: WeightFormat) -> str:
 
 def pack(ops: Ops, raws: Sequence[Raw], wanted: WeightFormat) -> list[Packed]:
     """Stack matrices with the same K along N; neighbours that go into the same format become one part."""
-    alike = groupby(raws, lambda r: format_of(r.kind, wanted))
-    return [_pack(ops, list(group), fmt) for fmt, group in alike]
+    return [_pack(ops, list(group), fmt) for fmt, group in groupby(raws, lambda r: format_of(r.kind, wanted))]
 
 
 def _pack(ops: Ops, raws: Sequence[Raw], fmt: str) -> Packed:

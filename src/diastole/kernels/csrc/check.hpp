@@ -81,10 +81,11 @@ inline const Kernels& isa() {
 
 inline Weight weight_kind(const std::string& name) {
   if (name == "q4") return Weight::q4;
+  if (name == "q4s") return Weight::q4s;
   if (name == "q8") return Weight::q8;
   if (name == "bf16") return Weight::bf16;
   if (name == "f32") return Weight::f32;
-  fail("unknown weight format " + name + "; there are f32, bf16, q8, q4");
+  fail("unknown weight format " + name + "; there are f32, bf16, q8, q4, q4s");
 }
 inline KV kv_kind(const std::string& name) {
   if (name == "bf16") return KV::bf16;
@@ -100,7 +101,7 @@ using Bytes = In<uint8_t, 1>;
 // Bytes of a matrix, whose shape may come from anywhere.
 inline size_t expect_packed(Weight w, int n, int k) {
   expect(n > 0 && k > 0, "weight: n and k must be positive");
-  const int whole = w == Weight::q8 || w == Weight::q4 ? kGroup : w == Weight::bf16 ? 2 : 1;
+  const int whole = w == Weight::f32 ? 1 : w == Weight::bf16 ? 2 : kGroup;
   expect(k % whole == 0, "weight: k does not fit its format");
   expect(n <= INT32_MAX - kRows && static_cast<double>(n) * k < 0x1p48, "weight: it is too large");
   return packed_bytes(w, n, k);

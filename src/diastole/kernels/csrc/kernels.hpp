@@ -11,7 +11,7 @@
 
 namespace diastole {
 
-enum class Weight { f32, bf16, q8, q4 };
+enum class Weight { f32, bf16, q8, q4, q4s };
 enum class KV { f32, bf16, int8, rows, rows8, zip };  // rows, rows8: see rows.inl; zip: pages of bf16 and of codes, see zip.inl
 // How tokens of a kind are multiplied, when they have been brought together.
 inline KV multiplied(KV kind) { return kind == KV::rows ? KV::bf16 : kind == KV::rows8 ? KV::int8 : kind; }
@@ -25,12 +25,20 @@ constexpr int kTile = 48;    // most query rows (tokens x heads of a group) that
 constexpr int kMaxDim = 256;
 constexpr int kMaxRank = 1024;  // columns that keys of low rank have
 constexpr int kBlock4 = 320, kBlock8 = 512;  // bytes of a block of 16 rows x 32 columns
+constexpr int kNibbles = 256;                // and of its numbers of four bits
 constexpr float kUnseen = -1e30f;            // the score of nothing
+
+inline size_t four_bytes(Weight kind, int groups) {  // of sixteen rows
+  const size_t g = static_cast<size_t>(groups);
+  if (kind == Weight::q4) return g * kBlock4;
+  return (g * (kNibbles + 2 * kRows) + 63) / 64 * 64;
+}
 
 // A packed matrix of n x k; n is padded to whole blocks of 16 rows.
 //
 //   q4    block = 16 rows x 32 columns, 320 bytes: nibbles[4][16 rows][4] | d f16[16] | m f16[16]
-//         byte [j][r][i] holds column 4j+i in its low and column 16+4j+i in its high half
+//         byte [j][r][i] holds column 4j+i in its low and column 16+4j+i in its high half; a weight is d q + m
+//   q4s   m is -8 d: per row of blocks nibbles of all blocks | d f16[16] of each, up to whole lines
 //   q8    blocks of 512 bytes s8[8][16 rows][4], and behind all of them d f16[16] per block
 //   bf16  per block of rows: pairs of columns, [k/2][16 rows][2]
 //   f32   per block of rows: [k][16 rows]
@@ -60,7 +68,7 @@ struct Rows {
   const float* f;     // f32: rows with this stride
   ptrdiff_t stride;   //
   uint16_t* h;        // bf16: (t, k)
-  int8_t* q;          // q8, q4: (t, k), with per half group
+  int8_t* q;          // whole numbers: (t, k), with per half group
   float* scale;       //   what q is multiplied with: (t, k/16),
   int32_t* total;     //   the sum of q: (t, k/16),
   float* offset;      // and per group the sum of scale times q: (t, k/32)

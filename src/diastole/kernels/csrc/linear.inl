@@ -59,6 +59,8 @@ struct Errand {
 
 // ---- a tile: MR rows of x from t on, times NB row blocks from b on
 
+#include "fours.inl"
+
 #if defined(__AMX_TILE__)
 #include "linear_digits.inl"
 #else
@@ -130,7 +132,7 @@ inline void tile(const Matrix& w, const Rows& x, const Out& out, int b, int t) {
   Floats acc[MR][NB];
   for (int r = 0; r < MR; r++)
     for (int j = 0; j < NB; j++) acc[r][j] = splat(0.f);
-  if constexpr (KIND == Weight::q4) tile_q4<MR, NB, FETCH>(w, b, x, t, acc);
+  if constexpr (is_four(KIND)) tile_q4<KIND, MR, NB, FETCH>(w, b, x, t, acc);
   if constexpr (KIND == Weight::q8) tile_q8<MR, NB, FETCH>(w, b, x, t, acc);
   if constexpr (KIND == Weight::bf16) tile_bf16<MR, NB, FETCH>(w, b, x, t, acc);
   if constexpr (KIND == Weight::f32) tile_f32<MR, NB, FETCH>(w, b, x, t, acc);
@@ -157,7 +159,7 @@ void prepare(Weight kind, const Rows& rows, const Patch& from) {
       continue;
     }
 #endif
-    if (kind == Weight::q8 || kind == Weight::q4) split_groups(rows, t, x, first, last);
+    if (kind == Weight::q8 || is_four(kind)) split_groups(rows, t, x, first, last);
     if (kind == Weight::bf16) to_bf16(x, from.c1 - from.c0, rows.h + static_cast<size_t>(t) * rows.k + from.c0);
   }
 }
@@ -168,7 +170,7 @@ void prepare(Weight kind, const Rows& rows, const Patch& from) {
 // sixteen or more bits per weight for the processor to fetch ahead by itself: there, telling it costs more than it brings.
 template <Weight KIND, int NB>
 inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1) {
-  constexpr bool kDense = KIND == Weight::q4 || KIND == Weight::q8;
+  constexpr bool kDense = KIND == Weight::q8 || is_four(KIND);
   constexpr Fetch kWeights = kDense ? Fetch::weights : Fetch::nothing;
   const auto rest = [&](auto fetch) {
     constexpr Fetch kFetch = decltype(fetch)::value;
@@ -180,8 +182,8 @@ inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0
   if (t1 - t0 < 4) return rest(std::integral_constant<Fetch, kDense || NB == 1 ? Fetch::weights : Fetch::nothing>());
   tile<KIND, 4, NB, kWeights>(w, x, out, b, t0);
   for (int t = t0 + 4; t + 4 <= t1; t += 4) {
-    if (KIND == Weight::q4 && pending(x.errands))
-      tile<KIND, 4, NB, KIND == Weight::q4 ? Fetch::errands : Fetch::nothing>(w, x, out, b, t);
+    if (is_four(KIND) && pending(x.errands))
+      tile<KIND, 4, NB, is_four(KIND) ? Fetch::errands : Fetch::nothing>(w, x, out, b, t);
     else
       tile<KIND, 4, NB, Fetch::nothing>(w, x, out, b, t);
   }
@@ -205,6 +207,7 @@ void multiply_kind(const Matrix& w, const Rows& x, const Out& out, int b0, int b
 void multiply(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* shelf) {
   switch (w.kind) {
     case Weight::q4: return multiply_kind<Weight::q4>(w, x, out, b0, b1, t0, t1, shelf);
+    case Weight::q4s: return multiply_kind<Weight::q4s>(w, x, out, b0, b1, t0, t1, shelf);
     case Weight::q8: return multiply_kind<Weight::q8>(w, x, out, b0, b1, t0, t1, shelf);
     case Weight::bf16: return multiply_kind<Weight::bf16>(w, x, out, b0, b1, t0, t1, shelf);
     case Weight::f32: return multiply_kind<Weight::f32>(w, x, out, b0, b1, t0, t1, shelf);
@@ -212,6 +215,24 @@ void multiply(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, in
 }
 
 // ---- one row of a packed matrix
+
+template <Weight KIND>
+void embed_fours(const Matrix& w, int id, float* out) {
+  const Fours<KIND> from(w, id / kRows);
+  const size_t r = static_cast<size_t>(id % kRows), groups = static_cast<size_t>(w.groups());
+  float by[kRows], plus[kRows];
+  for (size_t g = 0; g < groups; g++, out += kGroup) {
+    Floats d, m;
+    from.open(g, d, m);
+    store(by, d);
+    store(plus, m);
+    for (size_t i = 0; i < 16; i++) {
+      const uint8_t both = from.at(g)[(i / 4) * 64 + r * 4 + i % 4];
+      out[i] = by[r] * static_cast<float>(both & 15) + plus[r];
+      out[16 + i] = by[r] * static_cast<float>(both >> 4) + plus[r];
+    }
+  }
+}
 
 inline float widen(const uint8_t* p) {  // one f16, by way of a vector of them
   f16 half[kRows] = {};
@@ -224,17 +245,9 @@ inline float widen(const uint8_t* p) {  // one f16, by way of a vector of them
 void embed_row(const Matrix& w, int id, float* out) {
   const size_t r = static_cast<size_t>(id % kRows), groups = static_cast<size_t>(w.groups());
   const size_t b = static_cast<size_t>(id / kRows), k = static_cast<size_t>(w.k);
-  if (w.kind == Weight::q4) {
-    for (size_t g = 0; g < groups; g++, out += kGroup) {
-      const uint8_t* p = w.data + (b * groups + g) * kBlock4;
-      const float d = widen(p + 256 + r * 2), m = widen(p + 288 + r * 2);
-      for (size_t i = 0; i < 16; i++) {
-        const uint8_t both = p[(i / 4) * 64 + r * 4 + i % 4];
-        out[i] = d * static_cast<float>(both & 15) + m;
-        out[16 + i] = d * static_cast<float>(both >> 4) + m;
-      }
-    }
-  } else if (w.kind == Weight::q8) {
+  if (w.kind == Weight::q4) return embed_fours<Weight::q4>(w, id, out);
+  if (w.kind == Weight::q4s) return embed_fours<Weight::q4s>(w, id, out);
+  if (w.kind == Weight::q8) {
     const uint8_t* scales = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8;
     for (size_t g = 0; g < groups; g++, out += kGroup) {
       const int8_t* p = reinterpret_cast<const int8_t*>(w.data + (b * groups + g) * kBlock8);

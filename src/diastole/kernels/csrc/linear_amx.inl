@@ -79,30 +79,41 @@ inline void open_q8(const uint8_t* p, uint8_t* out) {
   }
 }
 
+// One row of blocks of eight-bit weights; see Fours.
+struct Eights {
+  Eights(const Matrix& w, int b) {
+    const size_t groups = static_cast<size_t>(w.groups()), first = static_cast<size_t>(b) * groups;
+    numbers = w.data + first * kBlock8;
+    factors = reinterpret_cast<const f16*>(w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8) + first * kRows;
+  }
+  const uint8_t* at(size_t g) const { return numbers + g * kBlock8; }
+  void open(size_t g, Floats& d, Floats&) const { d = load_f16(factors + g * kRows); }
+  void fetch(size_t g, size_t ahead) const {
+    for (int line = 0; line < kBlock8; line += 64) prefetch(at(g) + ahead + line);
+  }
+
+  const uint8_t* numbers;
+  const f16* factors;
+};
+
 // A row of blocks of weights, opened group by group as it goes.
 template <Weight KIND>
 class Passing {
  public:
-  Passing(const Matrix& w, int b, uint8_t*) {
-    const size_t groups = static_cast<size_t>(w.groups()), at = static_cast<size_t>(b) * groups;
-    p_ = w.data + at * kBlock;
-    d_ = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8 + at * kRows * sizeof(f16);  // q8
-  }
+  Passing(const Matrix& w, int b, uint8_t*) : from_(w, b) {}
   // The right factor of a group, to be asked for in order; it holds for the next three.
   const uint8_t* factor(int g) {
-    const uint8_t* p = p_ + static_cast<size_t>(g) * kBlock;
+    const size_t at = static_cast<size_t>(g);
     uint8_t* out = ring_[g % kRing];
-    for (int line = 0; line < kBlock; line += 64) prefetch(p + kAhead * kBlock4 + line);
-    KIND == Weight::q4 ? open_q4(p, out) : open_q8(p, out);
+    from_.fetch(at, kAhead * kBlock4);
+    is_four(KIND) ? open_q4(from_.at(at), out) : open_q8(from_.at(at), out);
     return out;
   }
-  Floats d(int g) const { return load_f16(KIND == Weight::q4 ? scales(g) : reinterpret_cast<const f16*>(d_) + static_cast<ptrdiff_t>(g) * kRows); }
-  Floats m(int g) const { return load_f16(scales(g) + kRows); }
+  void open(int g, Floats& d, Floats& m) const { from_.open(static_cast<size_t>(g), d, m); }
 
  private:
-  static constexpr int kRing = 4, kBlock = KIND == Weight::q4 ? kBlock4 : kBlock8;
-  const f16* scales(int g) const { return reinterpret_cast<const f16*>(p_ + static_cast<size_t>(g) * kBlock + 256); }
-  const uint8_t *p_, *d_;
+  static constexpr int kRing = 4;
+  std::conditional_t<is_four(KIND), Fours<KIND>, Eights> from_;
   alignas(64) uint8_t ring_[kRing][kOpened];
 };
 
@@ -114,13 +125,17 @@ class Shelf {
     Passing<KIND> from(w, b, nullptr);
     for (int g = 0; g < w.groups(); g++) {
       std::memcpy(memory + static_cast<size_t>(g) * kOpened, from.factor(g), kOpened);
-      store(scales_ + 2 * kRows * g, from.d(g));
-      if (KIND == Weight::q4) store(scales_ + 2 * kRows * g + kRows, from.m(g));
+      Floats d, m = splat(0.f);
+      from.open(g, d, m);
+      store(scales_ + 2 * kRows * g, d);
+      store(scales_ + 2 * kRows * g + kRows, m);
     }
   }
   const uint8_t* factor(int g) const { return tiles_ + static_cast<size_t>(g) * kOpened; }
-  Floats d(int g) const { return load(scales_ + 2 * kRows * g); }
-  Floats m(int g) const { return load(scales_ + 2 * kRows * g + kRows); }
+  void open(int g, Floats& d, Floats& m) const {
+    d = load(scales_ + 2 * kRows * g);
+    m = load(scales_ + 2 * kRows * g + kRows);
+  }
 
  private:
   const uint8_t* tiles_;
@@ -178,11 +193,12 @@ void some_rows(const Matrix& w, const Rows& x, const Out& out, Blocks& blocks, i
     const int now = g - kLate;
     if (now < 0) continue;
     const float *s = sums[now % kKept], *by = offset + static_cast<ptrdiff_t>(now) * high;
-    const Floats d = blocks.d(now), m = KIND == Weight::q4 ? blocks.m(now) : splat(0.f);
+    Floats d, m;
+    blocks.open(now, d, m);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       acc[r] = fma(load(s + kRows * r), d, acc[r]);
-      if constexpr (KIND == Weight::q4) acc[r] = fma(m, splat(by[r]), acc[r]);
+      if constexpr (is_four(KIND)) acc[r] = fma(m, splat(by[r]), acc[r]);
     }
   }
   put_rows<R>(w, out, b, t, rows, acc);

@@ -51,13 +51,13 @@ inline void split_groups(const Rows& rows, int t, const float* x, int first, int
   }
 }
 
-template <int MR, int NB, Fetch FETCH>
+template <Weight KIND, int MR, int NB, Fetch FETCH>
 inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
   const ptrdiff_t step = 2 * static_cast<ptrdiff_t>(w.k);
-  const uint8_t* p[NB];
-  for (int j = 0; j < NB; j++) p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock4;
-  const size_t own = NB * groups * kBlock4, ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
+  Fours<KIND> from[NB];
+  for (int j = 0; j < NB; j++) from[j] = Fours<KIND>(w, b + j);
+  const size_t own = NB * four_bytes(KIND, w.groups()), ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
   for (size_t g = 0; g < groups; g++) {
     const int8_t* q = x.q + t * step + static_cast<ptrdiff_t>(g) * 2 * kGroup;
     Ints high[MR][NB], low[MR][NB];  // sums of the digits
@@ -67,7 +67,7 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     for (int c = 0; c < 4; c++) {
       Ints first[NB], second[NB];  // weights of columns 4c and of columns 16+4c
       for (int j = 0; j < NB; j++) {
-        const Ints v = load_words(p[j] + 64 * c);
+        const Ints v = load_words(from[j].at(g) + 64 * c);
         first[j] = v & 0x0f0f0f0f;
         second[j] = (v >> 4) & 0x0f0f0f0f;
       }
@@ -84,11 +84,8 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     }
     Floats d[NB], m[NB];
     for (int j = 0; j < NB; j++) {
-      d[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 256));
-      m[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 288));
-      if (FETCH == Fetch::weights)
-        for (int line = 0; line < kBlock4; line += 64) prefetch(p[j] + ahead + line);
-      p[j] += kBlock4;
+      from[j].open(g, d[j], m[j]);
+      if (FETCH == Fetch::weights) from[j].fetch(g, ahead);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {

@@ -20,14 +20,14 @@ inline void split_groups(const Rows& rows, int t, const float* x, int first, int
   quantize_row(x, (last - first) * kGroup, rows.q + at * kGroup, rows.scale + 2 * at, rows.total + 2 * at, rows.offset + at);
 }
 
-template <int MR, int NB, Fetch FETCH>
+template <Weight KIND, int MR, int NB, Fetch FETCH>
 inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
-  const uint8_t* p[NB];
-  for (int j = 0; j < NB; j++) p[j] = w.data + static_cast<size_t>(b + j) * groups * kBlock4;
+  Fours<KIND> from[NB];
+  for (int j = 0; j < NB; j++) from[j] = Fours<KIND>(w, b + j);
   // Several rows of blocks: the same place in those that come next, if they fit beside these.
-  const size_t own = NB * groups * kBlock4, ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
-  Errand errand(FETCH == Fetch::errands ? x.errands : nullptr, groups, p[0]);
+  const size_t own = NB * four_bytes(KIND, w.groups()), ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
+  Errand errand(FETCH == Fetch::errands ? x.errands : nullptr, groups, from[0].at(0));
   for (size_t g = 0; g < groups; g++) {
     if (FETCH == Fetch::errands) errand.go();
     const int8_t* q = x.q + row0 * k + g * kGroup;
@@ -38,7 +38,7 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     for (int c = 0; c < 4; c++) {
       Ints low[NB], high[NB];
       for (int j = 0; j < NB; j++) {
-        const Ints v = load_words(p[j] + 64 * c);
+        const Ints v = load_words(from[j].at(g) + 64 * c);
         low[j] = v & 0x0f0f0f0f;
         high[j] = (v >> 4) & 0x0f0f0f0f;
       }
@@ -55,11 +55,8 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     }
     Floats d[NB], m[NB];
     for (int j = 0; j < NB; j++) {
-      d[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 256));
-      m[j] = load_f16(reinterpret_cast<const f16*>(p[j] + 288));
-      if (FETCH == Fetch::weights)
-        for (int line = 0; line < kBlock4; line += 64) prefetch(p[j] + ahead + line);
-      p[j] += kBlock4;
+      from[j].open(g, d[j], m[j]);
+      if (FETCH == Fetch::weights) from[j].fetch(g, ahead);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < MR; r++) {

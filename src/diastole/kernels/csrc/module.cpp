@@ -268,16 +268,18 @@ void expect_matrix(const In<T, 2>& a, const char* name, size_t n, size_t k) {
   if (a.shape(0) != n || a.shape(1) != k) fail(std::string(name) + " has the wrong shape");
 }
 
-Whole pack_q4_(In<uint8_t, 2> q, In<float, 2> d, In<float, 2> m) {
+Whole pack_q4_(const std::string& kind, In<uint8_t, 2> q, In<float, 2> d, In<float, 2> m) {
+  const Weight to = weight_kind(kind);
+  expect(to == Weight::q4 || to == Weight::q4s, "kind must be q4 or q4s");
   q.named("q");
   const size_t n = q.shape(0), k = q.shape(1);
   expect(k % kGroup == 0, "q: columns must be a multiple of 32 for integer formats");
   expect_matrix(q, "q", n, k);
   expect_matrix(d, "d", n, k / kGroup);
   expect_matrix(m, "m", n, k / kGroup);
-  Whole out = alloc(packed_bytes(Weight::q4, static_cast<int>(n), static_cast<int>(k)));
+  Whole out = alloc(packed_bytes(to, static_cast<int>(n), static_cast<int>(k)));
   const int rows = static_cast<int>(n), columns = static_cast<int>(k);
-  expect(unlocked([&] { return pack_q4(q.data(), d.data(), m.data(), rows, columns, out.data()); }),
+  expect(unlocked([&] { return pack_q4(to, q.data(), d.data(), m.data(), rows, columns, out.data()); }),
          "q must hold 0..15, and d and m must be finite and below 65520");
   return out;
 }

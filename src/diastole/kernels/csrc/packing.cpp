@@ -40,7 +40,8 @@ uint16_t to_bf16(float x) {
 size_t packed_bytes(Weight kind, int n, int k) {
   const size_t rows = static_cast<size_t>(ceil_div(n, kRows)) * kRows;
   switch (kind) {
-    case Weight::q4: return rows / kRows * (k / kGroup) * 320;
+    case Weight::q4:
+    case Weight::q4s: return rows / kRows * four_bytes(kind, k / kGroup);
     case Weight::q8: return rows / kRows * (k / kGroup) * (512 + 32);
     case Weight::bf16: return rows * k * 2;
     case Weight::f32: return rows * k * 4;
@@ -48,13 +49,17 @@ size_t packed_bytes(Weight kind, int n, int k) {
   return 0;
 }
 
-bool pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out) {
+bool pack_q4(Weight kind, const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out) {
   const int groups = k / kGroup;
+  const bool own = kind == Weight::q4;  // factors follow their block's numbers
+  const size_t step = own ? kBlock4 : kNibbles, bytes = four_bytes(kind, groups);
   std::atomic<bool> fits{true};
   Pool::get().each(ceil_div(n, kRows), [&](int b) {
+    uint8_t* blocks = out + static_cast<size_t>(b) * bytes;
+    std::memset(blocks, 0, bytes);
     for (int g = 0; g < groups; g++) {
-      uint8_t* p = out + (static_cast<size_t>(b) * groups + g) * 320;
-      std::memset(p, 0, 320);
+      uint8_t* p = blocks + static_cast<size_t>(g) * step;
+      uint8_t* factors = own ? p + kNibbles : blocks + static_cast<size_t>(groups) * kNibbles + g * 2 * kRows;
       for (int r = 0; r < kRows && b * kRows + r < n; r++) {
         const size_t row = static_cast<size_t>(b) * kRows + r;
         const uint8_t* s = q + row * k + g * kGroup;
@@ -65,8 +70,8 @@ bool pack_q4(const uint8_t* q, const float* d, const float* m, int n, int k, uin
         }
         const uint16_t dh = to_f16(d[row * groups + g]), mh = to_f16(m[row * groups + g]);
         if (any > 15 || !finite(dh) || !finite(mh)) fits.store(false, std::memory_order_relaxed);
-        std::memcpy(p + 256 + 2 * r, &dh, 2);
-        std::memcpy(p + 288 + 2 * r, &mh, 2);
+        std::memcpy(factors + 2 * r, &dh, 2);
+        if (own) std::memcpy(factors + 2 * (kRows + r), &mh, 2);
       }
     }
   });

@@ -41,7 +41,7 @@ double peak(Weight kind, int64_t rounds) {
   const Floats one = floats[1];
   const int32_t pair = seed * 0x3f80;
   double each = 16;
-  if (kind == Weight::q8 || kind == Weight::q4) {
+  if (kind == Weight::q8 || is_four(kind)) {
     sink = burn(rounds, ints, [&](Ints acc) { return dot4_small(acc, bytes, pair); });
     each = 64;
   } else if (kind == Weight::bf16) {

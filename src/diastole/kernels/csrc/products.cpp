@@ -107,7 +107,7 @@ Rows Activations::open(Weight kind, int t, int k) {
   Rows rows{t, k, nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr, errands_};
   const size_t n = static_cast<size_t>(t + kTogether) * k, groups = n / kGroup;  // kernels may read whole sixteens
   if (kind != Weight::f32) rows.h = h_.get(n);
-  if (kind == Weight::q8 || kind == Weight::q4) {
+  if (form_of(kind) == Weight::q8) {
     rows.q = q_.get(2 * n);
     rows.scale = scale_.get(2 * groups);
     rows.offset = offset_.get(groups);

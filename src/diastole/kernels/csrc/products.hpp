@@ -13,7 +13,7 @@ struct Half {
 };
 
 // Matrices of these kinds multiply the same form.
-inline Weight form_of(Weight kind) { return kind == Weight::q4 ? Weight::q8 : kind; }
+inline Weight form_of(Weight kind) { return kind == Weight::f32 || kind == Weight::bf16 ? kind : Weight::q8; }
 
 // Room for one set of prepared rows; those that a call returns are good until the next call.
 class Activations {
