@@ -28,17 +28,18 @@ constexpr int kBlock4 = 320, kBlock8 = 512;  // bytes of a block of 16 rows x 32
 constexpr int kNibbles = 256;                // and of its numbers of four bits
 constexpr float kUnseen = -1e30f;            // the score of nothing
 
-inline size_t four_bytes(Weight kind, int groups) {  // of sixteen rows
-  const size_t g = static_cast<size_t>(groups);
-  if (kind == Weight::q4) return g * kBlock4;
-  return (g * (kNibbles + 2 * kRows) + 63) / 64 * 64;
+inline size_t factor_bytes(Weight kind, int groups) {  // of sixteen rows, before their numbers
+  return kind == Weight::q4 ? 0 : static_cast<size_t>(groups * 2 * kRows + 63) / 64 * 64;
+}
+inline size_t four_bytes(Weight kind, int groups) {  // of sixteen rows, in all
+  return factor_bytes(kind, groups) + static_cast<size_t>(groups) * (kind == Weight::q4 ? kBlock4 : kNibbles);
 }
 
 // A packed matrix of n x k; n is padded to whole blocks of 16 rows.
 //
 //   q4    block = 16 rows x 32 columns, 320 bytes: nibbles[4][16 rows][4] | d f16[16] | m f16[16]
 //         byte [j][r][i] holds column 4j+i in its low and column 16+4j+i in its high half; a weight is d q + m
-//   q4s   m is -8 d: per row of blocks nibbles of all blocks | d f16[16] of each, up to whole lines
+//   q4s   a weight is d (q - 8): per row of blocks d f16[16] of each, up to whole lines | nibbles of each
 //   q8    blocks of 512 bytes s8[8][16 rows][4], and behind all of them d f16[16] per block
 //   bf16  per block of rows: pairs of columns, [k/2][16 rows][2]
 //   f32   per block of rows: [k][16 rows]

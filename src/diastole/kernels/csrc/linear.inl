@@ -222,14 +222,14 @@ void embed_fours(const Matrix& w, int id, float* out) {
   const size_t r = static_cast<size_t>(id % kRows), groups = static_cast<size_t>(w.groups());
   float by[kRows], plus[kRows];
   for (size_t g = 0; g < groups; g++, out += kGroup) {
-    Floats d, m;
+    Floats d, m = splat(0.f);
     from.open(g, d, m);
     store(by, d);
     store(plus, m);
     for (size_t i = 0; i < 16; i++) {
       const uint8_t both = from.at(g)[(i / 4) * 64 + r * 4 + i % 4];
-      out[i] = by[r] * static_cast<float>(both & 15) + plus[r];
-      out[16 + i] = by[r] * static_cast<float>(both >> 4) + plus[r];
+      out[i] = by[r] * static_cast<float>((both & 15) - kZero<KIND>) + plus[r];
+      out[16 + i] = by[r] * static_cast<float>((both >> 4) - kZero<KIND>) + plus[r];
     }
   }
 }

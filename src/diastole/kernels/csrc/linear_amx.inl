@@ -13,8 +13,11 @@ constexpr int kOpened = kTileRows * kTileBytes;  // bytes of a right factor: pai
 alignas(64) constexpr uint16_t kOrder[kGroup] = {0, 2,  16, 18, 1, 3,  17, 19, 4,  6,  20, 22, 5,  7,  21, 23,
                                                  8, 10, 24, 26, 9, 11, 25, 27, 12, 14, 28, 30, 13, 15, 29, 31};
 
-// 0..15 in bf16, twice, for a choice among 32.
-alignas(64) constexpr uint16_t kNibbles[32] = {0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
+// 0..15 and -8..7 in bf16, twice, for a choice among 32.
+alignas(64) constexpr uint16_t kFromMiddle[32] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
+                                                  0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
+                                                  0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+alignas(64) constexpr uint16_t kFromZero[32] = {0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
                                                0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
                                                0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
 
@@ -54,8 +57,9 @@ inline void lay_groups(Weight kind, const Rows& rows, int t, const float* x, int
 
 // ---- integers as right factors
 
+template <Weight KIND>
 inline void open_q4(const uint8_t* p, uint8_t* out) {
-  const __m512i numbers = _mm512_load_si512(kNibbles);
+  const __m512i numbers = _mm512_load_si512(KIND == Weight::q4s ? kFromMiddle : kFromZero);
 #pragma GCC unroll 4
   for (int c = 0; c < 4; c++) {
     const __m512i v = (__m512i)load_words(p + 64 * c);
@@ -106,7 +110,7 @@ class Passing {
     const size_t at = static_cast<size_t>(g);
     uint8_t* out = ring_[g % kRing];
     from_.fetch(at, kAhead * kBlock4);
-    is_four(KIND) ? open_q4(from_.at(at), out) : open_q8(from_.at(at), out);
+    is_four(KIND) ? open_q4<KIND>(from_.at(at), out) : open_q8(from_.at(at), out);
     return out;
   }
   void open(int g, Floats& d, Floats& m) const { from_.open(static_cast<size_t>(g), d, m); }
@@ -198,7 +202,7 @@ void some_rows(const Matrix& w, const Rows& x, const Out& out, Blocks& blocks, i
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       acc[r] = fma(load(s + kRows * r), d, acc[r]);
-      if constexpr (is_four(KIND)) acc[r] = fma(m, splat(by[r]), acc[r]);
+      if constexpr (KIND == Weight::q4) acc[r] = fma(m, splat(by[r]), acc[r]);
     }
   }
   put_rows<R>(w, out, b, t, rows, acc);

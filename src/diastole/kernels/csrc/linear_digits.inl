@@ -61,8 +61,10 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
   for (size_t g = 0; g < groups; g++) {
     const int8_t* q = x.q + t * step + static_cast<ptrdiff_t>(g) * 2 * kGroup;
     Ints high[MR][NB], low[MR][NB];  // sums of the digits
-    for (int r = 0; r < MR; r++)
-      for (int j = 0; j < NB; j++) high[r][j] = low[r][j] = splat(0);
+    for (int r = 0; r < MR; r++) {
+      const int32_t* total = x.total + ((row0 + r) * groups + g) * 2;
+      for (int j = 0; j < NB; j++) high[r][j] = splat(-kZero<KIND> * total[0]), low[r][j] = splat(-kZero<KIND> * total[1]);
+    }
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
       Ints first[NB], second[NB];  // weights of columns 4c and of columns 16+4c
@@ -92,8 +94,10 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
       const size_t at = (row0 + r) * groups + g;
       const Floats scale = splat(x.scale[at]), offset = splat(x.offset[at]);
 #pragma GCC unroll 2
-      for (int j = 0; j < NB; j++)
-        acc[r][j] = fma(m[j], offset, fma(to_float((high[r][j] << kDigitBits) + low[r][j]) * scale, d[j], acc[r][j]));
+      for (int j = 0; j < NB; j++) {
+        acc[r][j] = fma(to_float((high[r][j] << kDigitBits) + low[r][j]) * scale, d[j], acc[r][j]);
+        if (KIND == Weight::q4) acc[r][j] = fma(m[j], offset, acc[r][j]);
+      }
     }
   }
 }

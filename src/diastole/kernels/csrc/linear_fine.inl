@@ -32,8 +32,10 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
     if (FETCH == Fetch::errands) errand.go();
     const int8_t* q = x.q + row0 * k + g * kGroup;
     Ints s[MR][NB], u[MR][NB];  // sums of the first and of the second half of the group
-    for (int r = 0; r < MR; r++)
-      for (int j = 0; j < NB; j++) s[r][j] = u[r][j] = splat(0);
+    for (int r = 0; r < MR; r++) {
+      const int32_t* total = x.total + ((row0 + r) * groups + g) * 2;
+      for (int j = 0; j < NB; j++) s[r][j] = splat(-kZero<KIND> * total[0]), u[r][j] = splat(-kZero<KIND> * total[1]);
+    }
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
       Ints low[NB], high[NB];
@@ -65,7 +67,8 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
 #pragma GCC unroll 2
       for (int j = 0; j < NB; j++) {
         const Floats both = fma(to_float(u[r][j]), second, to_float(s[r][j]) * first);
-        acc[r][j] = fma(m[j], offset, fma(both, d[j], acc[r][j]));
+        acc[r][j] = fma(both, d[j], acc[r][j]);
+        if (KIND == Weight::q4) acc[r][j] = fma(m[j], offset, acc[r][j]);
       }
     }
   }

@@ -58,8 +58,8 @@ bool pack_q4(Weight kind, const uint8_t* q, const float* d, const float* m, int 
     uint8_t* blocks = out + static_cast<size_t>(b) * bytes;
     std::memset(blocks, 0, bytes);
     for (int g = 0; g < groups; g++) {
-      uint8_t* p = blocks + static_cast<size_t>(g) * step;
-      uint8_t* factors = own ? p + kNibbles : blocks + static_cast<size_t>(groups) * kNibbles + g * 2 * kRows;
+      uint8_t* p = blocks + factor_bytes(kind, groups) + static_cast<size_t>(g) * step;
+      uint8_t* factors = own ? p + kNibbles : blocks + g * 2 * kRows;
       for (int r = 0; r < kRows && b * kRows + r < n; r++) {
         const size_t row = static_cast<size_t>(b) * kRows + r;
         const uint8_t* s = q + row * k + g * kGroup;
