@@ -257,14 +257,16 @@ class ByPages final : public Stored {
   using Asks = std::vector<In<int32_t, 1>>;    // (kv heads,): 0 where a head chooses nothing, else 1 + its place in bounds
 
   ByPages(Caches caches, const std::string& fmt, int heads, int dim, float scale, Caches bounds, int tokens, Asks asks)
-      : Stored(std::move(caches), fmt, heads, dim, scale), bounds_(std::move(bounds)), tokens_(tokens), asks_(std::move(asks)) {
+      : Stored(std::move(caches), fmt, heads, dim, scale), bounds_(std::move(bounds)), tokens_(tokens), asks_(std::move(asks)), together_(true) {
+    const size_t each = static_cast<size_t>(kv_heads_);
+    for (size_t i = 0; i < caches_.size() * each; i++) add(i % each, each, pages(), 0);
     open_bounds();
   }
   // Where heads have pages of their own: caches (pages of all heads, 1, bytes); lanes of each layer (kv heads, 4): the first
   // of a head's pages, from there to its next, how many it has, and which of a batch's lists of rows is written to it.
   ByPages(Caches caches, const std::string& fmt, int heads, int dim, float scale, Caches bounds, int tokens, Asks asks,
           const std::vector<In<int64_t, 2>>& lanes)
-      : Stored(std::move(caches), fmt, 1, dim, scale), bounds_(std::move(bounds)), tokens_(tokens), asks_(std::move(asks)) {
+      : Stored(std::move(caches), fmt, 1, dim, scale), bounds_(std::move(bounds)), tokens_(tokens), asks_(std::move(asks)), together_(false) {
     expect(kv_heads_ == 1 && lanes.size() == caches_.size(), "lanes: there must be one for each layer, whose pages have one head");
     const size_t each = lanes[0].shape(0);
     expect(each > 0 && heads > 0 && heads % each == 0 && heads / each <= kTile, "heads do not fit the lanes");
@@ -277,9 +279,7 @@ class ByPages final : public Stored {
         const int64_t *lane = lanes[l].data() + 4 * g, first = lane[0], step = lane[1], count = lane[2];
         expect(first >= 0 && step > 0 && count > 0 && first < cells && count - 1 <= (cells - 1 - first) / step, "lanes: one reaches beyond the pages");
         expect(lane[3] == 0 || lane[3] == 1, "lanes: there are two lists of rows");
-        lanes_.push_back({static_cast<size_t>(first), static_cast<size_t>(step)});
-        limits_.push_back(static_cast<size_t>(count));
-        lists_.push_back(static_cast<size_t>(lane[3]));
+        add(static_cast<size_t>(first), static_cast<size_t>(step), static_cast<size_t>(count), static_cast<size_t>(lane[3]));
       }
     }
     open_bounds();
@@ -292,14 +292,14 @@ class ByPages final : public Stored {
     const size_t layers = caches_.size(), count = rows.shape(1);
     expect(tables.size() == layers && hi.size() == layers, "tables and hi: there must be one for each layer");
     expect_whole(rows, "rows");
-    expect(rows.shape(0) == (lanes_.empty() ? 1u : 2u), "rows must be one list, or two where heads have pages of their own");
+    expect(rows.shape(0) == (together_ ? 1u : 2u), "rows must be one list, or two where heads have pages of their own");
     seen_.clear();
     for (size_t l = 0; l < layers; l++) {
       expect(tables[l].ndim() == 3 && hi[l].ndim() == 2, "heads must look at pages of their own");
       std::vector<size_t> most(static_cast<size_t>(kv_heads_));
       for (int g = 0; g < kv_heads_; g++) {
-        const size_t limit = most[static_cast<size_t>(g)] = pages_of(l, g);
-        const int64_t* own = rows.data() + list_of(l, g) * count;
+        const size_t limit = most[static_cast<size_t>(g)] = limits_[at(l, g)];
+        const int64_t* own = rows.data() + lists_[at(l, g)] * count;
         for (size_t i = 0; i < count; i++) expect(own[i] >= 0 && static_cast<size_t>(own[i] / kPage) < limit, "rows: one is outside the pages");
       }
       seen_.push_back(open_batch(count, most, tables[l], starts, lo, hi[l]));
@@ -336,7 +336,7 @@ class ByPages final : public Stored {
     for (size_t i = 0; i < closed_.size(); i++) close(isa, layer, closed_.data()[i]);
     if (!places_.empty()) pick(isa, layer, qkv);
     Look own = look(layer, qkv);
-    own.lanes = lanes(layer);
+    own.lanes = lanes_.data() + at(layer, 0);
     own.lo = lo_.data(), own.hi = hi_[layer].data();
     own.table_step = seen_[layer].table_step, own.row_step = seen_[layer].row_step, own.head_step = seen_[layer].head_step;
     attend(isa, own, seen_[layer].streams, tables_[layer].data(), seen_[layer].stride, seen, nullptr);
@@ -345,12 +345,11 @@ class ByPages final : public Stored {
  private:
   size_t per() const { return static_cast<size_t>(kPage / tokens_); }
   size_t at(size_t layer, int g) const { return layer * static_cast<size_t>(kv_heads_) + static_cast<size_t>(g); }
-  const Lane* lanes(size_t layer) const { return lanes_.empty() ? nullptr : lanes_.data() + at(layer, 0); }
-  size_t list_of(size_t layer, int g) const { return lists_.empty() ? 0 : lists_[at(layer, g)]; }
-  size_t pages_of(size_t layer, int g) const { return limits_.empty() ? pages() : limits_[at(layer, g)]; }
-  uint8_t* page(size_t layer, size_t id, int g) {
-    const size_t cell = lanes_.empty() ? id * static_cast<size_t>(kv_heads_) + static_cast<size_t>(g) : lanes_[at(layer, g)].cell(id);
-    return caches_[layer].data() + cell * caches_[layer].shape(2);
+  uint8_t* page(size_t layer, size_t id, int g) { return caches_[layer].data() + lanes_[at(layer, g)].cell(id) * caches_[layer].shape(2); }
+  void add(size_t first, size_t step, size_t count, size_t list) {
+    lanes_.push_back({first, step});
+    limits_.push_back(count);
+    lists_.push_back(list);
   }
 
   void open_bounds() {
@@ -366,20 +365,20 @@ class ByPages final : public Stored {
       for (int g = 0; g < kv_heads_; g++) {
         const int32_t ask = asks_[l].data()[g];
         expect(ask >= 0 && ask <= static_cast<int64_t>(own.shape(1)), "asks: a head has no place in the bounds");
-        expect(ask == 0 || pages_of(l, g) >= own.shape(0), "bounds: there are more than a head that chooses has pages");
+        expect(ask == 0 || limits_[at(l, g)] >= own.shape(0), "bounds: there are more than a head that chooses has pages");
       }
     }
   }
 
   void write(const Kernels& isa, size_t layer, const float* qkv) {
-    if (lanes_.empty()) {
+    if (together_) {
       const Pages to{caches_[layer].data(), kind_, kv_heads_, dim_, caches_[layer].shape(2)};
       return kv_write(isa, to, lists_of_.data(), static_cast<int>(count_), keys(qkv), width(), keys(qkv) + kv_heads_ * dim_, width());
     }
     const Pages to{caches_[layer].data(), kind_, 1, dim_, caches_[layer].shape(2)};
     cells_.resize(count_);
     for (int g = 0; g < kv_heads_; g++) {
-      const int64_t* rows = lists_of_.data() + list_of(layer, g) * count_;
+      const int64_t* rows = lists_of_.data() + lists_[at(layer, g)] * count_;
       const Lane& lane = lanes_[at(layer, g)];
       for (size_t i = 0; i < count_; i++)
         cells_[i] = static_cast<int64_t>(lane.cell(static_cast<size_t>(rows[i] / kPage))) * kPage + rows[i] % kPage;
@@ -432,7 +431,8 @@ class ByPages final : public Stored {
   Caches bounds_;
   int tokens_;
   Asks asks_;
-  // layer by layer, of all heads: nothing where those of a page lie side by side
+  const bool together_;  // a page's heads lie side by side, and there is one list of rows
+  // layer by layer, of all heads
   std::vector<Lane> lanes_;
   std::vector<size_t> lists_, limits_;
   // of a batch
