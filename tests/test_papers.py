@@ -74,12 +74,18 @@ def test_a_row_gets_as_far_as_its_files(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "reproduce" / "made_up.py").touch()
 
     kept = results / "made-up.json"
-    rows = [{"holds": True}, {"holds": False}, {"holds": True, "stands_in_for": "size"}]
+    rows = [
+        {"what": "size", "holds": False},
+        {"what": "bytes", "holds": True, "stands_in_for": "size"},
+        {"what": "loss", "holds": False},
+        {"what": "gain", "holds": False, "stands_in_for": "loss"},
+        {"what": "speed", "holds": True},
+    ]
     found = {"holds": True, "mode": "full", "headline": {"what": "speed", "shown": "1.7x"}, "rows": rows}
     kept.write_text(json.dumps(found))
-    assert status() == ("holds", "1.7x speed", "1 of 2")
+    assert status() == ("holds", "1.7x speed", "2 of 3")
     kept.write_text(json.dumps({**found, "holds": False, "mode": "quick"}))
-    assert status() == ("does not hold", "1.7x speed (quick)", "1 of 2")
+    assert status() == ("does not hold", "1.7x speed (quick)", "2 of 3")
     for damaged in ("", "[]", "{}", "[" * 100_000, '{"holds": true, "mode": "full", "headline": null}'):
         kept.write_text(damaged)
         assert status().status == "unreadable result"

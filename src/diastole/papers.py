@@ -52,7 +52,7 @@ class Standing(NamedTuple):
 
     status: Literal["not built", "built", "not measured", "holds", "does not hold", "unreadable result"]
     figure: str = ""  # what was measured last, in words
-    held: str = ""  # how many of its inequalities do: "7 of 8"
+    held: str = ""  # how many of its inequalities do, by themselves or by what stands in for them: "7 of 8"
 
 
 def _exists(file: str) -> bool:
@@ -111,9 +111,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _judged(found: dict[str, Any]) -> Standing:
     headline = found["headline"]
     figure = f"{headline['shown']} {headline['what']}" + (" (quick)" if found["mode"] == "quick" else "")
-    mains = [row["holds"] is True for row in found["rows"] if "stands_in_for" not in row]
-    held = f"{sum(mains)} of {len(mains)}"
-    return Standing("holds" if found["holds"] is True else "does not hold", figure, held)
+    stood = {row["stands_in_for"] for row in found["rows"] if "stands_in_for" in row and row["holds"] is True}
+    mains = [row["holds"] is True or row["what"] in stood for row in found["rows"] if "stands_in_for" not in row]
+    return Standing("holds" if found["holds"] is True else "does not hold", figure, f"{sum(mains)} of {len(mains)}")
 
 
 def named(names: Sequence[str]) -> list[Paper]:
