@@ -8,7 +8,7 @@ from pathlib import Path
 from diastole.assets import resolve
 from diastole.assets.cache import root
 from diastole.bench import shapes
-from diastole.bench.field import WITH, Entry
+from diastole.bench.field import SAME_FILE, WITH, Entry
 from diastole.bench.llama import FORMATS, requantised
 from diastole.bench.task import Task
 from diastole.types import UserError
@@ -77,7 +77,8 @@ def field(
     tell: Callable[[str], None],
 ) -> list[Entry]:
     """Everybody: Diastole on these kernels, as it comes, with int8 keys and values, with bf16 weights as transformers
-    has them, and with each of the techniques ``use``, several joined by "+"; llama.cpp in these formats; transformers.
+    has them, with the file that llama.cpp makes in q4_0, and with each of the techniques ``use``, several joined by
+    "+"; llama.cpp in these formats; transformers.
 
     Raises:
         UserError: a peer is unknown or not installed.
@@ -101,6 +102,7 @@ def field(
                 if fmt == "q4_0":
                     options = (("flash", 1), ("cache", "q8_0"))
                     entries.append(Entry("llama.cpp q4_0 q8_0 kv", "llama.cpp", file, options))
+                    entries.append(Entry(SAME_FILE, "diastole", file, (own,)))
         elif peer == "transformers":
             entries.append(Entry("transformers bf16", "transformers", model))
         else:

@@ -43,11 +43,14 @@ ONLY_LONG = frozenset(
 )
 WITH = "diastole with "  # and a technique: begins the names of such entries
 ONLY_PREFILL = frozenset({"diastole bf16 weights"})
+SAME_FILE = f"{WITH}llama.cpp's q4_0 file"
 
 
 def suits(entry: Entry, task: Task) -> bool:
-    """Whether an entry is worth its time in a task: options that only matter for long contexts, or only where weights
-    are used many times, stay out of others."""
+    """Whether an entry is worth its time in a task: options that only matter for long contexts or only for short ones,
+    or only where weights are used many times, stay out of others."""
     if entry.name in ONLY_PREFILL:
         return task.steps == 0
+    if entry.name == SAME_FILE:
+        return task.prompt < LONG
     return task.prompt >= LONG or not (entry.name in ONLY_LONG or entry.name.startswith(WITH))
