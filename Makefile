@@ -9,7 +9,7 @@ PORT ?= 8000
 SOAK_SECONDS ?= 600
 FUZZ_REQUESTS ?= 20000
 
-.PHONY: run test soak fuzz install lint types imports size check format docs clean help
+.PHONY: run test soak fuzz tiles install lint types imports size check format docs clean help
 
 run: install  ## serve the embedded model on port $(PORT)
 	@$(BIN)/diastole serve --port $(PORT)
@@ -23,6 +23,12 @@ soak: install  ## ten minutes of overload, and whether anything was lost or leak
 
 fuzz: install  ## malformed requests by the thousand, and whether any broke something (FUZZ_REQUESTS=2000 for fewer)
 	@FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python tools/fuzz.py
+
+tiles: install  ## kernels for tile registers (AMX), tested on a processor with AVX-512 BF16 that has none
+	@$(BIN)/cmake -S . -B build/tiles -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -DCMAKE_BUILD_TYPE=Release -DDIASTOLE_EMULATED_TILES=ON > /dev/null
+	@$(BIN)/cmake --build build/tiles > /dev/null
+	@DIASTOLE_NATIVE="$$(ls build/tiles/_native*.so)" $(BIN)/python -m pytest tests/kernels -k amx -n 2
 
 install: $(STAMPS)/package $(STAMPS)/model  ## the set-up alone
 	@:

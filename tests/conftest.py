@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ import pytest
 from diastole.kernels.table import compiled
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+if built := os.environ.get("DIASTOLE_NATIVE"):  # other operators than those that are installed: see `make tiles`
+    spec = spec_from_file_location("diastole.kernels._native", built)
+    assert spec is not None and spec.loader is not None
+    sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -34,7 +34,9 @@ bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf1
 
 // Tile registers: the processor must have them, and the system must keep them for this process, which has to ask.
 bool has_amx() {
-#if defined(__linux__)
+#if defined(DIASTOLE_EMULATED_TILES)
+  return has_avx512bf16();
+#elif defined(__linux__)
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kWanted = kBf16 | kTile | kInt8;
   constexpr int kAskForState = 0x1023, kTileData = 18;
   static const bool granted = [] {

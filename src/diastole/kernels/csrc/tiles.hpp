@@ -7,8 +7,13 @@
 #include <cstdint>
 
 namespace {
-
 constexpr int kTileRows = 16, kTileBytes = 64;
+}  // namespace
+
+#if defined(DIASTOLE_EMULATED_TILES)
+#include "tiles_emulated.hpp"
+#else
+namespace {
 
 // Rows and bytes per row of each tile register while this lives; the registers are given back at its end, for a
 // thread that holds some costs more to switch.
@@ -45,6 +50,11 @@ template <int C, int A, int B>
 inline void tile_dot_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B) : "memory");
 }
+
+}  // namespace
+#endif
+
+namespace {
 
 // A number that lambdas can take as an argument and templates still know.
 template <int N>
