@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 if built := os.environ.get("DIASTOLE_NATIVE"):  # other operators than those that are installed: see `make tiles`
     spec = spec_from_file_location("diastole.kernels._native", built)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[spec.name])
 

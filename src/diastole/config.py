@@ -96,7 +96,9 @@ class ServiceConfig:
     name: str = knob("", "what requests call it; empty: the key in the file, or the model's name")
     aliases: tuple[str, ...] = knob((), "other names it answers to")
     weights: str = knob(
-        "auto", "format in memory; auto: as exact as the file", choices=("auto", "f32", "bf16", "q8", "q4")
+        "auto",
+        "format in memory; auto: as exact as the file; compact: four-bit weights in 4.6 bits instead of 5",
+        choices=("auto", "compact", "f32", "bf16", "q8", "q4"),
     )
     kv: str = knob(
         "auto",

@@ -12,7 +12,7 @@ from diastole.kernels.table import Native, Ops, Packed, compiled, load
 from diastole.types import Array
 
 PAGE = 64
-FORMATS = ("f32", "bf16", "q8", "q4", "q4s")
+FORMATS = ("f32", "bf16", "q8", "q4", "q4s", "q4b")
 KV_FORMATS = ("f32", "bf16", "int8")
 ISAS = tuple(compiled().isas()) if compiled() else ()
 REF = TorchOps()
@@ -64,6 +64,14 @@ def weights(fmt: str, n: int, k: int, seed: int = 0) -> Weights:
     q4 = rng.integers(0, 16, (n, k)).astype(np.uint8)
     if fmt == "q4s":
         return Weights(fmt, (q4, d, -8 * d), wide * (q4.astype(np.float32) - 8))
+    if fmt == "q4b":
+        both = rng.integers(0, 256, (n, k // 16)).astype(np.uint8)
+        scales = (
+            np.stack([rng.uniform(0.001, 0.02, n), rng.uniform(-200, -50, n)], 1).astype(np.float16).astype(np.float32)
+        )
+        a, b = both.reshape(n, -1, 2).astype(np.float32).transpose(2, 0, 1).repeat(32, axis=2)
+        s, z = (x[:, None] for x in scales.T)
+        return Weights(fmt, (q4, both, scales), s / 255 * (a * (q4.astype(np.float32) - 8) + 4 * (b + z)))
     m = rng.uniform(-0.2, 0.0, (n, k // 32)).astype(np.float32)
     return Weights(fmt, (q4, d, m), wide * q4 + m.astype(np.float16).astype(np.float32).repeat(32, axis=1))
 

@@ -41,6 +41,11 @@ def call(name: str, **changed: Any) -> Callable[[], None]:
                 "silu": True,
             },
             "pack_q4": {"q": zeros(16, 64, dtype=np.uint8), "d": zeros(16, 2), "m": zeros(16, 2)},
+            "pack_q4b": {
+                "q": zeros(16, 64, dtype=np.uint8),
+                "both": zeros(16, 4, dtype=np.uint8),
+                "scales": zeros(16, 2),
+            },
             "pack_q8": {"q": zeros(16, 64, dtype=np.int8), "d": zeros(16, 2)},
             "kv_write": {
                 "buf": zeros(2, 2, ops.kv_page_bytes("bf16", 32), dtype=np.uint8),
@@ -76,7 +81,20 @@ def with_length(n: int, k: int) -> Any:
 
 @pytest.mark.parametrize(
     "name",
-    ["linear", "embed", "rmsnorm", "rope", "gated", "groupnorm", "pack_q4", "pack_q8", "kv_write", "kv_read", "attend"],
+    [
+        "linear",
+        "embed",
+        "rmsnorm",
+        "rope",
+        "gated",
+        "groupnorm",
+        "pack_q4",
+        "pack_q4b",
+        "pack_q8",
+        "kv_write",
+        "kv_read",
+        "attend",
+    ],
 )
 def test_the_right_arguments_are_right(name: str) -> None:
     call(name)()
@@ -123,6 +141,10 @@ def test_the_right_arguments_are_right(name: str) -> None:
         ("pack_q4", {"q": zeros(16, 40, dtype=np.uint8)}, "multiple of 32"),
         ("pack_q4", {"m": zeros(16, 3)}, "m has the wrong shape"),
         ("pack_q4", {"d": np.full((16, 2), np.nan, F32)}, "finite"),
+        ("pack_q4b", {"q": np.full((16, 64), 16, np.uint8)}, "q must hold 0..15"),
+        ("pack_q4b", {"both": zeros(16, 2, dtype=np.uint8)}, "both has the wrong shape"),
+        ("pack_q4b", {"scales": zeros(16, 3)}, "scales has the wrong shape"),
+        ("pack_q4b", {"scales": np.full((16, 2), np.inf, F32)}, "finite"),
         ("pack_q8", {"d": np.full((16, 2), 7e4, F32)}, "d must be finite"),
         ("pack_q8", {"q": zeros(0, 64, dtype=np.int8), "d": zeros(0, 2)}, "must not be empty"),
         ("kv_write", {"rows": np.array([0, 1, 2 * PAGE], I64)}, "rows: a row is outside"),

@@ -244,7 +244,7 @@ def test_who_finds_no_room_goes_on_without() -> None:
     [
         ("k=0", "k must be between 1 and 64"),
         ("p_min=1", "p_min must be at least 0 and below 1"),
-        ("weights=q3", "weights must be auto, f32, bf16, q8 or q4"),
+        ("weights=q3", "weights must be auto, compact, f32, bf16, q8 or q4"),
         ("room=0", "room must be at least 1 MiB"),
     ],
 )

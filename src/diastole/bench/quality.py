@@ -41,7 +41,7 @@ class Setting:
 
 
 REFERENCE = Setting("f32", "f32")
-SETTINGS = (Setting("auto", "bf16"), Setting("auto", "int8"))
+SETTINGS = (Setting("auto", "bf16"), Setting("auto", "int8"), Setting("compact", "bf16"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,7 +272,7 @@ def quality(
     for j in found:
         own = j.setting == judges.REFERENCE
         print(
-            f"weights {j.setting.weights:5s} kv {j.setting.kv:5s} perplexity {j.perplexity:8.4f}"
+            f"weights {j.setting.weights:7s} kv {j.setting.kv:5s} perplexity {j.perplexity:8.4f}"
             + (
                 ""
                 if own

@@ -39,6 +39,12 @@ class TorchOps(PickingTwins, LineTwins, CodeTwins):
         groups = q.reshape(len(q), -1, 32).astype(np.float32)
         return _keep("q4", (_f16(d)[..., None] * groups + _f16(m)[..., None]).reshape(q.shape))
 
+    def pack_q4b(self, q: Array, both: Array, scales: Array) -> Packed:
+        s, z = (_f16(x)[:, None, None] for x in scales.T)
+        a, b = both.reshape(len(q), -1, 2, 1).astype(np.float32).transpose(2, 0, 1, 3)
+        groups = q.reshape(len(q), -1, 32).astype(np.float32)
+        return _keep("q4b", (s / 255 * (a * (groups - 8) + 4 * (b + z))).reshape(q.shape))
+
     def pack_q8(self, q: Array, d: Array) -> Packed:
         groups = q.reshape(len(q), -1, 32).astype(np.float32)
         return _keep("q8", (_f16(d)[..., None] * groups).reshape(q.shape))

@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from diastole.kernels.picking import Picking
 from diastole.kernels.shadows import Shadowed, Shadows
 from diastole.types import Array, UserError
 
-Format = Literal["f32", "bf16", "q8", "q4", "q4s"]
+Format = Literal["f32", "bf16", "q8", "q4", "q4s", "q4b"]
 # "int8/16": to 127 steps of the largest of 16 columns. "bf16/32": to bfloat16, then to multiples of 2^(e - 11) where
 # the largest of 32 columns lies between 2^e and 2^(e + 1).
 Rounding = Literal["int8/16", "bf16/32"]
@@ -57,6 +57,11 @@ class Ops(Picking, Protocol):
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
         """w = d q + m per 32 columns: q (N, K) uint8 of 0..15; d, m (N, K/32), kept as float16. Where m = -8 d, it
         may be left out."""
+        ...
+
+    def pack_q4b(self, q: Array, both: Array, scales: Array) -> Packed:
+        """w = s/255 (a (q - 8) + 4 (b + z)): q (N, K) uint8 of 0..15; both (N, K/32 · 2) uint8, a and b in turns;
+        scales (N, 2), s and z, kept as float16."""
         ...
 
     def pack_q8(self, q: Array, d: Array) -> Packed:
@@ -177,6 +182,9 @@ class Ops(Picking, Protocol):
 
 
 LAYOUT = "2"  # of the compiled operators, all instruction sets alike: to be counted up when kernels.hpp changes it
+_AS_THEY_ARE = """rmsnorm rope gated groupnorm packed_bytes kv_page_bytes alloc kv_write kv_read attend attend_by
+    attend_tokens scores keys_write choose page_scores pick_pages tops masses choose_lines attend_lines zip_page_bytes
+    zip_seal zip_open zip_attend"""  # operators of the compiled module that need nothing from Python
 
 
 class Native:
@@ -188,31 +196,8 @@ class Native:
         self.layout = LAYOUT
         self.invariant = True
         self.rounding: Rounding = module.rounding()
-        self.rmsnorm = module.rmsnorm
-        self.rope = module.rope
-        self.gated = module.gated
-        self.groupnorm = module.groupnorm
-        self.packed_bytes = module.packed_bytes
-        self.kv_page_bytes = module.kv_page_bytes
-        self.alloc = module.alloc
-        self.kv_write = module.kv_write
-        self.kv_read = module.kv_read
-        self.attend = module.attend
-        self.attend_by = module.attend_by
-        self.attend_tokens = module.attend_tokens
-        self.scores = module.scores
-        self.keys_write = module.keys_write
-        self.choose = module.choose
-        self.page_scores = module.page_scores
-        self.pick_pages = module.pick_pages
-        self.tops = module.tops
-        self.masses = module.masses
-        self.choose_lines = module.choose_lines
-        self.attend_lines = module.attend_lines
-        self.zip_page_bytes = module.zip_page_bytes
-        self.zip_seal = module.zip_seal
-        self.zip_open = module.zip_open
-        self.zip_attend = module.zip_attend
+        for name in _AS_THEY_ARE.split():
+            setattr(self, name, getattr(module, name))
 
     def fuse(self) -> Any | None:
         return self._n.Fused
@@ -227,6 +212,9 @@ class Native:
     def pack_q4(self, q: Array, d: Array, m: Array) -> Packed:
         fmt: Format = "q4s" if np.array_equal(m, -8 * d) else "q4"
         return Packed(fmt, q.shape[0], q.shape[1], self._n.pack_q4(fmt, q, d, m))
+
+    def pack_q4b(self, q: Array, both: Array, scales: Array) -> Packed:
+        return Packed("q4b", q.shape[0], q.shape[1], self._n.pack_q4b(q, both, scales))
 
     def pack_q8(self, q: Array, d: Array) -> Packed:
         return Packed("q8", q.shape[0], q.shape[1], self._n.pack_q8(q, d))
@@ -280,7 +268,7 @@ def load(threads: int | None = None, prefer: str = "auto") -> Ops:
         known = ", ".join(("auto", "native", *_INSTRUCTION_SETS, "torch"))
         raise UserError(f"unknown kernels {prefer!r}; there are {known}", param="kernels")
     module.set_threads(threads or physical_cores())
-    return Native(module)
+    return cast(Ops, Native(module))  # which has what it takes from the module
 
 
 def compiled() -> Any | None:
@@ -301,20 +289,15 @@ def physical_cores() -> int:
 
 def _allowed_cores() -> int:
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = set()
-    for cpu in allowed:
-        try:
-            at = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-            cores.add(((at / "physical_package_id").read_text(), (at / "core_id").read_text()))
-        except OSError:
-            return len(allowed)
+    places = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology") for cpu in allowed]
+    try:
+        cores = {((at / "physical_package_id").read_text(), (at / "core_id").read_text()) for at in places}
+    except OSError:
+        return len(allowed)
     return max(len(cores), 1)
 
 
 def processor() -> str:
     """The processor's name, as its maker gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    lines = told.read_text().splitlines() if (told := Path("/proc/cpuinfo")).exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

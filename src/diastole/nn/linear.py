@@ -11,12 +11,12 @@ import numpy as np
 
 from diastole.nn.packs import NoPacks, Packs
 from diastole.types import Array
-from diastole.weights import Checkpoint, Raw, affine4, dequantize, has_affine4, int8
+from diastole.weights import Checkpoint, Raw, affine4, byte_factors, dequantize, has_affine4, int8
 
 if TYPE_CHECKING:
     from diastole.kernels.table import Ops, Packed
 
-WeightFormat: TypeAlias = Literal["auto", "f32", "bf16", "q8", "q4"]
+WeightFormat: TypeAlias = Literal["auto", "compact", "f32", "bf16", "q8", "q4"]
 
 
 class Linear:
@@ -44,12 +44,13 @@ class Linear:
 
 def format_of(kind: str, wanted: WeightFormat) -> str:
     """The packed format for a stored kind. "auto" keeps four-bit and eight-bit files as exact as they are, stores the
-    five- and six-bit kinds in eight bits, and floats in bf16."""
-    if wanted != "auto":
+    five- and six-bit kinds in eight bits, and floats in bf16; "compact" does the same, but for the factors of four-bit
+    weights, of which it keeps eight bits each."""
+    if wanted not in {"auto", "compact"}:
         return wanted
     if kind in {"F32", "F16", "BF16"}:
         return "bf16"
-    return "q4" if has_affine4(kind) else "q8"
+    return ("q4b" if wanted == "compact" else "q4") if has_affine4(kind) else "q8"
 
 
 def pack(ops: Ops, raws: Sequence[Raw], wanted: WeightFormat) -> list[Packed]:
@@ -58,11 +59,13 @@ def pack(ops: Ops, raws: Sequence[Raw], wanted: WeightFormat) -> list[Packed]:
 
 
 def _pack(ops: Ops, raws: Sequence[Raw], fmt: str) -> Packed:
-    if raws[0].shape[1] % 32 and fmt in {"q4", "q8"}:
+    if raws[0].shape[1] % 32 and fmt in {"q4", "q4b", "q8"}:
         fmt = "bf16"  # integer groups are 32 wide
-    if fmt == "q4":
+    if fmt in {"q4", "q4b"}:
         parts = [affine4(r) or quantize4(dequantize(r)) for r in raws]
-        return ops.pack_q4(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+        q, d, m = (np.concatenate(p) for p in zip(*parts, strict=True))
+        exact = fmt == "q4" or np.array_equal(m, -8 * d)  # which takes fewer bytes as it is
+        return ops.pack_q4(q, d, m) if exact else ops.pack_q4b(*byte_factors(q, d, m))
     if fmt == "q8":
         halves = [int8(r) for r in raws]
         return ops.pack_q8(*(np.concatenate(p) for p in zip(*halves, strict=True)))

@@ -233,8 +233,8 @@ def _check(p: Params) -> None:
         raise _wrong("k", f"must be between 1 and {MOST}, not {p.k}")
     if not 0 <= p.p_min < 1:
         raise _wrong("p_min", f"must be at least 0 and below 1, not {p.p_min}")
-    if p.weights not in {"auto", "f32", "bf16", "q8", "q4"}:
-        raise _wrong("weights", f"must be auto, f32, bf16, q8 or q4, not {p.weights!r:.40}")
+    if p.weights not in {"auto", "compact", "f32", "bf16", "q8", "q4"}:
+        raise _wrong("weights", f"must be auto, compact, f32, bf16, q8 or q4, not {p.weights!r:.40}")
     if p.room < 1:
         raise _wrong("room", f"must be at least 1 MiB, not {p.room}")
 

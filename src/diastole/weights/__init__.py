@@ -3,7 +3,7 @@
 from diastole.weights.checkpoint import Checkpoint, open_checkpoint
 from diastole.weights.error import WeightsError
 from diastole.weights.gguf import GGUF
-from diastole.weights.quants import Raw, affine4, dequantize, has_affine4, int8
+from diastole.weights.quants import Raw, affine4, byte_factors, dequantize, has_affine4, int8
 
 __all__ = [
     "GGUF",
@@ -11,6 +11,7 @@ __all__ = [
     "Raw",
     "WeightsError",
     "affine4",
+    "byte_factors",
     "dequantize",
     "has_affine4",
     "int8",

@@ -99,6 +99,27 @@ def affine4(raw: Raw) -> tuple[Array, Array, Array] | None:
 
 
 @_QUIET
+def byte_factors(q: Array, d: Array, m: Array) -> tuple[Array, Array, Array]:
+    """What ``affine4`` gives with both factors of a group in a byte, on scales of their row: w = s/255 (a (q - 8) +
+    4 (b + z)). Weights change by a quarter of a percent (root mean square, SmolLM2), for d is rounded about the group's
+    middle.
+
+    Returns:
+        q (N, K) uint8, counted from the other end where d was negative; both (N, K/32 · 2) uint8, a and b in turns;
+        scales (N, 2) float32, s and z, as float16 has them.
+    """
+    middle, size = m + 7.5 * d, np.abs(d)
+    top = np.max([size.max(1), (np.ptp(middle, axis=1) + size.max(1) / 2) / 4, np.abs(middle).max(1) / 128], axis=0)
+    s = top.astype(np.float16).astype(np.float32)[:, None]
+    unit = np.divide(255, s, out=np.zeros_like(s), where=s > 0)
+    a = np.clip(np.rint(size * unit), 0, 255)
+    rest = (middle * unit + a / 2) / 4
+    z = rest.min(1, keepdims=True).astype(np.float16).astype(np.float32)
+    both = np.stack([a, np.clip(np.rint(rest - z), 0, 255)], -1).astype(np.uint8).reshape(len(q), -1)
+    return np.where(np.repeat(d < 0, 32, 1), 15 - q, q), both, np.hstack([s, z])
+
+
+@_QUIET
 def int8(raw: Raw) -> tuple[Array, Array]:
     """Any kind as w = d q per 32 weights: q (N, K) int8, d (N, K/32) float32. Exact for Q8_0, else rounded."""
     n, k = raw.shape

@@ -82,10 +82,11 @@ inline const Kernels& isa() {
 inline Weight weight_kind(const std::string& name) {
   if (name == "q4") return Weight::q4;
   if (name == "q4s") return Weight::q4s;
+  if (name == "q4b") return Weight::q4b;
   if (name == "q8") return Weight::q8;
   if (name == "bf16") return Weight::bf16;
   if (name == "f32") return Weight::f32;
-  fail("unknown weight format " + name + "; there are f32, bf16, q8, q4, q4s");
+  fail("unknown weight format " + name + "; there are f32, bf16, q8, q4, q4s, q4b");
 }
 inline KV kv_kind(const std::string& name) {
   if (name == "bf16") return KV::bf16;

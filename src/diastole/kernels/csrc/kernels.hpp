@@ -11,7 +11,7 @@
 
 namespace diastole {
 
-enum class Weight { f32, bf16, q8, q4, q4s };
+enum class Weight { f32, bf16, q8, q4, q4s, q4b };
 enum class KV { f32, bf16, int8, rows, rows8, zip };  // rows, rows8: see rows.inl; zip: pages of bf16 and of codes, see zip.inl
 // How tokens of a kind are multiplied, when they have been brought together.
 inline KV multiplied(KV kind) { return kind == KV::rows ? KV::bf16 : kind == KV::rows8 ? KV::int8 : kind; }
@@ -29,7 +29,8 @@ constexpr int kNibbles = 256;                // and of its numbers of four bits
 constexpr float kUnseen = -1e30f;            // the score of nothing
 
 inline size_t factor_bytes(Weight kind, int groups) {  // of sixteen rows, before their numbers
-  return kind == Weight::q4 ? 0 : static_cast<size_t>(groups * 2 * kRows + 63) / 64 * 64;
+  if (kind == Weight::q4) return 0;
+  return static_cast<size_t>((kind == Weight::q4b ? 4 * kRows : 0) + groups * 2 * kRows + 63) / 64 * 64;
 }
 inline size_t four_bytes(Weight kind, int groups) {  // of sixteen rows, in all
   return factor_bytes(kind, groups) + static_cast<size_t>(groups) * (kind == Weight::q4 ? kBlock4 : kNibbles);
@@ -40,6 +41,8 @@ inline size_t four_bytes(Weight kind, int groups) {  // of sixteen rows, in all
 //   q4    block = 16 rows x 32 columns, 320 bytes: nibbles[4][16 rows][4] | d f16[16] | m f16[16]
 //         byte [j][r][i] holds column 4j+i in its low and column 16+4j+i in its high half; a weight is d q + m
 //   q4s   a weight is d (q - 8): per row of blocks d f16[16] of each, up to whole lines | nibbles of each
+//   q4b   a weight is s/255 (a (q - 8) + 4 (b + z)): per row of blocks s f16[16], z f16[16] | a u8[16], b u8[16] of each, up to
+//         whole lines | nibbles of each
 //   q8    blocks of 512 bytes s8[8][16 rows][4], and behind all of them d f16[16] per block
 //   bf16  per block of rows: pairs of columns, [k/2][16 rows][2]
 //   f32   per block of rows: [k][16 rows]

@@ -10,6 +10,7 @@ constexpr int kPair = 1;
 #endif
 constexpr int kAhead = 24;              // blocks of weights fetched ahead where weights are read once
 constexpr size_t kNear = 32 << 10;     // bytes that the nearest cache holds
+constexpr int kSeveral = 8;             // rows from which factors in bytes are opened beforehand
 
 // ---- activations
 
@@ -127,12 +128,13 @@ inline void put(const Matrix& w, const Out& out, int b, int t, Floats v) {
   }
 }
 
-template <Weight KIND, int MR, int NB, Fetch FETCH>
-inline void tile(const Matrix& w, const Rows& x, const Out& out, int b, int t) {
+// from: the rows of blocks of four-bit weights, as something that opens them.
+template <Weight KIND, int MR, int NB, Fetch FETCH, class From>
+inline void tile(const Matrix& w, const Rows& x, const Out& out, int b, int t, const From (&from)[NB]) {
   Floats acc[MR][NB];
   for (int r = 0; r < MR; r++)
     for (int j = 0; j < NB; j++) acc[r][j] = splat(0.f);
-  if constexpr (is_four(KIND)) tile_q4<KIND, MR, NB, FETCH>(w, b, x, t, acc);
+  if constexpr (is_four(KIND)) tile_q4<KIND, MR, NB, FETCH>(w, from, x, t, acc);
   if constexpr (KIND == Weight::q8) tile_q8<MR, NB, FETCH>(w, b, x, t, acc);
   if constexpr (KIND == Weight::bf16) tile_bf16<MR, NB, FETCH>(w, b, x, t, acc);
   if constexpr (KIND == Weight::f32) tile_f32<MR, NB, FETCH>(w, b, x, t, acc);
@@ -168,26 +170,47 @@ void prepare(Weight kind, const Rows& rows, const Patch& from) {
 
 // All rows t0..t1 against NB row blocks, which stay in the nearest cache meanwhile. Several rows take long enough over
 // sixteen or more bits per weight for the processor to fetch ahead by itself: there, telling it costs more than it brings.
-template <Weight KIND, int NB>
-inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1) {
+template <Weight KIND, int NB, class From>
+inline void column(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1, const From (&from)[NB]) {
   constexpr bool kDense = KIND == Weight::q8 || is_four(KIND);
   constexpr Fetch kWeights = kDense ? Fetch::weights : Fetch::nothing;
   const auto rest = [&](auto fetch) {
     constexpr Fetch kFetch = decltype(fetch)::value;
     const int left = (t1 - t0) % 4, t = t1 - left;
-    if (left == 3) tile<KIND, 3, NB, kFetch>(w, x, out, b, t);
-    if (left == 2) tile<KIND, 2, NB, kFetch>(w, x, out, b, t);
-    if (left == 1) tile<KIND, 1, NB, kFetch>(w, x, out, b, t);
+    if (left == 3) tile<KIND, 3, NB, kFetch>(w, x, out, b, t, from);
+    if (left == 2) tile<KIND, 2, NB, kFetch>(w, x, out, b, t, from);
+    if (left == 1) tile<KIND, 1, NB, kFetch>(w, x, out, b, t, from);
   };
   if (t1 - t0 < 4) return rest(std::integral_constant<Fetch, kDense || NB == 1 ? Fetch::weights : Fetch::nothing>());
-  tile<KIND, 4, NB, kWeights>(w, x, out, b, t0);
+  tile<KIND, 4, NB, kWeights>(w, x, out, b, t0, from);
   for (int t = t0 + 4; t + 4 <= t1; t += 4) {
     if (is_four(KIND) && pending(x.errands))
-      tile<KIND, 4, NB, is_four(KIND) ? Fetch::errands : Fetch::nothing>(w, x, out, b, t);
+      tile<KIND, 4, NB, is_four(KIND) ? Fetch::errands : Fetch::nothing>(w, x, out, b, t, from);
     else
-      tile<KIND, 4, NB, Fetch::nothing>(w, x, out, b, t);
+      tile<KIND, 4, NB, Fetch::nothing>(w, x, out, b, t, from);
   }
   rest(std::integral_constant<Fetch, Fetch::nothing>());
+}
+
+// The same for weights of any kind. shelf: for factors in bytes, which several rows want opened.
+template <Weight KIND, int NB>
+inline void columns(const Matrix& w, const Rows& x, const Out& out, int b, int t0, int t1, uint8_t* shelf) {
+  if constexpr (is_four(KIND)) {
+    Fours<KIND> from[NB];
+    for (int j = 0; j < NB; j++) from[j] = Fours<KIND>(w, b + j);
+    if constexpr (KIND == Weight::q4b) {
+      if (t1 - t0 >= kSeveral) {
+        Opened<KIND> opened[NB];
+        float* memory = reinterpret_cast<float*>(shelf);
+        for (int j = 0; j < NB; j++) opened[j] = Opened<KIND>(from[j], w.groups(), memory + j * w.groups() * 2 * kRows);
+        return column<KIND, NB>(w, x, out, b, t0, t1, opened);
+      }
+    }
+    column<KIND, NB>(w, x, out, b, t0, t1, from);
+  } else {
+    const int none[NB] = {};
+    column<KIND, NB>(w, x, out, b, t0, t1, none);
+  }
 }
 
 template <Weight KIND>
@@ -197,17 +220,17 @@ void multiply_kind(const Matrix& w, const Rows& x, const Out& out, int b0, int b
     if (on_tiles(KIND, x)) return multiply_tiles<KIND>(w, x, out, b0, b1, t0, t1, shelf);
   }
 #endif
-  (void)shelf;
   int b = b0;
   if (t1 - t0 > 1)  // a single row is bound by reading the weights: one stream is enough
-    for (; b + kPair <= b1; b += kPair) column<KIND, kPair>(w, x, out, b, t0, t1);
-  for (; b < b1; b++) column<KIND, 1>(w, x, out, b, t0, t1);
+    for (; b + kPair <= b1; b += kPair) columns<KIND, kPair>(w, x, out, b, t0, t1, shelf);
+  for (; b < b1; b++) columns<KIND, 1>(w, x, out, b, t0, t1, shelf);
 }
 
 void multiply(const Matrix& w, const Rows& x, const Out& out, int b0, int b1, int t0, int t1, uint8_t* shelf) {
   switch (w.kind) {
     case Weight::q4: return multiply_kind<Weight::q4>(w, x, out, b0, b1, t0, t1, shelf);
     case Weight::q4s: return multiply_kind<Weight::q4s>(w, x, out, b0, b1, t0, t1, shelf);
+    case Weight::q4b: return multiply_kind<Weight::q4b>(w, x, out, b0, b1, t0, t1, shelf);
     case Weight::q8: return multiply_kind<Weight::q8>(w, x, out, b0, b1, t0, t1, shelf);
     case Weight::bf16: return multiply_kind<Weight::bf16>(w, x, out, b0, b1, t0, t1, shelf);
     case Weight::f32: return multiply_kind<Weight::f32>(w, x, out, b0, b1, t0, t1, shelf);
@@ -224,8 +247,8 @@ void embed_fours(const Matrix& w, int id, float* out) {
   for (size_t g = 0; g < groups; g++, out += kGroup) {
     Floats d, m = splat(0.f);
     from.open(g, d, m);
-    store(by, d);
-    store(plus, m);
+    store(by, from.close(d));
+    store(plus, from.close(m));
     for (size_t i = 0; i < 16; i++) {
       const uint8_t both = from.at(g)[(i / 4) * 64 + r * 4 + i % 4];
       out[i] = by[r] * static_cast<float>((both & 15) - kZero<KIND>) + plus[r];
@@ -247,6 +270,7 @@ void embed_row(const Matrix& w, int id, float* out) {
   const size_t b = static_cast<size_t>(id / kRows), k = static_cast<size_t>(w.k);
   if (w.kind == Weight::q4) return embed_fours<Weight::q4>(w, id, out);
   if (w.kind == Weight::q4s) return embed_fours<Weight::q4s>(w, id, out);
+  if (w.kind == Weight::q4b) return embed_fours<Weight::q4b>(w, id, out);
   if (w.kind == Weight::q8) {
     const uint8_t* scales = w.data + static_cast<size_t>(w.blocks()) * groups * kBlock8;
     for (size_t g = 0; g < groups; g++, out += kGroup) {

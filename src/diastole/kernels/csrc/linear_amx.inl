@@ -59,7 +59,7 @@ inline void lay_groups(Weight kind, const Rows& rows, int t, const float* x, int
 
 template <Weight KIND>
 inline void open_q4(const uint8_t* p, uint8_t* out) {
-  const __m512i numbers = _mm512_load_si512(KIND == Weight::q4s ? kFromMiddle : kFromZero);
+  const __m512i numbers = _mm512_load_si512(kZero<KIND> ? kFromMiddle : kFromZero);
 #pragma GCC unroll 4
   for (int c = 0; c < 4; c++) {
     const __m512i v = (__m512i)load_words(p + 64 * c);
@@ -92,6 +92,7 @@ struct Eights {
   }
   const uint8_t* at(size_t g) const { return numbers + g * kBlock8; }
   void open(size_t g, Floats& d, Floats&) const { d = load_f16(factors + g * kRows); }
+  Floats close(Floats sum) const { return sum; }
   void fetch(size_t g, size_t ahead) const {
     for (int line = 0; line < kBlock8; line += 64) prefetch(at(g) + ahead + line);
   }
@@ -99,6 +100,9 @@ struct Eights {
   const uint8_t* numbers;
   const f16* factors;
 };
+
+template <Weight KIND>
+using Blocks = std::conditional_t<is_four(KIND), Fours<KIND>, Eights>;
 
 // A row of blocks of weights, opened group by group as it goes.
 template <Weight KIND>
@@ -114,10 +118,11 @@ class Passing {
     return out;
   }
   void open(int g, Floats& d, Floats& m) const { from_.open(static_cast<size_t>(g), d, m); }
+  Floats close(Floats sum) const { return from_.close(sum); }
 
  private:
   static constexpr int kRing = 4;
-  std::conditional_t<is_four(KIND), Fours<KIND>, Eights> from_;
+  Blocks<KIND> from_;
   alignas(64) uint8_t ring_[kRing][kOpened];
 };
 
@@ -125,7 +130,7 @@ class Passing {
 template <Weight KIND>
 class Shelf {
  public:
-  Shelf(const Matrix& w, int b, uint8_t* memory) : tiles_(memory), scales_(reinterpret_cast<float*>(memory + static_cast<size_t>(w.groups()) * kOpened)) {
+  Shelf(const Matrix& w, int b, uint8_t* memory) : tiles_(memory), scales_(reinterpret_cast<float*>(memory + static_cast<size_t>(w.groups()) * kOpened)), own_(w, b) {
     Passing<KIND> from(w, b, nullptr);
     for (int g = 0; g < w.groups(); g++) {
       std::memcpy(memory + static_cast<size_t>(g) * kOpened, from.factor(g), kOpened);
@@ -140,10 +145,12 @@ class Shelf {
     d = load(scales_ + 2 * kRows * g);
     m = load(scales_ + 2 * kRows * g + kRows);
   }
+  Floats close(Floats sum) const { return own_.close(sum); }
 
  private:
   const uint8_t* tiles_;
   float* scales_;
+  Blocks<KIND> own_;
 };
 
 // ---- products
@@ -202,9 +209,11 @@ void some_rows(const Matrix& w, const Rows& x, const Out& out, Blocks& blocks, i
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       acc[r] = fma(load(s + kRows * r), d, acc[r]);
-      if constexpr (KIND == Weight::q4) acc[r] = fma(m, splat(by[r]), acc[r]);
+      if constexpr (KIND == Weight::q4 || KIND == Weight::q4b) acc[r] = fma(m, splat(by[r]), acc[r]);
     }
   }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) acc[r] = blocks.close(acc[r]);
   put_rows<R>(w, out, b, t, rows, acc);
 }
 

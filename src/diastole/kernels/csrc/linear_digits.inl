@@ -51,12 +51,10 @@ inline void split_groups(const Rows& rows, int t, const float* x, int first, int
   }
 }
 
-template <Weight KIND, int MR, int NB, Fetch FETCH>
-inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
+template <Weight KIND, int MR, int NB, Fetch FETCH, class From>
+inline void tile_q4(const Matrix& w, const From (&from)[NB], const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
   const ptrdiff_t step = 2 * static_cast<ptrdiff_t>(w.k);
-  Fours<KIND> from[NB];
-  for (int j = 0; j < NB; j++) from[j] = Fours<KIND>(w, b + j);
   const size_t own = NB * four_bytes(KIND, w.groups()), ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
   for (size_t g = 0; g < groups; g++) {
     const int8_t* q = x.q + t * step + static_cast<ptrdiff_t>(g) * 2 * kGroup;
@@ -96,10 +94,12 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
 #pragma GCC unroll 2
       for (int j = 0; j < NB; j++) {
         acc[r][j] = fma(to_float((high[r][j] << kDigitBits) + low[r][j]) * scale, d[j], acc[r][j]);
-        if (KIND == Weight::q4) acc[r][j] = fma(m[j], offset, acc[r][j]);
+        if (KIND != Weight::q4s) acc[r][j] = fma(m[j], offset, acc[r][j]);
       }
     }
   }
+  for (int r = 0; r < MR; r++)
+    for (int j = 0; j < NB; j++) acc[r][j] = from[j].close(acc[r][j]);
 }
 
 template <int MR, int NB, Fetch FETCH>

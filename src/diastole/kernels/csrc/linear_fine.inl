@@ -20,11 +20,9 @@ inline void split_groups(const Rows& rows, int t, const float* x, int first, int
   quantize_row(x, (last - first) * kGroup, rows.q + at * kGroup, rows.scale + 2 * at, rows.total + 2 * at, rows.offset + at);
 }
 
-template <Weight KIND, int MR, int NB, Fetch FETCH>
-inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[MR][NB]) {
+template <Weight KIND, int MR, int NB, Fetch FETCH, class From>
+inline void tile_q4(const Matrix& w, const From (&from)[NB], const Rows& x, int t, Floats (&acc)[MR][NB]) {
   const size_t k = static_cast<size_t>(w.k), groups = static_cast<size_t>(w.groups()), row0 = static_cast<size_t>(t);
-  Fours<KIND> from[NB];
-  for (int j = 0; j < NB; j++) from[j] = Fours<KIND>(w, b + j);
   // Several rows of blocks: the same place in those that come next, if they fit beside these.
   const size_t own = NB * four_bytes(KIND, w.groups()), ahead = NB > 1 && own <= kNear ? own : kAhead * kBlock4;
   Errand errand(FETCH == Fetch::errands ? x.errands : nullptr, groups, from[0].at(0));
@@ -68,10 +66,12 @@ inline void tile_q4(const Matrix& w, int b, const Rows& x, int t, Floats (&acc)[
       for (int j = 0; j < NB; j++) {
         const Floats both = fma(to_float(u[r][j]), second, to_float(s[r][j]) * first);
         acc[r][j] = fma(both, d[j], acc[r][j]);
-        if (KIND == Weight::q4) acc[r][j] = fma(m[j], offset, acc[r][j]);
+        if (KIND != Weight::q4s) acc[r][j] = fma(m[j], offset, acc[r][j]);
       }
     }
   }
+  for (int r = 0; r < MR; r++)
+    for (int j = 0; j < NB; j++) acc[r][j] = from[j].close(acc[r][j]);
 }
 
 template <int MR, int NB, Fetch FETCH>

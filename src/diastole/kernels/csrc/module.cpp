@@ -284,6 +284,20 @@ Whole pack_q4_(const std::string& kind, In<uint8_t, 2> q, In<float, 2> d, In<flo
   return out;
 }
 
+Whole pack_q4b_(In<uint8_t, 2> q, In<uint8_t, 2> both, In<float, 2> scales) {
+  q.named("q");
+  const size_t n = q.shape(0), k = q.shape(1);
+  expect(k % kGroup == 0, "q: columns must be a multiple of 32 for integer formats");
+  expect_matrix(q, "q", n, k);
+  expect_matrix(both, "both", n, k / kGroup * 2);
+  expect_matrix(scales, "scales", n, 2);
+  const int rows = static_cast<int>(n), columns = static_cast<int>(k);
+  Whole out = alloc(packed_bytes(Weight::q4b, rows, columns));
+  expect(unlocked([&] { return pack_q4b(q.data(), both.data(), scales.data(), rows, columns, out.data()); }),
+         "q must hold 0..15, and scales must be finite and below 65520");
+  return out;
+}
+
 Whole pack_q8_(In<int8_t, 2> q, In<float, 2> d) {
   q.named("q");
   const size_t n = q.shape(0), k = q.shape(1);
@@ -332,6 +346,7 @@ NB_MODULE(_native, m) {
   });
   m.def("alloc", alloc);
   m.def("pack_q4", pack_q4_);
+  m.def("pack_q4b", pack_q4b_);
   m.def("pack_q8", pack_q8_);
   m.def("pack_float", pack_float_);
   m.def("packed_bytes", [](const std::string& kind, int n, int k) { return expect_packed(weight_kind(kind), n, k); });

@@ -65,6 +65,7 @@ void attend(const Kernels& isa, const Look& look, const std::vector<Span>& strea
 
 // False: a value does not fit its format.
 bool pack_q4(Weight kind, const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out);  // q4 or q4s
+bool pack_q4b(const uint8_t* q, const uint8_t* both, const float* scales, int n, int k, uint8_t* out);  // a and b; s and z
 bool pack_q8(const int8_t* q, const float* d, int n, int k, uint8_t* out);
 void pack_bf16(const float* w, int n, int k, uint8_t* out);
 void pack_f32(const float* w, int n, int k, uint8_t* out);

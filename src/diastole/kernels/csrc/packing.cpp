@@ -41,7 +41,8 @@ size_t packed_bytes(Weight kind, int n, int k) {
   const size_t rows = static_cast<size_t>(ceil_div(n, kRows)) * kRows;
   switch (kind) {
     case Weight::q4:
-    case Weight::q4s: return rows / kRows * four_bytes(kind, k / kGroup);
+    case Weight::q4s:
+    case Weight::q4b: return rows / kRows * four_bytes(kind, k / kGroup);
     case Weight::q8: return rows / kRows * (k / kGroup) * (512 + 32);
     case Weight::bf16: return rows * k * 2;
     case Weight::f32: return rows * k * 4;
@@ -49,33 +50,67 @@ size_t packed_bytes(Weight kind, int n, int k) {
   return 0;
 }
 
-bool pack_q4(Weight kind, const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out) {
-  const int groups = k / kGroup;
-  const bool own = kind == Weight::q4;  // factors follow their block's numbers
-  const size_t step = own ? kBlock4 : kNibbles, bytes = four_bytes(kind, groups);
+namespace {
+
+// All groups of a row, the r-th of sixteen whose blocks are at p. False: a number is above 15.
+bool put_fours(const uint8_t* q, int groups, int r, uint8_t* p, size_t step) {
+  uint8_t any = 0;
+  for (int g = 0; g < groups; g++, q += kGroup, p += step)
+    for (int i = 0; i < 16; i++) {
+      any |= q[i] | q[16 + i];
+      p[(i / 4) * 64 + r * 4 + i % 4] = static_cast<uint8_t>(q[i] | (q[16 + i] << 4));
+    }
+  return any <= 15;
+}
+
+bool put_f16(float x, uint8_t* p) {
+  const uint16_t half = to_f16(x);
+  std::memcpy(p, &half, 2);
+  return finite(half);
+}
+
+// f(row, its number among sixteen, where these are) for every row, over zeros. False: one did not fit.
+template <class F>
+bool each_row(Weight kind, int n, int groups, uint8_t* out, const F& f) {
+  const size_t bytes = four_bytes(kind, groups);
   std::atomic<bool> fits{true};
   Pool::get().each(ceil_div(n, kRows), [&](int b) {
     uint8_t* blocks = out + static_cast<size_t>(b) * bytes;
     std::memset(blocks, 0, bytes);
-    for (int g = 0; g < groups; g++) {
-      uint8_t* p = blocks + factor_bytes(kind, groups) + static_cast<size_t>(g) * step;
-      uint8_t* factors = own ? p + kNibbles : blocks + g * 2 * kRows;
-      for (int r = 0; r < kRows && b * kRows + r < n; r++) {
-        const size_t row = static_cast<size_t>(b) * kRows + r;
-        const uint8_t* s = q + row * k + g * kGroup;
-        uint8_t any = 0;
-        for (int i = 0; i < 16; i++) {
-          any |= s[i] | s[16 + i];
-          p[(i / 4) * 64 + r * 4 + i % 4] = static_cast<uint8_t>(s[i] | (s[16 + i] << 4));
-        }
-        const uint16_t dh = to_f16(d[row * groups + g]), mh = to_f16(m[row * groups + g]);
-        if (any > 15 || !finite(dh) || !finite(mh)) fits.store(false, std::memory_order_relaxed);
-        std::memcpy(factors + 2 * r, &dh, 2);
-        if (own) std::memcpy(factors + 2 * (kRows + r), &mh, 2);
-      }
-    }
+    for (int r = 0; r < kRows && b * kRows + r < n; r++)
+      if (!f(static_cast<size_t>(b) * kRows + static_cast<size_t>(r), r, blocks)) fits.store(false, std::memory_order_relaxed);
   });
   return fits.load();
+}
+
+}  // namespace
+
+bool pack_q4(Weight kind, const uint8_t* q, const float* d, const float* m, int n, int k, uint8_t* out) {
+  const int groups = k / kGroup;
+  const bool own = kind == Weight::q4;  // factors follow their block's numbers
+  const size_t step = own ? kBlock4 : kNibbles;
+  return each_row(kind, n, groups, out, [&](size_t row, int r, uint8_t* blocks) {
+    uint8_t *numbers = blocks + factor_bytes(kind, groups), *factors = own ? numbers + kNibbles : blocks;
+    bool fits = put_fours(q + row * static_cast<size_t>(k), groups, r, numbers, step);
+    for (int g = 0; g < groups; g++, factors += own ? step : 2 * kRows) {
+      uint8_t spare[2];
+      const size_t at = row * static_cast<size_t>(groups) + static_cast<size_t>(g);
+      fits = put_f16(d[at], factors + 2 * r) && fits;
+      fits = put_f16(m[at], own ? factors + 2 * (kRows + r) : spare) && fits;
+    }
+    return fits;
+  });
+}
+
+bool pack_q4b(const uint8_t* q, const uint8_t* both, const float* scales, int n, int k, uint8_t* out) {
+  const int groups = k / kGroup;
+  return each_row(Weight::q4b, n, groups, out, [&](size_t row, int r, uint8_t* blocks) {
+    uint8_t* factors = blocks + 4 * kRows;
+    const uint8_t* own = both + row * static_cast<size_t>(groups) * 2;
+    for (int g = 0; g < groups; g++, own += 2, factors += 2 * kRows) factors[r] = own[0], factors[kRows + r] = own[1];
+    const bool fits = put_fours(q + row * static_cast<size_t>(k), groups, r, blocks + factor_bytes(Weight::q4b, groups), kNibbles);
+    return put_f16(scales[2 * row], blocks + 2 * r) && put_f16(scales[2 * row + 1], blocks + 2 * (kRows + r)) && fits;
+  });
 }
 
 bool pack_q8(const int8_t* q, const float* d, int n, int k, uint8_t* out) {

@@ -169,6 +169,11 @@ inline void read_f16(Two<H>& v, const f16* p) {
   read_f16(v.hi, p + sizeof(H) / 4);
 }
 template <class H>
+inline void read_bytes(Two<H>& v, const uint8_t* p) {
+  read_bytes(v.lo, p);
+  read_bytes(v.hi, p + sizeof(H) / 4);
+}
+template <class H>
 inline void narrow8(Two<H> v, void* p) {
   narrow8(v.lo, p);
   narrow8(v.hi, static_cast<char*>(p) + sizeof(H) / 4);
@@ -217,6 +222,11 @@ inline Ints load_words(const void* p) {  // 64 bytes: four per lane
   Ints v;
   read(v, p);
   return v;
+}
+inline Floats load_bytes(const uint8_t* p) {  // sixteen, as numbers
+  Ints v;
+  read_bytes(v, p);
+  return to_float(v);
 }
 inline Floats load_f16(const f16* p) {
   Floats v;

@@ -37,6 +37,9 @@ inline int32_t largest(IntRegister v) {
 inline void read_f16(FloatRegister& v, const f16* p) {
   v = (FloatRegister)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+inline void read_bytes(IntRegister& v, const uint8_t* p) {  // one per lane
+  v = (IntRegister)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
 // The low byte, or the low half, of every lane.
 inline void narrow8(IntRegister v, void* p) {
   const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //

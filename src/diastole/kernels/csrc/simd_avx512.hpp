@@ -20,6 +20,9 @@ inline int32_t largest(IntRegister v) { return _mm512_reduce_max_epi32((__m512i)
 inline void read_f16(FloatRegister& v, const f16* p) {
   v = (FloatRegister)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+inline void read_bytes(IntRegister& v, const uint8_t* p) {  // one per lane
+  v = (IntRegister)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 // The low byte, or the low half, of every lane.
 inline void narrow8(IntRegister v, void* p) {
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));

@@ -37,6 +37,9 @@ inline float widen_f16(f16 half) {
 inline void read_f16(FloatRegister& v, const f16* p) {
   for (int i = 0; i < kLanes; i++) v[i] = widen_f16(p[i]);
 }
+inline void read_bytes(IntRegister& v, const uint8_t* p) {  // one per lane
+  for (int i = 0; i < kLanes; i++) v[i] = p[i];
+}
 // The low byte, or the low half, of every lane.
 inline void narrow8(IntRegister v, void* p) {
   for (int i = 0; i < kLanes; i++) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(v[i]);
