@@ -11,7 +11,7 @@ from rich.console import Console
 
 from diastole import sample
 from diastole.bench import compare, contest, overhead, quality, report
-from diastole.bench.field import SAME_FILE, Entry, suits
+from diastole.bench.field import COMPACT, SAME_FILE, Entry, suits
 from diastole.bench.limits import Machine, Needs
 from diastole.bench.task import Task
 from diastole.types import UserError
@@ -53,8 +53,9 @@ def test_options_for_long_contexts_stay_out_of_short_ones() -> None:
     bf16 = Entry("diastole bf16 weights", "diastole", Path("x"))
     assert [suits(int8, t) for t in compare.TASKS] == [t.prompt >= 2048 for t in compare.TASKS]
     assert [suits(bf16, t) for t in compare.TASKS] == [t.steps == 0 for t in compare.TASKS]
-    same = Entry(SAME_FILE, "diastole", Path("x"))
-    assert [suits(same, t) for t in compare.TASKS] == [t.prompt < 2048 for t in compare.TASKS]
+    for name in (SAME_FILE, COMPACT):
+        entry = Entry(name, "diastole", Path("x"))
+        assert [suits(entry, t) for t in compare.TASKS] == [t.prompt < 2048 for t in compare.TASKS]
 
 
 def test_the_table_shows_every_task_whole() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from diastole.assets import resolve
 from diastole.assets.cache import root
 from diastole.bench import shapes
-from diastole.bench.field import SAME_FILE, WITH, Entry
+from diastole.bench.field import COMPACT, SAME_FILE, WITH, Entry
 from diastole.bench.llama import FORMATS, requantised
 from diastole.bench.task import Task
 from diastole.types import UserError
@@ -77,8 +77,8 @@ def field(
     tell: Callable[[str], None],
 ) -> list[Entry]:
     """Everybody: Diastole on these kernels, as it comes, with int8 keys and values, with bf16 weights as transformers
-    has them, with the file that llama.cpp makes in q4_0, and with each of the techniques ``use``, several joined by
-    "+"; llama.cpp in these formats; transformers.
+    has them, with compact ones, with the file that llama.cpp makes in q4_0, and with each of the techniques ``use``,
+    several joined by "+"; llama.cpp in these formats; transformers.
 
     Raises:
         UserError: a peer is unknown or not installed.
@@ -88,6 +88,7 @@ def field(
         Entry("diastole", "diastole", model, (own,)),
         Entry("diastole int8 kv", "diastole", model, (own, ("kv", "int8"))),
         Entry("diastole bf16 weights", "diastole", model, (own, ("weights", "bf16"))),
+        Entry(COMPACT, "diastole", model, (own, ("weights", "compact"))),
         *(Entry(f"{WITH}{spec}", "diastole", model, (own, ("use", tuple(spec.split("+"))))) for spec in use),
     ]
     for peer in peers:

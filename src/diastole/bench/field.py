@@ -43,7 +43,7 @@ ONLY_LONG = frozenset(
 )
 WITH = "diastole with "  # and a technique: begins the names of such entries
 ONLY_PREFILL = frozenset({"diastole bf16 weights"})
-SAME_FILE = f"{WITH}llama.cpp's q4_0 file"
+SAME_FILE, COMPACT = f"{WITH}llama.cpp's q4_0 file", f"{WITH}compact weights"
 
 
 def suits(entry: Entry, task: Task) -> bool:
@@ -51,6 +51,6 @@ def suits(entry: Entry, task: Task) -> bool:
     or only where weights are used many times, stay out of others."""
     if entry.name in ONLY_PREFILL:
         return task.steps == 0
-    if entry.name == SAME_FILE:
+    if entry.name in {SAME_FILE, COMPACT}:
         return task.prompt < LONG
     return task.prompt >= LONG or not (entry.name in ONLY_LONG or entry.name.startswith(WITH))
