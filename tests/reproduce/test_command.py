@@ -202,7 +202,7 @@ def test_saved_results_are_what_papers_shows(run: Callable[..., Ran], tmp_path: 
     assert {row["name"]: row["held"] for row in listed if row["held"]} == {
         "holds": "4 of 4",
         "fails": "0 of 2",
-        "falls-back": "1 of 2",
+        "falls-back": "2 of 2",
     }
     shown = run("papers", "--built", "--kind", "technique", "--results", "kept/here")
     assert "1.2% perplexity" in shown.out

@@ -101,8 +101,7 @@ def affine4(raw: Raw) -> tuple[Array, Array, Array] | None:
 @_QUIET
 def byte_factors(q: Array, d: Array, m: Array) -> tuple[Array, Array, Array]:
     """What ``affine4`` gives with both factors of a group in a byte, on scales of their row: w = s/255 (a (q - 8) +
-    4 (b + z)). Weights change by a quarter of a percent (root mean square, SmolLM2), for d is rounded about the group's
-    middle.
+    4 (b + z)). Weights change by 0.3 % (root mean square, SmolLM2), for d is rounded about the group's middle.
 
     Returns:
         q (N, K) uint8, counted from the other end where d was negative; both (N, K/32 · 2) uint8, a and b in turns;
