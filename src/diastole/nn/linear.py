@@ -44,13 +44,14 @@ class Linear:
 
 def format_of(kind: str, wanted: WeightFormat) -> str:
     """The packed format for a stored kind. "auto" keeps four-bit and eight-bit files as exact as they are, stores the
-    five- and six-bit kinds in eight bits, and floats in bf16; "compact" does the same, but for the factors of four-bit
-    weights, of which it keeps eight bits each."""
+    five- and six-bit kinds in eight bits, and floats in bf16; "compact" does the same, but for four-bit kinds with two
+    factors to a group, of which it keeps eight bits each."""
     if wanted not in {"auto", "compact"}:
         return wanted
     if kind in {"F32", "F16", "BF16"}:
         return "bf16"
-    return ("q4b" if wanted == "compact" else "q4") if has_affine4(kind) else "q8"
+    four = "q4b" if wanted == "compact" and kind != "Q4_0" else "q4"
+    return four if has_affine4(kind) else "q8"
 
 
 def pack(ops: Ops, raws: Sequence[Raw], wanted: WeightFormat) -> list[Packed]:
@@ -64,8 +65,7 @@ def _pack(ops: Ops, raws: Sequence[Raw], fmt: str) -> Packed:
     if fmt in {"q4", "q4b"}:
         parts = [affine4(r) or quantize4(dequantize(r)) for r in raws]
         q, d, m = (np.concatenate(p) for p in zip(*parts, strict=True))
-        exact = fmt == "q4" or np.array_equal(m, -8 * d)  # which takes fewer bytes as it is
-        return ops.pack_q4(q, d, m) if exact else ops.pack_q4b(*byte_factors(q, d, m))
+        return ops.pack_q4(q, d, m) if fmt == "q4" else ops.pack_q4b(*byte_factors(q, d, m))
     if fmt == "q8":
         halves = [int8(r) for r in raws]
         return ops.pack_q8(*(np.concatenate(p) for p in zip(*halves, strict=True)))
